@@ -1,0 +1,225 @@
+"""QwenForDualTask: a Qwen2 backbone with a token scorer and a holistic scorer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from utils.alignment import IGNORE_INDEX
+from utils.files import InputError, read_json
+from utils.loss import dual_task_loss
+
+ARCHITECTURE = "QwenForDualTask"
+TOKEN_DROPOUT = 0.1  # paper's recipe
+
+
+@dataclass
+class DualTaskOutput(ModelOutput):
+    """What a forward pass returns.
+
+    Attributes:
+        loss: The training loss, where labels were given.
+        token_loss: Its token part.
+        holistic_loss: Its holistic part.
+        logic_loss: Its logic-consistency part.
+        token_logits: (batch, seq_len, 2) of the token scorer; benign, harmful.
+        holistic_logits: (batch, 2) of the holistic scorer at the last response token, or
+            (batch, seq_len, 2) at every token where `holistic_everywhere` was asked for.
+    """
+
+    loss: Tensor | None = None
+    token_loss: Tensor | None = None
+    holistic_loss: Tensor | None = None
+    logic_loss: Tensor | None = None
+    token_logits: Tensor | None = None
+    holistic_logits: Tensor | None = None
+
+
+class QwenForDualTask(Qwen2PreTrainedModel):
+    """Judges each token and the response as a whole in one causal pass.
+
+    The names of parameters and config keys are those of the released checkpoints
+    (`liyang-ict/SCM-0.5B`), which therefore load unchanged. In the config, as in the release,
+    `alpha` weighs the token loss, `beta` is 1 − alpha and `gamma` weighs the logic loss (the
+    paper's β).
+
+    Source: arXiv 2506.09996, section on SCM.
+    """
+
+    # a released config may carry keys this class does not read; they stay in the config
+    _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
+
+    def __init__(self, config: Qwen2Config) -> None:
+        super().__init__(config)
+        self.model = Qwen2Model(config)
+        dropout = getattr(config, "token_dropout", TOKEN_DROPOUT)
+        self.dropout = nn.Dropout(dropout)
+        tokens = getattr(config, "num_token_labels", 2)
+        sequences = getattr(config, "num_sequence_labels", 2)
+        self.token_classifier = nn.Linear(config.hidden_size, tokens)
+        self.sequence_classifier = nn.Linear(config.hidden_size, sequences, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.token_classifier or module is self.sequence_classifier:
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        response_mask: Tensor | None = None,
+        token_labels: Tensor | None = None,
+        response_label: Tensor | None = None,
+        num_items_in_batch: Tensor | None = None,
+        holistic_everywhere: bool = False,
+        **backbone_inputs,
+    ) -> DualTaskOutput:
+        """Scores a batch; with both labels given, computes the loss.
+
+        Args:
+            input_ids: int (batch, seq_len).
+            attention_mask: (batch, seq_len), 0 on padding; default all ones.
+            response_mask: bool (batch, seq_len), true on response tokens; default the attention
+                mask. Its last true place is where the holistic scorer reads.
+            token_labels: int (batch, seq_len), 0/1, -100 for none.
+            response_label: int (batch,), 0/1.
+            num_items_in_batch: (2,), see `dual_task_loss`.
+            holistic_everywhere: Return the holistic scorer's logits at every token.
+            backbone_inputs: Passed on to Qwen2Model (position_ids, past_key_values, …).
+        """
+        hidden = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs
+        ).last_hidden_state  # (batch, seq_len, hidden)
+        if response_mask is None:
+            response_mask = attention_mask
+        if response_mask is None:
+            response_mask = torch.ones(hidden.shape[:2], device=hidden.device)
+        response_mask = response_mask.bool()
+        token_logits = self.token_classifier(self.dropout(hidden))  # (batch, seq_len, 2)
+        if holistic_everywhere:
+            return DualTaskOutput(
+                token_logits=token_logits, holistic_logits=self.sequence_classifier(hidden)
+            )
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (places * response_mask).argmax(dim=1)  # (batch,); the last response token
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        holistic_logits = self.sequence_classifier(hidden[rows, last])  # (batch, 2)
+        output = DualTaskOutput(token_logits=token_logits, holistic_logits=holistic_logits)
+        if token_labels is not None and response_label is not None:
+            reduction = getattr(self.config, "logic_reduce", "mean")
+            if reduction != "mean":
+                raise InputError(
+                    f"config.json: field 'logic_reduce': '{reduction}' cannot be trained with here,"
+                    " 'mean' (over responses) can"
+                )
+            parts = dual_task_loss(
+                token_logits,
+                holistic_logits,
+                token_labels,
+                response_label,
+                response_mask,
+                alpha=self.config.alpha,
+                logic_weight=self.config.gamma,
+                ignore_index=getattr(self.config, "ignore_index", IGNORE_INDEX),
+                num_items=num_items_in_batch,
+            )
+            output.loss, output.token_loss = parts.total, parts.token
+            output.holistic_loss, output.logic_loss = parts.holistic, parts.logic
+        return output
+
+
+def load_backbone(
+    folder: Path, *, alpha: float, logic_weight: float, token_dropout: float
+) -> QwenForDualTask:
+    """Puts fresh heads on a Qwen2-family backbone.
+
+    Args:
+        folder: Any Qwen2 model folder with safetensors: Qwen2.5-0.5B, -1.5B, -7B, …
+        alpha: Weight of the token loss.
+        logic_weight: Weight of the logic-consistency loss (the paper's β).
+        token_dropout: Dropout before the token scorer.
+
+    Returns:
+        The model in float32; the optimiser's small steps would vanish in bfloat16.
+
+    Raises:
+        InputError: The folder is missing or holds no Qwen2 model in safetensors.
+    """
+    config = _read_config(folder)
+    if config.get("model_type") != "qwen2":
+        raise InputError(
+            f"{folder}/config.json: field 'model_type': '{config.get('model_type')}' is not 'qwen2'"
+        )
+    return _load(
+        folder,
+        num_token_labels=2,
+        num_sequence_labels=2,
+        alpha=alpha,
+        beta=1 - alpha,
+        gamma=logic_weight,
+        logic_reduce="mean",
+        ignore_index=IGNORE_INDEX,
+        token_dropout=token_dropout,
+    )
+
+
+def load_dual_task(folder: Path) -> QwenForDualTask:
+    """Loads a trained checkpoint, ours or a released one, in float32.
+
+    Raises:
+        InputError: The folder is no dual-task checkpoint.
+    """
+    architectures = _read_config(folder).get("architectures") or []
+    if ARCHITECTURE not in architectures:
+        found = ", ".join(architectures) or "none"
+        raise InputError(
+            f"{folder}/config.json: field 'architectures': {found}; a dual-task checkpoint"
+            f" ({ARCHITECTURE}) was expected, train one with scripts/run-scm.sh"
+        )
+    missing = {"token_classifier.weight", "sequence_classifier.weight"} - _tensor_names(folder)
+    if missing:
+        raise InputError(f"{folder}: no dual-task checkpoint, lacks {', '.join(sorted(missing))}")
+    return _load(folder)
+
+
+def _read_config(folder: Path) -> dict:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (a model was expected)")
+    return read_json(folder / "config.json")
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    names: set[str] = set()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                names |= set(tensors.keys())
+        except Exception as error:  # safetensors raises its own bare SafetensorError
+            raise InputError(f"{path}: cannot be read: {error}") from error
+    if not names:
+        raise InputError(f"{folder}: holds no *.safetensors (other formats are not loaded)")
+    return names
+
+
+def _load(folder: Path, **config_changes) -> QwenForDualTask:
+    _tensor_names(folder)
+    try:
+        config = Qwen2Config.from_pretrained(folder)
+        config.update(config_changes)
+        return QwenForDualTask.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{folder}: cannot be loaded: {reason}") from error

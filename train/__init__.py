@@ -1,0 +1,1 @@
+"""Training, one entry point a backbone family."""

@@ -1,0 +1,292 @@
+"""Trains SCM: a Qwen2 backbone with a token scorer and a holistic scorer (scripts/run-scm.sh)."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+
+from model.qwen_dual_task import QwenForDualTask, load_backbone
+from train.trainer import DualTaskTrainer, last_complete_checkpoint
+from utils.cli import run_command
+from utils.evaluation import MAX_K, THETAS
+from utils.files import InputError, refuse_overwrite
+from utils.predict import Precision, default_device, use_bf16
+from utils.run_record import check_same_run, read_record, start_record, write_record
+from utils.splits import Examples, load_examples, load_processed
+from utils.tokenization import load_tokenizer
+
+# Options a resumed run may change: none of them changes what is computed.
+FREE_ON_RESUME = {"resume", "overwrite", "output_dir", "base_model_path", "data_dir"}
+FREE_ON_RESUME |= {"logging_steps", "save_total_limit", "num_workers"}
+
+
+@dataclass
+class TrainConfig:
+    """Options of training. Defaults are the paper's (shared recipe, Qwen2.5 backbones)."""
+
+    output_dir: str = field(metadata={"help": "Folder of the run; the best model ends at its root."})
+    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
+    base_model_path: str = field(metadata={"help": "Qwen2-family model folder (safetensors)."})
+    alpha: float = field(default=0.6, metadata={"help": "Weight of the token loss, 0 to 1."})
+    beta: float = field(default=1.0, metadata={"help": "Weight of the logic loss (paper's β)."})
+    token_dropout: float = field(default=0.1, metadata={"help": "Dropout before the token scorer."})
+    epochs: float = field(default=3.0, metadata={"help": "Passes over the training split."})
+    batch_size: int = field(
+        default=16, metadata={"help": "Responses an optimiser step sees, over all processes."}
+    )
+    micro_batch_size: int = field(
+        default=8, metadata={"help": "Responses one device holds at once; changes memory alone."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
+    scheduler: Literal["exponential", "linear", "cosine", "constant"] = field(
+        default="exponential", metadata={"help": "Learning-rate schedule."}
+    )
+    lr_gamma: float = field(
+        default=0.99, metadata={"help": "Decay an optimiser step, of --scheduler exponential."}
+    )
+    warmup_ratio: float = field(
+        default=0.0, metadata={"help": "Share of the steps with a rising rate; not exponential."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 for none."})
+    precision: Precision = field(
+        default="auto",
+        metadata={"help": "auto: bf16 mixed precision on hardware made for it (GPU, AMX), or fp32."},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations: less memory, more time."}
+    )
+    last_layers: int = field(
+        default=0, metadata={"help": "Train only the last N layers, norm and heads; 0 trains all."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "LoRA on all linear layers of the backbone; 0 for none."}
+    )
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA's scale numerator."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "LoRA's dropout."})
+    eval_steps: float = field(
+        default=0.1,
+        metadata={"help": "Validate and save every N optimiser steps, or a share of all if < 1."},
+    )
+    eval_tokens: int = field(default=8192, metadata={"help": "Padded tokens a validation batch."})
+    best_metric: Literal["macro_f1", "full_auroc", "loss"] = field(
+        default="macro_f1", metadata={"help": "Validation metric that picks the best checkpoint."}
+    )
+    logging_steps: int = field(default=10, metadata={"help": "Log every N optimiser steps."})
+    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that collate batches."})
+    seed: int = field(default=42, metadata={"help": "Of heads, dropout and order."})
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last checkpoint; start if there is none."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run first."})
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "token_dropout", "warmup_ratio", "lora_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not in 0…1")
+        for name in ("epochs", "batch_size", "micro_batch_size", "learning_rate", "eval_steps"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
+        if self.last_layers and self.lora_rank:
+            raise InputError("--last-layers and --lora-rank exclude each other")
+        if self.scheduler == "exponential" and self.warmup_ratio:
+            raise InputError("--warmup-ratio: the exponential schedule has no warm-up")
+        if self.resume and self.overwrite:
+            raise InputError("--resume and --overwrite exclude each other")
+
+
+def accumulation_steps(config: TrainConfig) -> int:
+    """Returns how many micro-batches make the effective batch, on each process.
+
+    Raises:
+        InputError: The effective batch does not divide into whole micro-batches.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = min(config.micro_batch_size, config.batch_size)
+    if config.batch_size % (micro * world):
+        raise InputError(
+            f"--batch-size: {config.batch_size} is not a multiple of micro batch {micro} × {world}"
+            " processes"
+        )
+    return config.batch_size // (micro * world)
+
+
+def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:
+    """Leaves the last layers, the final norm and both heads trainable.
+
+    Raises:
+        InputError: The backbone has fewer layers.
+    """
+    depth = model.config.num_hidden_layers
+    if layers > depth:
+        raise InputError(f"--last-layers: {layers} of a backbone with {depth} layers")
+    model.model.embed_tokens.requires_grad_(False)
+    for layer in model.model.layers[: depth - layers]:
+        layer.requires_grad_(False)
+
+
+def add_lora(model: QwenForDualTask, config: TrainConfig):
+    """Wraps the backbone's linear layers with low-rank adapters; the heads train in full."""
+    names = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=names,
+            modules_to_save=["token_classifier", "sequence_classifier"],
+        ),
+    )
+
+
+def training_arguments(config: TrainConfig, examples: int) -> TrainingArguments:
+    """Translates our options into the Trainer's."""
+    device = default_device()
+    return TrainingArguments(
+        output_dir=config.output_dir,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=min(config.micro_batch_size, config.batch_size),
+        gradient_accumulation_steps=accumulation_steps(config),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="constant" if config.scheduler == "exponential" else config.scheduler,
+        warmup_steps=config.warmup_ratio,
+        max_grad_norm=config.max_grad_norm,
+        bf16=use_bf16(config.precision, device),
+        use_cpu=device.type == "cpu",
+        gradient_checkpointing=config.gradient_checkpointing,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.eval_steps,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{config.best_metric}",
+        greater_is_better=config.best_metric != "loss",
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        dataloader_num_workers=config.num_workers,
+        dataloader_pin_memory=device.type == "cuda",
+        report_to="none",
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def publish(trainer: DualTaskTrainer, folder: Path) -> None:
+    """Puts the best model at the root of the run folder, config.json last."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):  # LoRA: plain weights, no adapter needed to load them
+        model = model.merge_and_unload()
+    partial = folder / ".best.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    trainer.processing_class.save_pretrained(partial)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+        os.replace(path, folder / path.name)
+    partial.rmdir()
+
+
+def main(config: TrainConfig) -> None:
+    """Trains, validates as it goes, and leaves the best checkpoint at the run's root."""
+    began, folder = time.monotonic(), Path(config.output_dir)
+    tokenizer = load_tokenizer(Path(config.base_model_path))
+    data = load_processed(Path(config.data_dir), tokenizer)
+    train, valid = load_examples(data, "train"), load_examples(data, "valid")
+    record = start_record(config, data.summary())
+    earlier = read_record(folder) if config.resume else None
+    if earlier is None:
+        refuse_overwrite(folder, config.overwrite)
+    else:
+        check_same_run(folder, earlier, record, FREE_ON_RESUME)
+        if earlier["status"] == "finished":
+            print(f"{folder}: the run is finished already")
+            return
+    set_seed(config.seed)
+    model = load_backbone(
+        Path(config.base_model_path),
+        alpha=config.alpha,
+        logic_weight=config.beta,
+        token_dropout=config.token_dropout,
+    )
+    if config.last_layers:
+        freeze_all_but_last(model, config.last_layers)
+    if config.lora_rank:
+        model = add_lora(model, config)
+    arguments = training_arguments(config, len(train))
+    main_process = arguments.process_index == 0
+    if main_process:
+        if earlier is None and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_record(folder, record)
+    checkpoint = last_complete_checkpoint(folder) if earlier else None
+    trainer = make_trainer(config, arguments, model, tokenizer, train, valid)
+    if main_process:
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if main_process:
+        publish(trainer, folder)
+        write_record(
+            folder,
+            record,
+            started=began,
+            best={
+                "step": trainer.state.best_global_step,
+                f"valid_{config.best_metric}": trainer.state.best_metric,
+            },
+            parameters=parameter_counts(model),
+            bf16=arguments.bf16,
+            resumed_from=checkpoint.name if checkpoint else None,
+            log=trainer.state.log_history,
+        )
+        print(f"best checkpoint: step {trainer.state.best_global_step}; model in {folder}")
+
+
+def make_trainer(
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    model: torch.nn.Module,
+    tokenizer,
+    train: Examples,
+    valid: Examples,
+) -> DualTaskTrainer:
+    """Returns the Trainer of a configuration."""
+    return DualTaskTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        processing_class=tokenizer,
+        valid=valid,
+        effective_batch_size=config.batch_size,
+        scheduler=config.scheduler,
+        lr_gamma=config.lr_gamma,
+        thetas=list(THETAS),
+        max_k=MAX_K,
+        eval_tokens=config.eval_tokens,
+    )
+
+
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+    """Counts all and the trained parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {
+        "all": sum(size for size, _ in sizes),
+        "trained": sum(size for size, trained in sizes if trained),
+    }
+
+
+if __name__ == "__main__":
+    run_command(TrainConfig, main)

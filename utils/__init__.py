@@ -1,0 +1,1 @@
+"""FineHarm reading, labelling, alignment, loss, metrics, evaluation, reports, run record."""

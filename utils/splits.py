@@ -1,0 +1,220 @@
+"""Reading processed splits, batching them, and refusing data of another tokenizer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerFast
+
+from utils.alignment import IGNORE_INDEX
+from utils.files import InputError, read_json, sha256_file
+from utils.tokenization import tokenizer_fingerprint
+
+LENGTH_WINDOW = 50  # effective batches that are sorted by length together
+
+
+@dataclass
+class ProcessedData:
+    """A folder made by scripts/run-data.sh.
+
+    Attributes:
+        folder: Where it lies.
+        meta: Its meta.json.
+        splits: train, valid and test with the columns id, input_ids, token_labels,
+            response_start and response_label.
+    """
+
+    folder: Path
+    meta: dict[str, Any]
+    splits: datasets.DatasetDict
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what a run record says of its data."""
+        return {
+            "folder": str(self.folder),
+            "meta_sha256": sha256_file(self.folder / "meta.json"),
+            **{key: self.meta[key] for key in ("tokenizer", "join", "max_length", "inputs")},
+        }
+
+
+def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> ProcessedData:
+    """Opens a processed data folder.
+
+    Args:
+        folder: The output folder of scripts/run-data.sh.
+        tokenizer: The model's tokenizer; the data must have been prepared with its like. None
+            where no model is involved.
+
+    Raises:
+        InputError: No such folder, not a data folder, or data of another tokenizer.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; scripts/run-data.sh makes it")
+    meta = read_json(folder / "meta.json")
+    if tokenizer is not None and meta.get("tokenizer") != tokenizer_fingerprint(tokenizer):
+        raise InputError(
+            f"{folder}/meta.json: field 'tokenizer': the data was prepared with another tokenizer"
+            " than the model's; run scripts/run-data.sh with the model's folder"
+        )
+    try:
+        splits = datasets.load_from_disk(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: cannot be read as processed splits: {error}") from error
+    return ProcessedData(folder, meta, splits.with_format("numpy"))
+
+
+@dataclass
+class Examples:
+    """One split in memory, ragged columns as lists of arrays. N examples.
+
+    Attributes:
+        ids: [N] str.
+        input_ids: [N] int32 arrays [L].
+        token_labels: [N] int8 arrays [L].
+        response_start: int [N], index of the first response token.
+        response_label: int [N], 0/1.
+    """
+
+    ids: list[str]
+    input_ids: list[np.ndarray]
+    token_labels: list[np.ndarray]
+    response_start: np.ndarray
+    response_label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "input_ids": self.input_ids[index],
+            "token_labels": self.token_labels[index],
+            "response_start": self.response_start[index],
+            "response_label": self.response_label[index],
+        }
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int [N]."""
+        return np.array([len(ids) for ids in self.input_ids])
+
+    @property
+    def response_lengths(self) -> np.ndarray:
+        """Response tokens of each sequence, int [N]."""
+        return self.lengths - self.response_start
+
+    @property
+    def response_token_labels(self) -> list[np.ndarray]:
+        """Labels of the response tokens alone, [N] int8 arrays."""
+        return [
+            labels[start:]
+            for labels, start in zip(self.token_labels, self.response_start, strict=True)
+        ]
+
+    def prompt_groups(self) -> np.ndarray:
+        """Numbers the distinct prompts, int [N]: responses to one prompt are not independent."""
+        seen: dict[bytes, int] = {}
+        keys = (
+            ids[:start].tobytes()
+            for ids, start in zip(self.input_ids, self.response_start, strict=True)
+        )
+        return np.array([seen.setdefault(key, len(seen)) for key in keys])
+
+
+def load_examples(data: ProcessedData, split: str) -> Examples:
+    """Reads one split into memory."""
+    table = data.splits[split]
+    return Examples(
+        ids=[str(value) for value in table["id"]],
+        input_ids=list(table["input_ids"]),
+        token_labels=list(table["token_labels"]),
+        response_start=np.asarray(table["response_start"]),
+        response_label=np.asarray(table["response_label"]).astype(int),
+    )
+
+
+def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Tensor]:
+    """Pads examples on the right to their longest member.
+
+    Args:
+        examples: Items of `Examples`.
+        pad_to: Least length to pad to; the release pads everything to 4,096.
+
+    Returns:
+        input_ids, attention_mask, response_mask (bool) and token_labels, each
+        (batch, seq_len), and response_label (batch,).
+    """
+    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+    starts = torch.tensor([int(example["response_start"]) for example in examples])
+    seq_len = max(int(lengths.max()), pad_to)
+    # padding is masked everywhere, so any id of the vocabulary will do for it
+    input_ids = torch.zeros(len(examples), seq_len, dtype=torch.long)
+    token_labels = torch.full((len(examples), seq_len), IGNORE_INDEX, dtype=torch.long)
+    for row, example in enumerate(examples):
+        input_ids[row, : lengths[row]] = torch.as_tensor(example["input_ids"])
+        token_labels[row, : lengths[row]] = torch.as_tensor(example["token_labels"])
+    places = torch.arange(seq_len)
+    attention_mask = places < lengths[:, None]  # (batch, seq_len)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask.long(),
+        "response_mask": attention_mask & (places >= starts[:, None]),
+        "token_labels": token_labels,
+        "response_label": torch.tensor([int(example["response_label"]) for example in examples]),
+    }
+
+
+def token_budget_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Yields index batches of like length whose padded size stays within `budget` tokens.
+
+    Longest first, so that memory that does not suffice shows at once. Every index comes once.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, budget // int(lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Shuffles by seed and epoch, keeps examples of like length in one batch.
+
+    Every effective batch is full: the last one of an epoch is topped up with examples of the same
+    epoch. However many processes and accumulation steps share a batch, each optimiser step sees the
+    same examples.
+
+    Args:
+        lengths: int [N].
+        batch_size: Examples an optimiser step sees, over all processes.
+        seed: With the epoch, decides the order.
+    """
+
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = np.resize(random.permutation(len(self.lengths)), len(self))
+        window = self.batch_size * LENGTH_WINDOW
+        grouped = np.concatenate(
+            [
+                part[np.argsort(-self.lengths[part], kind="stable")]
+                for part in np.split(order, range(window, len(order), window))
+            ]
+        )
+        batches = grouped.reshape(-1, self.batch_size)
+        yield from batches[random.permutation(len(batches))].flatten().tolist()
