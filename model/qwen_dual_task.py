@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -16,6 +17,8 @@ from utils.loss import dual_task_loss
 
 ARCHITECTURE = "QwenForDualTask"
 TOKEN_DROPOUT = 0.1  # paper's recipe
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 @dataclass
@@ -139,7 +142,12 @@ class QwenForDualTask(Qwen2PreTrainedModel):
 
 
 def load_backbone(
-    folder: Path, *, alpha: float, logic_weight: float, token_dropout: float
+    folder: Path,
+    *,
+    alpha: float,
+    logic_weight: float,
+    token_dropout: float,
+    attention: Attention = "sdpa",
 ) -> QwenForDualTask:
     """Puts fresh heads on a Qwen2-family backbone.
 
@@ -148,6 +156,7 @@ def load_backbone(
         alpha: Weight of the token loss.
         logic_weight: Weight of the logic-consistency loss (the paper's β).
         token_dropout: Dropout before the token scorer.
+        attention: How attention is computed; changes speed and memory, not what is computed.
 
     Returns:
         The model in float32; the optimiser's small steps would vanish in bfloat16.
@@ -162,6 +171,7 @@ def load_backbone(
         )
     return _load(
         folder,
+        attention,
         num_token_labels=2,
         num_sequence_labels=2,
         alpha=alpha,
@@ -212,13 +222,17 @@ def _tensor_names(folder: Path) -> set[str]:
     return names
 
 
-def _load(folder: Path, **config_changes) -> QwenForDualTask:
+def _load(folder: Path, attention: Attention = "sdpa", **config_changes) -> QwenForDualTask:
     _tensor_names(folder)
     try:
         config = Qwen2Config.from_pretrained(folder)
         config.update(config_changes)
         return QwenForDualTask.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation=attention,
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]

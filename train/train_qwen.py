@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from model.qwen_dual_task import QwenForDualTask, load_backbone
+from model.qwen_dual_task import Attention, QwenForDualTask, load_backbone
 from train.trainer import DualTaskTrainer, last_complete_checkpoint
 from utils.cli import run_command
 from utils.evaluation import MAX_K, THETAS
@@ -60,6 +60,10 @@ class TrainConfig:
     precision: Precision = field(
         default="auto",
         metadata={"help": "auto: bf16 mixed precision on hardware made for it (GPU, AMX), or fp32."},
+    )
+    attention: Attention = field(
+        default="sdpa",
+        metadata={"help": "eager is the fastest for short texts on a CPU; memory is quadratic."},
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations: less memory, more time."}
@@ -220,6 +224,7 @@ def main(config: TrainConfig) -> None:
         alpha=config.alpha,
         logic_weight=config.beta,
         token_dropout=config.token_dropout,
+        attention=config.attention,
     )
     if config.last_layers:
         freeze_all_but_last(model, config.last_layers)

@@ -1,7 +1,6 @@
 """One way to get scores out of a model: every response token, padded batches of like length."""
 
 import contextlib
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -9,27 +8,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils.evaluation import Scores
 from utils.splits import Examples, collate, token_budget_batches
 
 Precision = Literal["auto", "fp32", "bf16"]
 ScoreWith = Literal["token", "holistic"]
 
 LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
-
-
-@dataclass
-class Scores:
-    """What a detector thinks of one split. N responses of T tokens.
-
-    Attributes:
-        token_probs: [N] float32 arrays [T], probability of harm at each response token.
-        response_prob: float32 [N], probability that the whole response is harmful.
-        losses: The loss parts' means over the split.
-    """
-
-    token_probs: list[np.ndarray]
-    response_prob: np.ndarray
-    losses: dict[str, float]
 
 
 def default_device() -> torch.device:

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Makes the environment the other scripts run in; does nothing where it stands already.
+# An active virtual environment is used as it is, otherwise .venv is made. Safe to run again, and
+# safe to source: `source scripts/setup.sh` leaves the environment active.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${VIRTUAL_ENV:-$ROOT/.venv}"
+if [[ ! -x "$VENV/bin/python" ]]; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        { echo "error: python3 3.11 or newer is needed" >&2; exit 2; }
+    echo "making $VENV"
+    python3 -m venv "$VENV"
+fi
+WANTED="$(cksum < "$ROOT/requirements.txt")"
+STAMP="$VENV/.scm-requirements"
+if [[ "$(cat "$STAMP" 2>/dev/null)" != "$WANTED" ]]; then
+    echo "installing requirements.txt into $VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt"
+    echo "$WANTED" > "$STAMP"
+fi
+export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"

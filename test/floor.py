@@ -1,0 +1,78 @@
+"""Tests the floor: what a bag of words, or the length alone, reaches (scripts/run-floor.sh)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+from utils.cli import run_command
+from utils.evaluation import Scores, run_evaluation
+from utils.files import refuse_overwrite
+from utils.splits import Examples, load_examples, load_processed
+from utils.tokenization import load_tokenizer
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
+
+
+@dataclass
+class FloorConfig:
+    """Options of the floor."""
+
+    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
+    output_dir: str = field(metadata={"help": "Folder for metrics and predictions."})
+    method: Literal["tfidf", "length"] = field(
+        default="tfidf",
+        metadata={
+            "help": "tfidf: TF-IDF of words and word pairs, logistic regression. length: the"
+            " response's length in tokens alone."
+        },
+    )
+    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 % intervals."})
+    seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+
+
+def main(config: FloorConfig) -> None:
+    """Fits on train, picks the regularisation on validation, reports."""
+    refuse_overwrite(Path(config.output_dir), config.overwrite)
+    data = load_processed(Path(config.data_dir), tokenizer=None)
+    tokenizer = load_tokenizer(data.folder / "tokenizer")
+    train, valid = load_examples(data, "train"), load_examples(data, "valid")
+
+    def inputs(examples: Examples) -> list[str] | np.ndarray:
+        if config.method == "length":
+            return examples.response_lengths[:, None]
+        responses = zip(examples.input_ids, examples.response_start, strict=True)
+        return tokenizer.batch_decode([ids[start:].tolist() for ids, start in responses])
+
+    def fit(strength: float):
+        if config.method == "length":
+            features = [FunctionTransformer(np.log), StandardScaler()]
+        else:
+            features = [TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)]
+        classifier = LogisticRegression(C=strength, max_iter=1000)
+        return make_pipeline(*features, classifier).fit(inputs(train), train.response_label)
+
+    def probabilities(pipeline, examples: Examples) -> np.ndarray:
+        return pipeline.predict_proba(inputs(examples))[:, 1].astype(np.float32)
+
+    pipelines = [fit(strength) for strength in STRENGTHS]
+    best = max(
+        pipelines, key=lambda one: roc_auc_score(valid.response_label, probabilities(one, valid))
+    )
+
+    def score(examples: Examples, split: str) -> Scores:
+        return Scores(token_probs=None, response_prob=probabilities(best, examples))
+
+    names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
+    run_evaluation(config, data, names[config.method], score)
+
+
+if __name__ == "__main__":
+    run_command(FloorConfig, main)
