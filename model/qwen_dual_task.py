@@ -18,6 +18,8 @@ from utils.loss import dual_task_loss
 ARCHITECTURE = "QwenForDualTask"
 TOKEN_DROPOUT = 0.1  # paper's recipe
 
+HEADS = {"token_classifier.weight", "token_classifier.bias", "sequence_classifier.weight"}
+
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
@@ -172,6 +174,7 @@ def load_backbone(
     return _load(
         folder,
         attention,
+        fresh_heads=True,
         num_token_labels=2,
         num_sequence_labels=2,
         alpha=alpha,
@@ -196,9 +199,6 @@ def load_dual_task(folder: Path) -> QwenForDualTask:
             f"{folder}/config.json: field 'architectures': {found}; a dual-task checkpoint"
             f" ({ARCHITECTURE}) was expected, train one with scripts/run-scm.sh"
         )
-    missing = {"token_classifier.weight", "sequence_classifier.weight"} - _tensor_names(folder)
-    if missing:
-        raise InputError(f"{folder}: no dual-task checkpoint, lacks {', '.join(sorted(missing))}")
     return _load(folder)
 
 
@@ -222,18 +222,27 @@ def _tensor_names(folder: Path) -> set[str]:
     return names
 
 
-def _load(folder: Path, attention: Attention = "sdpa", **config_changes) -> QwenForDualTask:
+def _load(
+    folder: Path, attention: Attention = "sdpa", fresh_heads: bool = False, **config_changes
+) -> QwenForDualTask:
     _tensor_names(folder)
     try:
         config = Qwen2Config.from_pretrained(folder)
         config.update(config_changes)
-        return QwenForDualTask.from_pretrained(
+        model, report = QwenForDualTask.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             attn_implementation=attention,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{folder}: cannot be loaded: {reason}") from error
+    missing = set(report["missing_keys"]) - (HEADS if fresh_heads else set())
+    for problem in (missing, report["unexpected_keys"], report["mismatched_keys"]):
+        if problem:
+            names = ", ".join(str(name) for name in sorted(problem)[:3])
+            raise InputError(f"{folder}: weights do not fit the model, for one: {names}")
+    return model

@@ -14,7 +14,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from model.qwen_dual_task import Attention, QwenForDualTask, load_backbone
-from train.trainer import DualTaskTrainer, last_complete_checkpoint
+from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
 from utils.cli import run_command
 from utils.evaluation import MAX_K, THETAS
 from utils.files import InputError, refuse_overwrite
@@ -32,7 +32,7 @@ FREE_ON_RESUME |= {"logging_steps", "save_total_limit", "num_workers"}
 class TrainConfig:
     """Options of training. Defaults are the paper's (shared recipe, Qwen2.5 backbones)."""
 
-    output_dir: str = field(metadata={"help": "Folder of the run; the best model ends at its root."})
+    output_dir: str = field(metadata={"help": "Folder of the run; the best model at its root."})
     data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
     base_model_path: str = field(metadata={"help": "Qwen2-family model folder (safetensors)."})
     alpha: float = field(default=0.6, metadata={"help": "Weight of the token loss, 0 to 1."})
@@ -59,7 +59,7 @@ class TrainConfig:
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 for none."})
     precision: Precision = field(
         default="auto",
-        metadata={"help": "auto: bf16 mixed precision on hardware made for it (GPU, AMX), or fp32."},
+        metadata={"help": "auto: bf16 mixed precision on hardware made for it (GPU, AMX)."},
     )
     attention: Attention = field(
         default="sdpa",
@@ -153,7 +153,7 @@ def add_lora(model: QwenForDualTask, config: TrainConfig):
     )
 
 
-def training_arguments(config: TrainConfig, examples: int) -> TrainingArguments:
+def training_arguments(config: TrainConfig) -> TrainingArguments:
     """Translates our options into the Trainer's."""
     device = default_device()
     return TrainingArguments(
@@ -168,7 +168,7 @@ def training_arguments(config: TrainConfig, examples: int) -> TrainingArguments:
         max_grad_norm=config.max_grad_norm,
         bf16=use_bf16(config.precision, device),
         use_cpu=device.type == "cpu",
-        gradient_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing,
         eval_strategy="steps",
         eval_steps=config.eval_steps,
         save_strategy="steps",
@@ -230,7 +230,7 @@ def main(config: TrainConfig) -> None:
         freeze_all_but_last(model, config.last_layers)
     if config.lora_rank:
         model = add_lora(model, config)
-    arguments = training_arguments(config, len(train))
+    arguments = training_arguments(config)
     main_process = arguments.process_index == 0
     if main_process:
         if earlier is None and folder.exists():
@@ -238,6 +238,8 @@ def main(config: TrainConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_record(folder, record)
     checkpoint = last_complete_checkpoint(folder) if earlier else None
+    if main_process:
+        remove_later_checkpoints(folder, checkpoint)
     trainer = make_trainer(config, arguments, model, tokenizer, train, valid)
     if main_process:
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,8 @@ class DualTaskTrainer(HfMultiTaskTrainer):
             )
         # each micro-batch holds a share of the step's mean: the shares' mean times their number
         scale = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        self.additional_state.add_metrics(
-            **{name: getattr(output, name).detach() * scale for name in LOSS_PARTS if name != "loss"}
-        )
+        parts = {name: getattr(output, name).detach() * scale for name in LOSS_PARTS[1:]}
+        self.additional_state.add_metrics(**parts)
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -119,9 +119,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         logs = {f"{metric_key_prefix}_{name}": values[name] for name in kept}
         logs |= {f"{metric_key_prefix}_{name}": value for name, value in scores.losses.items()}
         self.log(logs)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, logs
-        )
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs
 
 
@@ -139,3 +137,11 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
         except (OSError, ValueError, KeyError):
             continue
     return max(found)[1] if found else None
+
+
+def remove_later_checkpoints(folder: Path, last: Path | None) -> None:
+    """Removes what a killed run left half-written behind its last complete checkpoint."""
+    kept = int(last.name.rpartition("-")[2]) if last else -1
+    for path in Path(folder).glob("checkpoint-*"):
+        if int(path.name.rpartition("-")[2]) > kept:
+            shutil.rmtree(path)

@@ -194,9 +194,7 @@ def encode_records(
         texts.extend(record["sentences"] if layout.join == "newline" else [record["response"]])
     encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
     newline = tokenizer.encode("\n", add_special_tokens=False).ids
-    return [
-        _encode_record(record, where, encodings, newline, layout) for where, record in records
-    ]
+    return [_encode_record(record, where, encodings, newline, layout) for where, record in records]
 
 
 def _encode_record(

@@ -1,6 +1,6 @@
 """Prompt–response–label rows → FineHarm records, split by prompt.
 
-    python -m utils.build_fineharm --input responses.jsonl --output-dir fineharm-real
+python -m utils.build_fineharm --input responses.jsonl --output-dir fineharm-real
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class BuildConfig:
     """Options of build_fineharm."""
 
     input: str = field(
-        metadata={"help": "JSON list or JSON lines with prompt, response and label (0/1; 1 harmful)."}
+        metadata={"help": "JSON list or lines of prompt, response and label (1 = harmful)."}
     )
     output_dir: str = field(metadata={"help": "Folder for train/valid/test.jsonl, stats.json."})
     annotator: Literal["response"] = field(
@@ -94,7 +94,8 @@ def read_judged(path: Path) -> list[Row]:
     """
     rows = []
     for number, (where, fields) in enumerate(read_rows(path)):
-        prompt, response = text_field(fields, "prompt", where), text_field(fields, "response", where)
+        prompt = text_field(fields, "prompt", where)
+        response = text_field(fields, "response", where)
         label = fields.get("label")
         if type(label) is not int or label not in (0, 1):
             raise InputError(f"{where}: field 'label': {label!r:.40} is not 0/1")
@@ -193,9 +194,7 @@ def main(config: BuildConfig) -> None:
 
 def make_record(row: Row, texts: list[str], parsed: list, labels: list[int]) -> Record:
     """Puts a record together from parsed sentences and their labels."""
-    words = [
-        label_words(sentence, label) for sentence, label in zip(parsed, labels, strict=True)
-    ]
+    words = [label_words(sentence, label) for sentence, label in zip(parsed, labels, strict=True)]
     return Record(
         id=row.id,
         prompt=row.prompt,

@@ -21,6 +21,10 @@ def run_command(config_class: type[Config], main: Callable[[Config], None]) -> N
     # accelerate's torchrun workers import matplotlib in parallel; no display is ever needed.
     os.environ.setdefault("MPLBACKEND", "Agg")
     from transformers import HfArgumentParser
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # what loading reports is checked where it is loaded
+    logging.disable_progress_bar()
 
     try:
         config = HfArgumentParser(config_class).parse_args_into_dataclasses()[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import InputError, atomic_folder
+from utils.files import InputError, atomic_folder, read_json, write_json
 from utils.metrics import (
     Outcome,
     full_outcome,
@@ -23,8 +23,8 @@ from utils.metrics import (
     select_partial,
     stop_histogram,
 )
-from utils.report import format_table, plot_stop_positions, without_nan
-from utils.run_record import start_record, write_json, write_record
+from utils.report import format_table, plot_stop_positions
+from utils.run_record import start_record, write_record
 from utils.splits import Examples, ProcessedData, load_examples
 
 THETAS = (0.5, 0.6, 0.7, 0.8, 0.9)  # the paper's sweep
@@ -71,7 +71,7 @@ def evaluate(
         seed: Of the bootstrap.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json; NaN where undefined.
     """
 
     def full(examples: Examples, scores: Scores, theta: float) -> Outcome:
@@ -82,9 +82,7 @@ def evaluate(
     def partial(examples: Examples, scores: Scores, theta: float, k: int) -> Outcome:
         labels = examples.response_token_labels
         group = examples.prompt_groups()
-        return partial_outcome(
-            scores.token_probs, labels, examples.response_label, group, theta, k
-        )
+        return partial_outcome(scores.token_probs, labels, examples.response_label, group, theta, k)
 
     theta = select_full(valid_scores.response_prob, valid.response_label, FULL_THETAS)
     result: dict[str, Any] = {
@@ -105,7 +103,7 @@ def evaluate(
         },
     }
     if test_scores.token_probs is None:
-        return without_nan(result)
+        return result
     for key, chosen_on, examples, scores in (
         ("partial", "valid", valid, valid_scores),
         ("partial_paper_protocol", "test", test, test_scores),
@@ -121,7 +119,7 @@ def evaluate(
             "test": interval_metrics(outcome, resamples, seed),
             "stop_histogram": stop_histogram(outcome).tolist(),
         }
-    return without_nan(result)
+    return result
 
 
 def run_evaluation(config: Any, data: ProcessedData, method: str, score: Scorer) -> dict[str, Any]:
@@ -149,6 +147,7 @@ def run_evaluation(config: Any, data: ProcessedData, method: str, score: Scorer)
     )  # fmt: skip
     with atomic_folder(folder, config.overwrite) as partial:
         write_json(partial / "metrics.json", result)
+        result = read_json(partial / "metrics.json")  # NaN has become null
         np.savez_compressed(partial / "predictions.npz", **_arrays(splits, scores))
         if "partial" in result:
             plot_stop_positions(result["partial"], method, partial / "stop_positions.png")

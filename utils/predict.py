@@ -23,7 +23,7 @@ def default_device() -> torch.device:
 
 
 def use_bf16(precision: Precision, device: torch.device) -> bool:
-    """Decides whether to compute in bfloat16: where asked for, or "auto" on hardware made for it."""
+    """Decides whether to compute in bfloat16; "auto" does on hardware made for it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

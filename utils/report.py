@@ -1,6 +1,6 @@
 """Results as a table to read and a picture to look at."""
 
-import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,6 @@ ROWS = {
     "partial": "partial detection",
     "partial_paper_protocol": "partial, (θ, k) chosen on test: optimistic",
 }
-
-
-def without_nan(value: Any) -> Any:
-    """Replaces NaN by None throughout: an undefined metric is null in JSON."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -83,7 +74,7 @@ def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
         path: PNG to write.
     """
     paper = read_json(PAPER)["timeliness"]
-    edges = [f"{100 * low:.0f}–{100 * high:.0f}" for low, high in zip(STOP_BINS, STOP_BINS[1:])]
+    edges = [f"{100 * low:.0f}–{100 * high:.0f}" for low, high in pairwise(STOP_BINS)]
     places = range(len(edges))
     figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=150, layout="constrained")
     ours = axes.bar(

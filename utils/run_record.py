@@ -19,7 +19,7 @@ REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 
 
 def device_name() -> str:
-    """Names the device models run on, e.g. "cuda: NVIDIA A100" or "cpu: Intel(R) Xeon(R), 2 threads"."""
+    """Names the device models run on: the GPU, or the processor and its threads."""
     if torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
     cpu = platform.processor() or platform.machine()
@@ -51,7 +51,9 @@ def start_record(config: Any, data: dict[str, Any] | None = None) -> dict[str, A
     }
 
 
-def write_record(folder: Path, record: dict[str, Any], started: float | None = None, **more) -> None:
+def write_record(
+    folder: Path, record: dict[str, Any], started: float | None = None, **more: Any
+) -> None:
     """Writes run.json; with `started` (from time.monotonic) the run is marked as finished."""
     if started is not None:
         more = {"status": "finished", "seconds": round(time.monotonic() - started, 1), **more}

@@ -1,4 +1,4 @@
-"""Sentences, words and parts of speech, and the rule that makes words of a harmful sentence harmful.
+"""Sentences, words, parts of speech, and which words of a harmful sentence are harmful.
 
 Source: arXiv 2506.09996, section on FineHarm: the notional words of a harmful sentence are harmful.
 """

