@@ -1,6 +1,5 @@
 """Labels follow the words, whatever the tokenizer and the script."""
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -126,7 +125,7 @@ def test_a_character_split_into_byte_tokens_is_labelled_whole(tokenizers):
     assert (example.token_labels == 1).sum() >= 3
 
 
-@pytest.mark.parametrize("words", [['He', 'said', '``', 'go', "''", '.'], ["he", "said", "go"]])
+@pytest.mark.parametrize("words", [["He", "said", "``", "go", "''", "."], ["he", "said", "go"]])
 def test_words_that_do_not_spell_the_sentence_are_matched(words):
     text = 'He said "go".'
     spans, exact = locate(text, words)
@@ -134,6 +133,16 @@ def test_words_that_do_not_spell_the_sentence_are_matched(words):
     assert text[slice(*spans[words.index("go")])] == "go"
     if "``" in words:
         assert text[slice(*spans[2])] == '"' and text[slice(*spans[4])] == '"'
+
+
+@given(drawn=labelled_sentences())
+@settings(deadline=None)
+def test_words_with_white_space_inside_or_none_at_all_are_found(drawn):
+    for sentence, words in zip(drawn[0], drawn[1], strict=True):
+        plain = locate(sentence, words)
+        spaced = [" ".join(word) if len(word) > 1 else word for word in words]
+        assert locate(sentence, spaced) == plain
+        assert locate(sentence, [*words, " "]) == ([*plain[0], (0, 0)], True)
 
 
 def test_words_of_another_sentence_are_refused(tokenizers):
@@ -147,9 +156,11 @@ def test_words_of_another_sentence_are_refused(tokenizers):
 
 
 def test_a_token_no_word_touches_is_ignored_and_a_partial_overlap_is_not():
-    offsets = np.array([[0, 2], [2, 3], [3, 6], [6, 6], [6, 9]])
-    labels, lost = label_tokens(9, [(0, 2), (5, 7)], [0, 1], offsets)
-    assert labels.tolist() == [0, IGNORE_INDEX, 1, IGNORE_INDEX, 1] and lost == 0
+    offsets = [(0, 2), (2, 3), (3, 6), (6, 6), (6, 9)]
+    labels, lost = label_tokens([(0, 2), (5, 7)], [0, 1], offsets)
+    assert labels == [0, IGNORE_INDEX, 1, IGNORE_INDEX, 1] and lost == 0
+    assert label_tokens([(2, 4)], [1], [(5, 6), (0, 3)]) == ([IGNORE_INDEX, 1], 0)
+    assert label_tokens([(2, 4), (0, 0)], [1, 1], [(4, 6)]) == ([IGNORE_INDEX], 1)
 
 
 def test_opening_tokens_are_what_the_tokenizer_itself_puts_there(tokenizers):

@@ -20,11 +20,14 @@ def rows() -> list[dict]:
     made = []
     for topic in TOPICS:
         for number in range(3):
-            text = f"First, a word about {topic}.  It isn't hard! 😀\n\n- You can do it {number} times."
+            text = f"A word about {topic}.  It isn't hard! 😀\n\n- You can do it {number} times."
             made.append(
                 {
-                    "id": f"{topic}-{number}", "prompt": f"Tell me about {topic}?",
-                    "response": text, "label": number % 2, "label_source": "human",
+                    "id": f"{topic}-{number}",
+                    "prompt": f"Tell me about {topic}?",
+                    "response": text,
+                    "label": number % 2,
+                    "label_source": "human",
                 }  # fmt: skip
             )
     return made
@@ -90,7 +93,9 @@ def test_trivially_different_prompts_stay_together(config):
 
 
 def test_validation_and_test_keep_only_the_trusted_rows(config, tmp_path):
-    changed = [row | {"label_source": "human" if n % 3 else "judge"} for n, row in enumerate(rows())]
+    changed = [
+        row | {"label_source": "human" if n % 3 else "judge"} for n, row in enumerate(rows())
+    ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, changed)))
     main(replace(config, eval_only="label_source=human"))
     splits = read_out(config)

@@ -19,7 +19,12 @@ def logits(probability_of_harm: list[float]) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "holistic, token, expected",
-    [(0, 0, 0.0), (0, 1, 0.0), (1, 1, 0.0), (1, 0, BIG - math.log(2))],  # F ⇒ G fails in one corner alone
+    [
+        (0, 0, 0.0),
+        (0, 1, 0.0),
+        (1, 1, 0.0),
+        (1, 0, BIG - math.log(2)),
+    ],  # F ⇒ G fails in one corner alone
 )
 def test_logic_at_the_four_corners(holistic, token, expected):
     hol = torch.tensor([[0.0, BIG if holistic else -BIG]])

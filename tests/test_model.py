@@ -92,9 +92,7 @@ def test_left_padding_changes_no_score(model, examples):
     with torch.inference_mode():
         one, other = model(**plain), model(**left)
     torch.testing.assert_close(one.holistic_logits, other.holistic_logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(
-        one.token_logits, other.token_logits[:, 9:], atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(one.token_logits, other.token_logits[:, 9:], atol=1e-4, rtol=1e-4)
 
 
 def test_one_pass_is_every_prefix(model, examples):

@@ -42,7 +42,9 @@ def test_the_readme_has_its_commands():
         assert script == "setup.sh" or f"scripts/{script}" in text, script
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if "scripts/" in line or " -m " in line])
+@pytest.mark.parametrize(
+    "line", [line for line in commands() if "scripts/" in line or " -m " in line]
+)
 def test_every_readme_command_parses(line):
     words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
     flags = [word.split("=")[0] for word in words if word.startswith("--")]

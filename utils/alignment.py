@@ -86,18 +86,32 @@ def locate(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], boo
         ValueError: Less than half of the pieces' characters are in the text, or a piece is not.
             Its message says which.
     """
+    spans, cursor = [], 0
+    for piece in pieces:  # nearly always the pieces stand as they are, white space between them
+        while cursor < len(text) and text[cursor].isspace():
+            cursor += 1
+        if not piece or piece[-1].isspace() or not text.startswith(piece, cursor):
+            return _locate_squeezed(text, pieces)
+        spans.append((cursor, cursor + len(piece)))
+        cursor += len(piece)
+    if text[cursor:].strip():
+        return _locate_squeezed(text, pieces)
+    return spans, True
+
+
+def _locate_squeezed(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], bool]:
+    """Compares without any white space, also none inside the pieces."""
     solid = [index for index, char in enumerate(text) if not char.isspace()]
     squeezed = "".join(text.split())
     bare = ["".join(piece.split()) for piece in pieces]
-    joined = "".join(bare)
-    if joined == squeezed:
-        spans, cursor = [], 0
-        for piece in bare:
-            end = cursor + len(piece)
-            spans.append((solid[cursor], solid[end - 1] + 1) if piece else (0, 0))
-            cursor = end
-        return spans, True
-    return _locate_by_matching(solid, squeezed, bare), False
+    if "".join(bare) != squeezed:
+        return _locate_by_matching(solid, squeezed, bare), False
+    spans, cursor = [], 0
+    for piece in bare:
+        end = cursor + len(piece)
+        spans.append((solid[cursor], solid[end - 1] + 1) if piece else (0, 0))
+        cursor = end
+    return spans, True
 
 
 def _locate_by_matching(
@@ -130,49 +144,41 @@ def _locate_by_matching(
 
 
 def label_tokens(
-    length: int,
     spans: Sequence[tuple[int, int]],
     span_labels: Sequence[int],
-    offsets: np.ndarray,
-) -> tuple[np.ndarray, int]:
+    offsets: Sequence[tuple[int, int]],
+) -> tuple[list[int], int]:
     """Labels tokens from labelled character spans.
 
     Args:
-        length: Characters of the text.
-        spans: [start, end) of each word.
-        span_labels: 0/1 of each word.
-        offsets: int [T, 2], [start, end) of each token in the text.
+        spans: [W] (start, end) of each word in the text, in order; empty ones touch nothing.
+        span_labels: [W] 0/1 of each word.
+        offsets: [T] (start, end) of each token in the text.
 
     Returns:
-        int8 [T]: 1 where a harmful word overlaps the token, else 0 where any word does, else -100;
-        and how many harmful words no token overlaps.
+        [T] labels: 1 where a harmful word overlaps the token, else 0 where any word does, else
+        -100; and how many harmful words no token overlaps.
     """
-    touched = np.zeros(length + 1, dtype=np.int32)  # words that start or end here, then running sum
-    harmful = np.zeros(length + 1, dtype=np.int32)
-    for (start, end), label in zip(spans, span_labels, strict=True):
-        touched[start] += 1
-        touched[end] -= 1
-        if label == HARMFUL:
-            harmful[start] += 1
-            harmful[end] -= 1
-    touched_before = np.concatenate([[0], np.cumsum(np.cumsum(touched)[:-1] > 0)])  # [length + 1]
-    harmful_before = np.concatenate([[0], np.cumsum(np.cumsum(harmful)[:-1] > 0)])
-    starts, ends = offsets[:, 0], offsets[:, 1]
-    labels = np.full(len(offsets), IGNORE_INDEX, dtype=np.int8)
-    labels[touched_before[ends] > touched_before[starts]] = BENIGN
-    labels[harmful_before[ends] > harmful_before[starts]] = HARMFUL
-
-    tokenless = 0
-    if harmful_before[-1]:
-        covered = np.zeros(length + 1, dtype=np.int32)
-        np.add.at(covered, starts, 1)
-        np.add.at(covered, ends, -1)
-        covered_before = np.concatenate([[0], np.cumsum(np.cumsum(covered)[:-1] > 0)])
-        tokenless = sum(
-            label == HARMFUL and end > start and covered_before[end] == covered_before[start]
-            for (start, end), label in zip(spans, span_labels, strict=True)
-        )
-    return labels, tokenless
+    words = [
+        (start, end, label)
+        for (start, end), label in zip(spans, span_labels, strict=True)
+        if end > start
+    ]
+    missed = [label == HARMFUL for _, _, label in words]
+    labels, first, before = [], 0, 0
+    for start, end in offsets:
+        if start < before:  # a normaliser has put characters in another order
+            first = 0
+        before = start
+        while first < len(words) and words[first][1] <= start:
+            first += 1
+        found, word = IGNORE_INDEX, first
+        while word < len(words) and words[word][0] < end and start < end:
+            found = max(found, words[word][2])
+            missed[word] = False
+            word += 1
+        labels.append(found)
+    return labels, sum(missed)
 
 
 def encode_records(
@@ -206,10 +212,10 @@ def _encode_record(
         for position, sentence in enumerate(record["sentences"]):
             spans, exact = _locate_words(sentence, record, position, where)
             part_ids, part_labels, lost = _label_encoding(
-                next(encodings), sentence, spans, record["word_labels"][position]
+                next(encodings), spans, record["word_labels"][position]
             )
             ids += part_ids + newline
-            labels += [part_labels, np.full(len(newline), BENIGN, dtype=np.int8)]
+            labels += part_labels + [BENIGN] * len(newline)
             inexact += not exact
             tokenless += lost
     else:
@@ -226,11 +232,11 @@ def _encode_record(
             spans += [(start + a, start + b) if b else (0, 0) for a, b in inner]
             span_labels += record["word_labels"][position]
             inexact += not exact
-        ids, all_labels, tokenless = _label_encoding(next(encodings), response, spans, span_labels)
-        labels = [all_labels]
+        ids, labels, tokenless = _label_encoding(next(encodings), spans, span_labels)
     if not ids:
         raise InputError(f"{where}: field 'response': the tokenizer finds no token in it")
-    return _fit(record, prompt_ids, ids, np.concatenate(labels), layout, inexact, tokenless)
+    label_array = np.array(labels, dtype=np.int8)
+    return _fit(record, prompt_ids, ids, label_array, layout, inexact, tokenless)
 
 
 def _locate_words(
@@ -245,10 +251,9 @@ def _locate_words(
 
 
 def _label_encoding(
-    encoding: Encoding, text: str, spans: list[tuple[int, int]], span_labels: Sequence[int]
-) -> tuple[list[int], np.ndarray, int]:
-    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    labels, lost = label_tokens(len(text), spans, span_labels, offsets)
+    encoding: Encoding, spans: list[tuple[int, int]], span_labels: Sequence[int]
+) -> tuple[list[int], list[int], int]:
+    labels, lost = label_tokens(spans, span_labels, encoding.offsets)
     return encoding.ids, labels, lost
 
 

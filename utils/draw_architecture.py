@@ -91,9 +91,7 @@ def draw(path: Path) -> None:
         axes, column, 1.4, 3.4, 0.95, "holistic scorer: $c_{hol}$\non the last response token",
         size=9.5,
     )  # fmt: skip
-    axes.text(
-        column, 0.9, "when complete: full detection", size=10.5, color=INK, weight="bold"
-    )
+    axes.text(column, 0.9, "when complete: full detection", size=10.5, color=INK, weight="bold")
     axes.text(column, 6.95, "training", size=11, weight="bold", color=INK)
     box(
         axes, column, 5.9, 3.4, 0.75,

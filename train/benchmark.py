@@ -1,0 +1,233 @@
+"""Speed against the same code made to pad everything to 4,096 tokens (scripts/run-benchmark.sh).
+
+Each measurement does both ways in turn, several times; medians are compared. Losses and scores of
+the two ways are compared as well: padding costs time, it must not change a number.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+
+from model.qwen_dual_task import load_backbone
+from utils.alignment import EncodedRecord, Layout
+from utils.cli import run_command
+from utils.evaluation import Scores
+from utils.files import InputError, write_json
+from utils.fineharm import Record, find_split, read_split
+from utils.predict import autocast, default_device, predict, use_bf16
+from utils.prepare_data import encode_split, to_dataset
+from utils.run_record import start_record
+from utils.splits import Examples, collate
+from utils.tokenization import leading_ids, load_tokenizer
+
+
+@dataclass
+class BenchmarkConfig:
+    """Options of the benchmark."""
+
+    base_model_path: str = field(metadata={"help": "Qwen2-family model folder."})
+    input_dir: str = field(default="FineHarm/sample", metadata={"help": "FineHarm folder."})
+    output: str = field(default="benchmark.json", metadata={"help": "JSON file to write."})
+    records: int = field(default=2000, metadata={"help": "Records of data preparation."})
+    samples: int = field(default=4, metadata={"help": "Responses of training and scoring."})
+    padded_length: int = field(default=4096, metadata={"help": "Tokens the slow way pads to."})
+    repeats: int = field(default=3, metadata={"help": "Repetitions; the median counts."})
+    precision: str = field(default="fp32", metadata={"help": "fp32 or bf16, for both ways."})
+    seed: int = field(default=42, metadata={"help": "Of the heads."})
+
+    def __post_init__(self) -> None:
+        for name in ("records", "samples", "padded_length", "repeats"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+
+
+def compare(fast: Callable[[], object], slow: Callable[[], object], repeats: int) -> dict:
+    """Times two ways in turn; returns the medians in seconds and their ratio."""
+    times: dict[str, list[float]] = {"ours": [], "padded": []}
+    for _ in range(repeats):
+        for name, way in (("ours", fast), ("padded", slow)):
+            began = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - began)
+    ours, padded = (statistics.median(times[name]) for name in ("ours", "padded"))
+    return {"seconds": {"ours": ours, "padded": padded}, "ratio": padded / ours, "all": times}
+
+
+def prepare_padded(records: list[tuple[str, Record]], tokenizer, length: int) -> datasets.Dataset:
+    """Prepares records the slow way: one process, one tokenizer call a sentence, tokens decoded one
+    by one to find their words, everything padded to `length`."""
+    columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "token_labels": []}
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    for _, record in records:
+        ids = tokenizer(record["prompt"] + "\n\n", add_special_tokens=False)["input_ids"]
+        labels = [-100] * len(ids)
+        for sentence, words, word_labels in zip(
+            record["sentences"], record["words"], record["word_labels"], strict=True
+        ):
+            sentence_ids = tokenizer(sentence, add_special_tokens=False)["input_ids"]
+            spans, cursor = [], 0
+            for word, label in zip(words, word_labels, strict=True):
+                start = sentence.index(word, cursor)
+                cursor = start + len(word)
+                spans.append((start, cursor, label))
+            place = 0
+            for token in sentence_ids:
+                end = place + len(tokenizer.decode([token]))
+                touching = [label for a, b, label in spans if a < end and place < b]
+                labels.append(max(touching, default=-100))
+                place = end
+            ids += sentence_ids + newline
+            labels += [0] * len(newline)
+        ids, labels = ids[:length], labels[:length]
+        padding = length - len(ids)
+        columns["input_ids"].append(ids + [0] * padding)
+        columns["attention_mask"].append([1] * len(ids) + [0] * padding)
+        columns["token_labels"].append(labels + [-100] * padding)
+    return datasets.Dataset.from_dict(columns)
+
+
+def benchmark_data(config: BenchmarkConfig, tokenizer, records: list) -> dict:
+    """Compares data preparation, from records in memory to a saved dataset."""
+    many = [records[number % len(records)] for number in range(config.records)]
+    layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
+
+    def save(dataset: datasets.Dataset) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            dataset.save_to_disk(folder)
+
+    def ours() -> None:
+        save(to_dataset(encode_split(many, tokenizer.backend_tokenizer, layout)))
+
+    def padded() -> None:
+        save(prepare_padded(many, tokenizer, config.padded_length))
+
+    result = compare(ours, padded, config.repeats)
+    rate = {name: len(many) / seconds for name, seconds in result["seconds"].items()}
+    return {**result, "records_per_second": rate}
+
+
+def to_examples(encoded: list[EncodedRecord]) -> Examples:
+    """Puts encoded records into memory as `load_examples` would read them."""
+    return Examples(
+        ids=[example.id for example in encoded],
+        input_ids=[example.input_ids for example in encoded],
+        token_labels=[example.token_labels for example in encoded],
+        response_start=np.array([example.response_start for example in encoded]),
+        response_label=np.array([example.response_label for example in encoded]),
+    )
+
+
+def train_step(model: nn.Module, batches: list[dict], bf16: bool) -> float:
+    """Does one forward and backward pass over micro-batches; returns the loss of all of them."""
+    device = next(model.parameters()).device
+    items = torch.zeros(2, device=device)
+    for batch in batches:
+        items += torch.tensor([(batch["token_labels"] != -100).sum(), len(batch["input_ids"])])
+    total = 0.0
+    for batch in batches:
+        with autocast(bf16, device):
+            loss = model(**batch, num_items_in_batch=items).loss
+        loss.backward()
+        total += loss.item()
+    model.zero_grad()
+    return total
+
+
+def rates(result: dict, examples: Examples) -> dict:
+    """Adds real tokens and samples a second to a comparison."""
+    tokens, samples = int(examples.lengths.sum()), len(examples)
+    for name, amount in (("tokens_per_second", tokens), ("samples_per_second", samples)):
+        result[name] = {way: amount / seconds for way, seconds in result["seconds"].items()}
+    return result
+
+
+def benchmark_model(config: BenchmarkConfig, examples: Examples) -> dict:
+    """Compares training and scoring, and the losses and scores that come out."""
+    device = default_device()
+    bf16 = use_bf16(config.precision, device)
+    torch.manual_seed(config.seed)
+    model = load_backbone(
+        Path(config.base_model_path), alpha=0.6, logic_weight=1.0, token_dropout=0.0
+    ).to(device)
+    losses, scores = {}, {}
+
+    def training(name: str, pad_to: int, size: int) -> Callable[[], None]:
+        groups = [range(start, min(start + size, len(examples)))
+                  for start in range(0, len(examples), size)]  # fmt: skip
+        batches = [
+            {key: value.to(device) for key, value in
+             collate([examples[index] for index in group], pad_to).items()}
+            for group in groups
+        ]  # fmt: skip
+
+        def way() -> None:
+            losses[name] = train_step(model, batches, bf16)
+
+        return way
+
+    def scoring(name: str, pad_to: int) -> Callable[[], None]:
+        def way() -> None:
+            scores[name] = predict(model, examples, bf16=bf16, pad_to=pad_to)
+
+        return way
+
+    model.train()
+    # one padded response at a time: eight of 4,096 tokens would not fit into memory
+    train = compare(
+        training("ours", 0, 8), training("padded", config.padded_length, 1), config.repeats
+    )
+    score = compare(scoring("ours", 0), scoring("padded", config.padded_length), config.repeats)
+    return {
+        "training": {**rates(train, examples), "loss": losses,
+                     "loss_difference": abs(losses["ours"] - losses["padded"])},
+        "scoring": {**rates(score, examples), "largest_score_difference": _gap(scores)},
+    }  # fmt: skip
+
+
+def _gap(scores: dict[str, Scores]) -> float:
+    pairs = zip(scores["ours"].token_probs, scores["padded"].token_probs, strict=True)
+    return max(float(np.abs(ours - padded).max()) for ours, padded in pairs)
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measures, prints the ratios and writes them."""
+    datasets.disable_progress_bars()
+    tokenizer = load_tokenizer(Path(config.base_model_path))
+    records = read_split(find_split(Path(config.input_dir), "train"), "train")
+    result = start_record(config) | {"status": "finished"}
+    result["data"] = benchmark_data(config, tokenizer, records)
+    layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
+    encoded = encode_split(records[: config.samples], tokenizer.backend_tokenizer, layout)
+    result |= benchmark_model(config, to_examples(encoded))
+    write_json(Path(config.output), result)
+
+    print(f"\nagainst the same code padding everything to {config.padded_length} tokens")
+    print(f"{'':18}{'ours':>12}{'padded':>12}{'ratio':>9}")
+    for title, part, unit in (
+        ("data preparation", "data", "records_per_second"),
+        ("training", "training", "samples_per_second"),
+        ("training", "training", "tokens_per_second"),
+        ("scoring", "scoring", "samples_per_second"),
+        ("scoring", "scoring", "tokens_per_second"),
+    ):
+        rate = result[part][unit]
+        print(
+            f"{title:18}{rate['ours']:12.2f}{rate['padded']:12.2f}{result[part]['ratio']:8.1f}x"
+            f"  {unit.replace('_per_', '/')}"
+        )
+    loss = result["training"]["loss"]
+    print(f"loss: {loss['ours']:.6f} ours, {loss['padded']:.6f} padded")
+    print(f"largest score difference: {result['scoring']['largest_score_difference']:.1e}")
+    print(f"written to {config.output}")
+
+
+if __name__ == "__main__":
+    run_command(BenchmarkConfig, main)
