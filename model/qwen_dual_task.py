@@ -12,11 +12,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from utils.alignment import IGNORE_INDEX
-from utils.files import InputError, read_json
+from utils.files import InputError, read_json, sha256_file
 from utils.loss import dual_task_loss
 
 ARCHITECTURE = "QwenForDualTask"
-TOKEN_DROPOUT = 0.1  # paper's recipe
+# the paper's recipe, for checkpoints that do not say
+TOKEN_DROPOUT, PAPER_ALPHA, PAPER_LOGIC_WEIGHT = 0.1, 0.6, 1.0
 
 HEADS = {"token_classifier.weight", "token_classifier.bias", "sequence_classifier.weight"}
 
@@ -33,8 +34,9 @@ class DualTaskOutput(ModelOutput):
         holistic_loss: Its holistic part.
         logic_loss: Its logic-consistency part.
         token_logits: (batch, seq_len, 2) of the token scorer; benign, harmful.
-        holistic_logits: (batch, 2) of the holistic scorer at the last response token, or
-            (batch, seq_len, 2) at every token where `holistic_everywhere` was asked for.
+        holistic_logits: (batch, 2) of the holistic scorer at the last response token.
+        holistic_everywhere: (batch, seq_len, 2) of the holistic scorer at every token, where it
+            was asked for.
     """
 
     loss: Tensor | None = None
@@ -43,6 +45,7 @@ class DualTaskOutput(ModelOutput):
     logic_loss: Tensor | None = None
     token_logits: Tensor | None = None
     holistic_logits: Tensor | None = None
+    holistic_everywhere: Tensor | None = None
 
 
 class QwenForDualTask(Qwen2PreTrainedModel):
@@ -56,7 +59,6 @@ class QwenForDualTask(Qwen2PreTrainedModel):
     Source: arXiv 2506.09996, section on SCM.
     """
 
-    # a released config may carry keys this class does not read; they stay in the config
     _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
 
     def __init__(self, config: Qwen2Config) -> None:
@@ -99,7 +101,7 @@ class QwenForDualTask(Qwen2PreTrainedModel):
             token_labels: int (batch, seq_len), 0/1, -100 for none.
             response_label: int (batch,), 0/1.
             num_items_in_batch: (2,), see `dual_task_loss`.
-            holistic_everywhere: Return the holistic scorer's logits at every token.
+            holistic_everywhere: Return the holistic scorer's logits at every token, too.
             backbone_inputs: Passed on to Qwen2Model (position_ids, past_key_values, …).
         """
         hidden = self.model(
@@ -111,15 +113,13 @@ class QwenForDualTask(Qwen2PreTrainedModel):
             response_mask = torch.ones(hidden.shape[:2], device=hidden.device)
         response_mask = response_mask.bool()
         token_logits = self.token_classifier(self.dropout(hidden))  # (batch, seq_len, 2)
-        if holistic_everywhere:
-            return DualTaskOutput(
-                token_logits=token_logits, holistic_logits=self.sequence_classifier(hidden)
-            )
         places = torch.arange(hidden.shape[1], device=hidden.device)
         last = (places * response_mask).argmax(dim=1)  # (batch,); the last response token
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         holistic_logits = self.sequence_classifier(hidden[rows, last])  # (batch, 2)
         output = DualTaskOutput(token_logits=token_logits, holistic_logits=holistic_logits)
+        if holistic_everywhere:
+            output.holistic_everywhere = self.sequence_classifier(hidden)  # (batch, seq_len, 2)
         if token_labels is not None and response_label is not None:
             reduction = getattr(self.config, "logic_reduce", "mean")
             if reduction != "mean":
@@ -133,8 +133,8 @@ class QwenForDualTask(Qwen2PreTrainedModel):
                 token_labels,
                 response_label,
                 response_mask,
-                alpha=self.config.alpha,
-                logic_weight=self.config.gamma,
+                alpha=getattr(self.config, "alpha", PAPER_ALPHA),
+                logic_weight=getattr(self.config, "gamma", PAPER_LOGIC_WEIGHT),
                 ignore_index=getattr(self.config, "ignore_index", IGNORE_INDEX),
                 num_items=num_items_in_batch,
             )
@@ -151,7 +151,7 @@ def load_backbone(
     token_dropout: float,
     attention: Attention = "sdpa",
 ) -> QwenForDualTask:
-    """Puts fresh heads on a Qwen2-family backbone.
+    """Puts fresh heads on a Qwen2-family backbone; a trained SCM goes on with its own.
 
     Args:
         folder: Any Qwen2 model folder with safetensors: Qwen2.5-0.5B, -1.5B, -7B, …
@@ -200,6 +200,13 @@ def load_dual_task(folder: Path) -> QwenForDualTask:
             f" ({ARCHITECTURE}) was expected, train one with scripts/run-scm.sh"
         )
     return _load(folder)
+
+
+def backbone_summary(folder: Path) -> dict[str, str]:
+    """Returns what a run record says of its backbone: the SHA-256 of each of its weight files."""
+    _tensor_names(folder)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return {"folder": str(folder)} | {path.name: sha256_file(path) for path in files}
 
 
 def _read_config(folder: Path) -> dict:

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 BACKBONE=backbones/smollm2-135m
-if [[ " $* " != *" --base-model-path"* && " $* " != *" --help "* && ! -d $BACKBONE ]]; then
+if [[ " $* " != *" --base"[-_]"model"[-_]"path"* && " $* " != *" --help "* && ! -d $BACKBONE ]]; then
     bash scripts/get-backbone.sh smollm2-135m $BACKBONE
 fi
 exec python -m train.benchmark --base-model-path $BACKBONE "$@"

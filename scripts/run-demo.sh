@@ -9,7 +9,7 @@ BACKBONE=backbones/smollm2-135m
 [[ -d $BACKBONE ]] || bash scripts/get-backbone.sh smollm2-135m $BACKBONE
 [[ -d demo/data ]] || bash scripts/run-data.sh demo/data $BACKBONE --input-dir FineHarm/sample
 RECIPE=(  # for 240 records and two processor cores; the paper's recipe is run-scm.sh's own
-    --epochs 6
+    --epochs 5
     --learning-rate 5e-4
     --scheduler linear
     --warmup-ratio 0.06

@@ -4,9 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
-ARGS=()
-if [[ $# -gt 0 && "$1" != -* ]]; then
-    ARGS=(--method "$1")
-    shift
-fi
-exec python -m test.floor "${ARGS[@]}" "$@"
+exec python -m test.floor "$@"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Makes the environment the other scripts run in; does nothing where it stands already.
-# An active virtual environment is used as it is, otherwise .venv is made. Safe to run again, and
-# safe to source: `source scripts/setup.sh` leaves the environment active.
+# An active virtual environment is used as it is, otherwise .venv is made with $PYTHON (python3).
+# The other scripts source it.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VIRTUAL_ENV:-$ROOT/.venv}"
 if [[ ! -x "$VENV/bin/python" ]]; then
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        { echo "error: python3 3.11 or newer is needed" >&2; exit 2; }
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        { echo "error: Python 3.11 or newer is needed; PYTHON=/path/to/python names one" >&2; exit 2; }
     echo "making $VENV"
-    python3 -m venv "$VENV"
+    "${PYTHON:-python3}" -m venv "$VENV" || { rm -rf "$VENV"; exit 2; }
 fi
 WANTED="$(cksum < "$ROOT/requirements.txt")"
 STAMP="$VENV/.scm-requirements"

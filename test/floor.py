@@ -12,12 +12,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from utils.cli import run_command
-from utils.evaluation import Scores, run_evaluation
-from utils.files import refuse_overwrite
+from utils.evaluation import MARK, run_evaluation
+from utils.files import InputError, refuse_overwrite
+from utils.predict import Scores
 from utils.splits import Examples, load_examples, load_processed
 from utils.tokenization import load_tokenizer
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
+
+POSITIONAL = ("method",)  # the first words of the command line
 
 
 @dataclass
@@ -33,23 +36,29 @@ class FloorConfig:
             " response's length in tokens alone."
         },
     )
-    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 % intervals."})
+    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
     seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 1:
+            raise InputError(f"--bootstrap: {self.bootstrap} is below 1")
 
 
 def main(config: FloorConfig) -> None:
     """Fits on train, picks the regularisation on validation, reports."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite)
+    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
     data = load_processed(Path(config.data_dir), tokenizer=None)
     tokenizer = load_tokenizer(data.folder / "tokenizer")
-    train, valid = load_examples(data, "train"), load_examples(data, "valid")
+    examples = {name: load_examples(data, name) for name in ("train", "valid", "test")}
 
-    def inputs(examples: Examples) -> list[str] | np.ndarray:
+    def features_of(examples: Examples) -> list[str] | np.ndarray:
         if config.method == "length":
             return examples.response_lengths[:, None]
         responses = zip(examples.input_ids, examples.response_start, strict=True)
         return tokenizer.batch_decode([ids[start:].tolist() for ids, start in responses])
+
+    inputs = {name: features_of(split) for name, split in examples.items()}
 
     def fit(strength: float):
         if config.method == "length":
@@ -57,22 +66,23 @@ def main(config: FloorConfig) -> None:
         else:
             features = [TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)]
         classifier = LogisticRegression(C=strength, max_iter=1000)
-        return make_pipeline(*features, classifier).fit(inputs(train), train.response_label)
+        return make_pipeline(*features, classifier).fit(
+            inputs["train"], examples["train"].response_label
+        )
 
-    def probabilities(pipeline, examples: Examples) -> np.ndarray:
-        return pipeline.predict_proba(inputs(examples))[:, 1].astype(np.float32)
+    def probabilities(pipeline, split: str) -> np.ndarray:
+        return pipeline.predict_proba(inputs[split])[:, 1].astype(np.float32)
 
     pipelines = [fit(strength) for strength in STRENGTHS]
-    best = max(
-        pipelines, key=lambda one: roc_auc_score(valid.response_label, probabilities(one, valid))
-    )
+    label = examples["valid"].response_label
+    best = max(pipelines, key=lambda one: roc_auc_score(label, probabilities(one, "valid")))
 
-    def score(examples: Examples, split: str) -> Scores:
-        return Scores(token_probs=None, response_prob=probabilities(best, examples))
+    def score(_: Examples, split: str) -> Scores:
+        return Scores(token_probs=None, response_prob=probabilities(best, split))
 
     names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
     run_evaluation(config, data, names[config.method], score)
 
 
 if __name__ == "__main__":
-    run_command(FloorConfig, main)
+    run_command(FloorConfig, main, POSITIONAL)

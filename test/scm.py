@@ -5,9 +5,9 @@ from pathlib import Path
 
 from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
-from utils.evaluation import Scores, run_evaluation
+from utils.evaluation import MARK, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Precision, ScoreWith, default_device, predict, use_bf16
+from utils.predict import Precision, Scores, ScoreWith, default_device, predict, use_bf16
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
@@ -31,7 +31,7 @@ class TestConfig:
         metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
     )
     token_budget: int = field(default=8192, metadata={"help": "Padded tokens a batch."})
-    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 % intervals."})
+    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
     seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
@@ -43,7 +43,7 @@ class TestConfig:
 
 def main(config: TestConfig) -> None:
     """Scores validation and test and reports."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite)
+    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
     data = load_processed(Path(config.data_dir), load_tokenizer(Path(config.model_path)))
     device = default_device()
     model = load_dual_task(Path(config.model_path)).to(device)

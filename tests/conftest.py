@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -21,6 +23,10 @@ from utils.prepare_data import DataConfig  # noqa: E402
 from utils.prepare_data import main as prepare  # noqa: E402
 from utils.tokenization import load_tokenizer  # noqa: E402
 
+settings.register_profile("ci", derandomize=True, print_blob=True)
+if "CI" in os.environ:
+    settings.load_profile("ci")
+
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "FineHarm" / "sample"
 REAL_TOKENIZERS = ROOT / ".cache" / "tokenizers"  # scripts/run-tests.sh puts them here
@@ -31,7 +37,7 @@ def run(*words: str, check: bool = True, **environment: str) -> subprocess.Compl
     done = subprocess.run(
         [str(word) for word in words],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "VIRTUAL_ENV": sys.prefix, **environment},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

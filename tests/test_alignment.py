@@ -145,6 +145,15 @@ def test_words_with_white_space_inside_or_none_at_all_are_found(drawn):
         assert locate(sentence, [*words, " "]) == ([*plain[0], (0, 0)], True)
 
 
+def test_unmatched_words_side_by_side_share_their_gap():
+    spans, exact = locate("go \u2014 \u201cnow\u201d.", ["go", "--", "``", "now", "''", "."])
+    text = "go \u2014 \u201cnow\u201d."
+    found = [text[start:end] for start, end in spans]
+    assert not exact and found == ["go", "\u2014 \u201c", "\u2014 \u201c", "now", "\u201d", "."]
+    lost, _ = locate("one two three", ["one", "%%", "two", "three"])
+    assert lost[1] == (0, 0)
+
+
 def test_words_of_another_sentence_are_refused(tokenizers):
     record = make_record(["Good morning."], [["qqq", "zzz"]], [[1, 0]])
     with pytest.raises(InputError, match=r"train.json: record 7: field 'words\[0\]'"):
@@ -160,7 +169,7 @@ def test_a_token_no_word_touches_is_ignored_and_a_partial_overlap_is_not():
     labels, lost = label_tokens([(0, 2), (5, 7)], [0, 1], offsets)
     assert labels == [0, IGNORE_INDEX, 1, IGNORE_INDEX, 1] and lost == 0
     assert label_tokens([(2, 4)], [1], [(5, 6), (0, 3)]) == ([IGNORE_INDEX, 1], 0)
-    assert label_tokens([(2, 4), (0, 0)], [1, 1], [(4, 6)]) == ([IGNORE_INDEX], 1)
+    assert label_tokens([(2, 4), (0, 0)], [1, 1], [(4, 6)]) == ([IGNORE_INDEX], 2)
 
 
 def test_opening_tokens_are_what_the_tokenizer_itself_puts_there(tokenizers):

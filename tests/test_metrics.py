@@ -77,6 +77,15 @@ def test_metrics_by_hand():
     assert values["leaked_harmful_tokens"] == 1 and values["released_tokens"] == 2
 
 
+def test_responses_too_short_for_k_tie_at_the_bottom():
+    label, score = [1, 1, 0, 0], [0.9, -np.inf, -np.inf, -np.inf]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3]):
+        outcome = make(np.array(label)[order], [0] * 4, np.array(score)[order])
+        assert point_metrics(outcome)["auroc"] == pytest.approx(0.75)
+        expected = average_precision_score(label, [1, 0, 0, 0])
+        assert point_metrics(outcome)["auprc"] == pytest.approx(expected)
+
+
 @given(data=st.data(), count=st.integers(2, 30))
 @settings(deadline=None)
 def test_metrics_agree_with_scikit_learn(data, count):

@@ -1,7 +1,9 @@
 """The model: names, heads, padding, causality, reload."""
 
+import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +66,13 @@ def test_a_checkpoint_with_the_released_names_loads(tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor.float()), name
     assert set(loaded.state_dict()) == set(weights)
     assert (loaded.config.alpha, loaded.config.beta, loaded.config.gamma) == (0.6, 0.4, 1.0)
+    for key in ("logic_reduce", "alpha", "gamma"):  # what only training needs may be anything
+        released[key] = "unheard of"
+    (tmp_path / "config.json").write_text(json.dumps(released))
+    batch = {"input_ids": torch.tensor([[1, 2, 3]]), "response_mask": torch.tensor([[0, 1, 1]])}
+    for model in (loaded, load_dual_task(tmp_path)):
+        output = model.eval()(**batch)
+        assert output.loss is None and output.token_logits.shape == (1, 3, 2)
 
 
 def test_reloading_changes_no_score(model, examples, tmp_path):
@@ -75,9 +84,10 @@ def test_reloading_changes_no_score(model, examples, tmp_path):
 
 
 def test_padding_and_batch_layout_change_no_score(model, examples):
-    reference = predict(model, examples, token_budget=1)  # one response a batch, no padding
+    # one response a batch, no padding
+    reference = predict(model, examples, token_budget=1, with_losses=True)
     for budget, pad_to in ((4096, 0), (100_000, 0), (4096, 700)):
-        scores = predict(model, examples, token_budget=budget, pad_to=pad_to)
+        scores = predict(model, examples, token_budget=budget, pad_to=pad_to, with_losses=True)
         for ours, theirs in zip(scores.token_probs, reference.token_probs, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
         np.testing.assert_allclose(scores.response_prob, reference.response_prob, atol=1e-5)
@@ -127,8 +137,6 @@ def test_what_labels_ignore_is_scored_all_the_same(model, examples):
 
 
 def load_examples_without_labels(examples):
-    from dataclasses import replace
-
     return replace(examples, token_labels=[np.full_like(x, -100) for x in examples.token_labels])
 
 
@@ -138,6 +146,14 @@ def test_token_budget_batches_hold_everything_once():
     assert sorted(np.concatenate(batches)) == list(range(200))
     assert all(len(batch) * lengths[batch].max() <= 1000 for batch in batches)
     assert lengths[batches[0]].max() == lengths.max()
+
+
+def test_a_score_that_is_no_number_is_refused(model, examples):
+    """NaN ties with nothing: it would rank as well as a perfect score."""
+    spoilt = copy.deepcopy(model)
+    spoilt.token_classifier.bias.data[1] = math.nan
+    with pytest.raises(InputError, match="record 'sample-.*': the model's score is not a number"):
+        predict(spoilt, examples)
 
 
 def test_dropout_touches_the_token_scorer_alone(model, examples):

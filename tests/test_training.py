@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from tests.conftest import ROOT, run
 from train.train_qwen import TrainConfig
 from train.train_qwen import main as train
 from utils.files import InputError
+from utils.prepare_data import DataConfig
+from utils.prepare_data import main as prepare
 from utils.splits import load_processed
 from utils.tokenization import load_tokenizer
 
@@ -180,6 +183,7 @@ def test_one_batch_of_eight_is_eight_of_one(config):
 
 
 def test_two_processes_give_what_one_gives(config):
+    config = replace(config, epochs=2)
     train(replace(config, token_dropout=0.0))
     two = f"{config.output_dir}-2"
     words = words_of(replace(config, output_dir=two, micro_batch_size=4), "--token-dropout", "0")
@@ -195,7 +199,7 @@ def test_two_processes_give_what_one_gives(config):
         assert one and other == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
-def test_a_killed_run_resumes_to_the_unbroken_end(config):
+def test_a_killed_run_resumes_to_the_unbroken_end(config, small_fineharm):
     config = replace(config, epochs=4)
     unbroken = replace(config, output_dir=f"{config.output_dir}-unbroken")
     train(unbroken)
@@ -208,8 +212,10 @@ def test_a_killed_run_resumes_to_the_unbroken_end(config):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    deadline = time.monotonic() + 300
     while not list(folder.glob("checkpoint-*/trainer_state.json")):
         assert victim.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
@@ -220,9 +226,14 @@ def test_a_killed_run_resumes_to_the_unbroken_end(config):
         train(config)
     with pytest.raises(InputError, match="field 'config.seed': the run was started with 42, not 7"):
         train(replace(config, resume=True, seed=7))
+    other_data = Path(config.output_dir).parent / "data"
+    prepare(DataConfig(str(other_data), config.base_model_path, str(small_fineharm), "original"))
+    with pytest.raises(InputError, match="field 'data.join': the run was started with another"):
+        train(replace(config, resume=True, data_dir=str(other_data)))
     run("bash", "scripts/run-scm.sh", *words_of(config), "--resume")
     record = json.loads((folder / "run.json").read_text())
     assert record["status"] == "finished" and record["resumed_from"].startswith("checkpoint-")
+    assert len(record["earlier_sessions"]) == 1
     assert largest_gap(folder, unbroken.output_dir) < 1e-6
     again = json.loads((Path(unbroken.output_dir) / "run.json").read_text())
     assert record["best"] == again["best"]
@@ -242,8 +253,14 @@ def test_lora_trains_and_leaves_a_plain_checkpoint(config, tiny):
     assert torch.equal(base["model.embed_tokens.weight"], tuned["model.embed_tokens.weight"])
     change = torch.linalg.matrix_rank(tuned[name] - base[name], rtol=1e-3)
     assert change <= 4
-    counts = json.loads((Path(config.output_dir) / "run.json").read_text())["parameters"]
-    assert 0 < counts["trained"] < counts["all"] / 4
+    shapes = [tensor.shape for name, tensor in base.items() if "_proj.weight" in name]
+    expected = sum(4 * sum(shape) for shape in shapes) + 2 * (64 * 2) + 2  # and the heads
+    record = json.loads((Path(config.output_dir) / "run.json").read_text())
+    assert record["parameters"]["trained"] == expected
+    best = Path(config.output_dir) / f"checkpoint-{record['best']['step']}"
+    heads = load_file(best / "adapter_model.safetensors")
+    head = next(value for key, value in heads.items() if "sequence_classifier" in key)
+    assert torch.equal(head, tuned["sequence_classifier.weight"])
 
 
 def test_last_layers_leaves_the_others_alone(config, tiny):
@@ -255,11 +272,17 @@ def test_last_layers_leaves_the_others_alone(config, tiny):
         train(replace(config, last_layers=9, output_dir=f"{config.output_dir}-9"))
 
 
-def test_checkpointed_activations_change_nothing(config):
+def test_checkpointed_activations_change_nothing(config, monkeypatch):
     train(replace(config, token_dropout=0.0))
+    calls = []
+    original = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        torch.utils.checkpoint, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
     other = f"{config.output_dir}-checkpointing"
     train(replace(config, token_dropout=0.0, gradient_checkpointing=True, output_dir=other))
     assert largest_gap(config.output_dir, other) < 1e-6
+    assert calls
 
 
 def test_eager_attention_and_bf16_train(config):
@@ -269,8 +292,17 @@ def test_eager_attention_and_bf16_train(config):
 
 
 def test_a_loss_that_is_no_number_ends_the_run(config):
-    with pytest.raises(InputError, match=r"training step \d+: the loss is not a number"):
-        train(replace(config, learning_rate=1e30, max_grad_norm=0.0))
+    words = words_of(replace(config, learning_rate=1e30), "--max-grad-norm", "0")
+    done = run("bash", "scripts/run-scm.sh", *words, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"error: training step \d+: the loss is not a number", done.stderr)
+    assert not (Path(config.output_dir) / "model.safetensors").exists()
+
+
+def test_weights_spoilt_by_the_last_step_are_no_result(config):
+    """The loss before the step was fine; validation after it is what notices."""
+    with pytest.raises(InputError, match="the model's score is not a number"):
+        train(replace(config, learning_rate=1e38, epochs=0.1))
     assert not (Path(config.output_dir) / "model.safetensors").exists()
 
 
@@ -279,6 +311,9 @@ def test_a_loss_that_is_no_number_ends_the_run(config):
     [
         ({"alpha": 1.5}, "--alpha: 1.5 is not in 0…1"),
         ({"epochs": 0}, "--epochs: 0 is not > 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate: nan is not > 0"),
+        ({"last_layers": -1}, "--last-layers: -1 is not >= 0"),
+        ({"eval_steps": 2.5}, "--eval-steps: 2.5 is neither a share nor whole"),
         ({"last_layers": 1, "lora_rank": 1}, "exclude each other"),
         ({"warmup_ratio": 0.1}, "exponential schedule has no warm-up"),
     ],
@@ -300,6 +335,22 @@ def test_training_on_data_of_another_tokenizer_is_refused(config, tokenizers, tm
     with pytest.raises(InputError, match="another tokenizer"):
         train(replace(config, base_model_path=str(other)))
     assert not Path(config.output_dir).exists()
+
+
+def test_a_folder_of_data_is_not_overwritten_by_a_run(config, tiny_data):
+    with pytest.raises(InputError, match="holds something else .no run.json."):
+        train(replace(config, output_dir=str(tiny_data), overwrite=True))
+    assert (tiny_data / "meta.json").exists()
+
+
+def test_the_summary_is_built_from_the_folders(tested):
+    text = run("python", "-m", "utils.summarize", "--runs", tested[0], tested[1]).stdout
+    result = json.loads((tested[0] / "metrics.json").read_text())
+    assert text.count("| SCM |") == 6
+    value = 100 * result["partial"]["test"]["macro_f1"]["value"]
+    assert f"| {value:.1f} [" in text
+    done = run("python", "-m", "utils.summarize", "--runs", tested[0].parent, check=False)
+    assert done.returncode == 2 and "metrics.json: no such file" in done.stderr
 
 
 def test_testing_what_is_no_checkpoint_says_so_in_one_line(tiny, tiny_data, tmp_path):

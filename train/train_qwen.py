@@ -1,5 +1,6 @@
 """Trains SCM: a Qwen2 backbone with a token scorer and a holistic scorer (scripts/run-scm.sh)."""
 
+import math
 import os
 import shutil
 import time
@@ -8,18 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from model.qwen_dual_task import Attention, QwenForDualTask, load_backbone
+from model.qwen_dual_task import Attention, backbone_summary, load_backbone
+from model.trainable import add_lora, freeze_all_but_last, parameter_counts
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
 from utils.cli import run_command
-from utils.evaluation import MAX_K, THETAS
 from utils.files import InputError, refuse_overwrite
+from utils.metrics import MAX_K, THETAS
 from utils.predict import Precision, default_device, use_bf16
-from utils.run_record import check_same_run, read_record, start_record, write_record
+from utils.run_record import RECORD, check_same_run, read_record, start_record, write_record
 from utils.splits import Examples, load_examples, load_processed
 from utils.tokenization import load_tokenizer
 
@@ -43,7 +44,7 @@ class TrainConfig:
         default=16, metadata={"help": "Responses an optimiser step sees, over all processes."}
     )
     micro_batch_size: int = field(
-        default=8, metadata={"help": "Responses one device holds at once; changes memory alone."}
+        default=8, metadata={"help": "Responses one device holds at once: memory, not results."}
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
@@ -78,14 +79,16 @@ class TrainConfig:
     lora_dropout: float = field(default=0.05, metadata={"help": "LoRA's dropout."})
     eval_steps: float = field(
         default=0.1,
-        metadata={"help": "Validate and save every N optimiser steps, or a share of all if < 1."},
+        metadata={"help": "Validate and save every N optimiser steps; below 1, a share of all."},
     )
     eval_tokens: int = field(default=8192, metadata={"help": "Padded tokens a validation batch."})
     best_metric: Literal["macro_f1", "full_auroc", "loss"] = field(
         default="macro_f1", metadata={"help": "Validation metric that picks the best checkpoint."}
     )
     logging_steps: int = field(default=10, metadata={"help": "Log every N optimiser steps."})
-    save_total_limit: int = field(default=2, metadata={"help": "Checkpoints kept beside the best."})
+    save_total_limit: int = field(
+        default=2, metadata={"help": "Checkpoints kept for --resume, the best included."}
+    )
     num_workers: int = field(default=0, metadata={"help": "Processes that collate batches."})
     seed: int = field(default=42, metadata={"help": "Of heads, dropout and order."})
     resume: bool = field(
@@ -97,9 +100,17 @@ class TrainConfig:
         for name in ("alpha", "token_dropout", "warmup_ratio", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not in 0…1")
-        for name in ("epochs", "batch_size", "micro_batch_size", "learning_rate", "eval_steps"):
-            if getattr(self, name) <= 0:
+        positive = "epochs batch_size micro_batch_size learning_rate eval_steps logging_steps"
+        for name in positive.split():
+            if not 0 < getattr(self, name) < math.inf:  # false for NaN, too
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
+        for name in ("last_layers", "lora_rank", "seed", "max_grad_norm", "weight_decay", "beta"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not >= 0")
+        if self.eval_steps >= 1 and self.eval_steps % 1:
+            raise InputError(f"--eval-steps: {self.eval_steps} is neither a share nor whole")
+        if self.warmup_ratio == 1:
+            raise InputError("--warmup-ratio: 1 leaves nothing to train with")
         if self.last_layers and self.lora_rank:
             raise InputError("--last-layers and --lora-rank exclude each other")
         if self.scheduler == "exponential" and self.warmup_ratio:
@@ -122,35 +133,6 @@ def accumulation_steps(config: TrainConfig) -> int:
             " processes"
         )
     return config.batch_size // (micro * world)
-
-
-def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:
-    """Leaves the last layers, the final norm and both heads trainable.
-
-    Raises:
-        InputError: The backbone has fewer layers.
-    """
-    depth = model.config.num_hidden_layers
-    if layers > depth:
-        raise InputError(f"--last-layers: {layers} of a backbone with {depth} layers")
-    model.model.embed_tokens.requires_grad_(False)
-    for layer in model.model.layers[: depth - layers]:
-        layer.requires_grad_(False)
-
-
-def add_lora(model: QwenForDualTask, config: TrainConfig):
-    """Wraps the backbone's linear layers with low-rank adapters; the heads train in full."""
-    names = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=names,
-            modules_to_save=["token_classifier", "sequence_classifier"],
-        ),
-    )
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
@@ -181,6 +163,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
+        disable_tqdm=False,
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=device.type == "cuda",
         report_to="none",
@@ -190,13 +173,21 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
 
 
 def publish(trainer: DualTaskTrainer, folder: Path) -> None:
-    """Puts the best model at the root of the run folder, config.json last."""
+    """Puts the best model at the root of the run folder, config.json last.
+
+    Every process calls it, since sharded weights are gathered from all; the first one writes.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):  # LoRA: plain weights, no adapter needed to load them
         model = model.merge_and_unload()
+        weights = model.state_dict()
+    else:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not trainer.is_world_process_zero():
+        return
     partial = folder / ".best.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    model.save_pretrained(partial, state_dict=weights)
     trainer.processing_class.save_pretrained(partial)
     for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
         os.replace(path, folder / path.name)
@@ -210,14 +201,17 @@ def main(config: TrainConfig) -> None:
     data = load_processed(Path(config.data_dir), tokenizer)
     train, valid = load_examples(data, "train"), load_examples(data, "valid")
     record = start_record(config, data.summary())
+    record["backbone"] = backbone_summary(Path(config.base_model_path))
     earlier = read_record(folder) if config.resume else None
     if earlier is None:
-        refuse_overwrite(folder, config.overwrite)
+        refuse_overwrite(folder, config.overwrite, RECORD)
     else:
         check_same_run(folder, earlier, record, FREE_ON_RESUME)
         if earlier["status"] == "finished":
             print(f"{folder}: the run is finished already")
             return
+        told = {name: earlier[name] for name in ("started", "argv", "git")}
+        record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
     set_seed(config.seed)
     model = load_backbone(
         Path(config.base_model_path),
@@ -229,37 +223,35 @@ def main(config: TrainConfig) -> None:
     if config.last_layers:
         freeze_all_but_last(model, config.last_layers)
     if config.lora_rank:
-        model = add_lora(model, config)
-    arguments = training_arguments(config)
-    main_process = arguments.process_index == 0
-    if main_process:
-        if earlier is None and folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder, record)
+        model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    record["parameters"] = parameter_counts(model)
+    trainer = make_trainer(config, training_arguments(config), model, tokenizer, train, valid)
+    if config.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")
     checkpoint = last_complete_checkpoint(folder) if earlier else None
-    if main_process:
+    if trainer.is_world_process_zero():
+        if earlier is None and folder.exists():
+            shutil.rmtree(folder)  # --overwrite: only now that everything else is in place
+        folder.mkdir(parents=True, exist_ok=True)
         remove_later_checkpoints(folder, checkpoint)
-    trainer = make_trainer(config, arguments, model, tokenizer, train, valid)
-    if main_process:
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))))
+        write_record(folder, record)
+        step = int(checkpoint.name.rpartition("-")[2]) + 1 if checkpoint else None
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+        trainer.add_callback(TensorBoardCallback(writer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if main_process:
-        publish(trainer, folder)
+    publish(trainer, folder)
+    if trainer.is_world_process_zero():
+        state = trainer.state
         write_record(
             folder,
             record,
             started=began,
-            best={
-                "step": trainer.state.best_global_step,
-                f"valid_{config.best_metric}": trainer.state.best_metric,
-            },
-            parameters=parameter_counts(model),
-            bf16=arguments.bf16,
+            best={"step": state.best_global_step, f"valid_{config.best_metric}": state.best_metric},
+            bf16=trainer.args.bf16,
             resumed_from=checkpoint.name if checkpoint else None,
-            log=trainer.state.log_history,
+            log=state.log_history,
         )
-        print(f"best checkpoint: step {trainer.state.best_global_step}; model in {folder}")
+        print(f"best checkpoint: step {state.best_global_step}; model in {folder}")
 
 
 def make_trainer(
@@ -284,15 +276,6 @@ def make_trainer(
         max_k=MAX_K,
         eval_tokens=config.eval_tokens,
     )
-
-
-def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
-    """Counts all and the trained parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return {
-        "all": sum(size for size, _ in sizes),
-        "trained": sum(size for size, trained in sizes if trained),
-    }
 
 
 if __name__ == "__main__":

@@ -106,11 +106,13 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         """Validates as the tests do: every response token scored, (θ, k) chosen on the split."""
         valid = eval_dataset or self.eval_dataset
         model = self.model_wrapped if self.is_fsdp_enabled else self.model
-        scores = predict(model, valid, bf16=self.args.bf16, token_budget=self.eval_tokens)
+        scores = predict(
+            model, valid, bf16=self.args.bf16, token_budget=self.eval_tokens, with_losses=True
+        )
         label = valid.response_label
         theta, k = select_partial(scores.token_probs, label, self.thetas, self.max_k)
         outcome = partial_outcome(
-            scores.token_probs, valid.response_token_labels, label, valid.prompt_groups(), theta, k
+            scores.token_probs, valid.response_token_labels, label, valid.prompt_group, theta, k
         )
         values = point_metrics(outcome)
         outcome.score = scores.response_prob
@@ -130,7 +132,7 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
     short by a kill.
     """
     found = []
-    for path in Path(folder).glob("checkpoint-*"):
+    for path in Path(folder).glob("checkpoint-[0-9]*"):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
             found.append((state["global_step"], path))
@@ -142,6 +144,6 @@ def last_complete_checkpoint(folder: Path) -> Path | None:
 def remove_later_checkpoints(folder: Path, last: Path | None) -> None:
     """Removes what a killed run left half-written behind its last complete checkpoint."""
     kept = int(last.name.rpartition("-")[2]) if last else -1
-    for path in Path(folder).glob("checkpoint-*"):
+    for path in Path(folder).glob("checkpoint-[0-9]*"):
         if int(path.name.rpartition("-")[2]) > kept:
             shutil.rmtree(path)

@@ -4,9 +4,11 @@ Source: arXiv 2506.09996, section on SCM's training data; the sequence layout is
 Decoding single tokens would not do: byte-level tokens split characters.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from os.path import commonprefix
 from typing import Literal
 
 import numpy as np
@@ -47,6 +49,7 @@ class EncodedRecord:
         response_start: Index of the first response token.
         response_label: any(sentence_labels) of the whole record, truncated or not.
         id: The record's id.
+        prompt_key: A hash of the whole prompt; responses to one prompt share it.
         cut_prompt: Prompt tokens cut off at the left.
         cut_response: Response tokens cut off at the right.
         harmful_cut_off: The record is harmful and truncation left none of its harmful tokens.
@@ -59,6 +62,7 @@ class EncodedRecord:
     response_start: int
     response_label: int
     id: str
+    prompt_key: str
     cut_prompt: int = 0
     cut_response: int = 0
     harmful_cut_off: bool = False
@@ -79,12 +83,11 @@ def locate(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], boo
         pieces: Its parts, in order.
 
     Returns:
-        [start, end) offsets in code points, one a piece ((0, 0) for a blank piece), and whether the
-        pieces spell the text exactly.
+        [start, end) offsets in code points, one a piece ((0, 0) for a piece that is blank or not in
+        the text), and whether the pieces spell the text exactly.
 
     Raises:
-        ValueError: Less than half of the pieces' characters are in the text, or a piece is not.
-            Its message says which.
+        ValueError: Less than half of the pieces' characters are in the text.
     """
     spans, cursor = [], 0
     for piece in pieces:  # nearly always the pieces stand as they are, white space between them
@@ -119,8 +122,16 @@ def _locate_by_matching(
 ) -> list[tuple[int, int]]:
     joined = "".join(bare)
     partner = np.full(len(joined), -1)  # index in squeezed of each character of joined
-    for block in SequenceMatcher(None, joined, squeezed, autojunk=False).get_matching_blocks():
-        partner[block.a : block.a + block.size] = np.arange(block.b, block.b + block.size)
+    # differences are few and local: what is common at both ends need not go through the matcher
+    head = len(commonprefix([joined, squeezed]))
+    limit = min(len(joined), len(squeezed)) - head
+    tail = min(len(commonprefix([joined[::-1], squeezed[::-1]])), limit)
+    partner[:head] = np.arange(head)
+    partner[len(joined) - tail :] = np.arange(len(squeezed) - tail, len(squeezed))
+    inner = joined[head : len(joined) - tail], squeezed[head : len(squeezed) - tail]
+    for block in SequenceMatcher(None, *inner, autojunk=False).get_matching_blocks():
+        start = head + block.a
+        partner[start : start + block.size] = head + np.arange(block.b, block.b + block.size)
     if 2 * (partner >= 0).sum() < len(joined):
         raise ValueError("most of it is not in the text")
     bounds = np.cumsum([0] + [len(piece) for piece in bare])
@@ -133,13 +144,13 @@ def _locate_by_matching(
         if not bare[position]:
             spans.append((0, 0))
             continue
-        if span is None:
+        if span is None:  # pieces without a match side by side share their gap
             following = (item[0] for item in matched[position + 1 :] if item)
             span = (previous, next(following, len(squeezed)))
-            if span[0] >= span[1]:
-                raise ValueError(f"item {position} is not in the text")
-        previous = span[1]
-        spans.append((solid[span[0]], solid[span[1] - 1] + 1))
+        else:
+            previous = span[1]
+        found = span[0] < span[1]
+        spans.append((solid[span[0]], solid[span[1] - 1] + 1) if found else (0, 0))
     return spans
 
 
@@ -159,11 +170,8 @@ def label_tokens(
         [T] labels: 1 where a harmful word overlaps the token, else 0 where any word does, else
         -100; and how many harmful words no token overlaps.
     """
-    words = [
-        (start, end, label)
-        for (start, end), label in zip(spans, span_labels, strict=True)
-        if end > start
-    ]
+    labelled = list(zip(spans, span_labels, strict=True))
+    words = [(start, end, label) for (start, end), label in labelled if end > start]
     missed = [label == HARMFUL for _, _, label in words]
     labels, first, before = [], 0, 0
     for start, end in offsets:
@@ -178,7 +186,7 @@ def label_tokens(
             missed[word] = False
             word += 1
         labels.append(found)
-    return labels, sum(missed)
+    return labels, sum(missed) + sum(label for (start, end), label in labelled if end <= start)
 
 
 def encode_records(
@@ -286,6 +294,7 @@ def _fit(
         response_start=start,
         response_label=response_label,
         id=record["id"],
+        prompt_key=hashlib.sha256(record["prompt"].encode()).hexdigest()[:16],
         cut_prompt=cut_prompt,
         cut_response=len(response_ids) - kept,
         harmful_cut_off=bool(

@@ -27,6 +27,8 @@ from utils.files import (
 from utils.fineharm import SPLITS, Record, read_rows, text_field
 from utils.words import BATCH, label_words, load_language, parse, sentences_of
 
+MARK = "stats.json"  # each output folder of this command holds it
+
 
 @dataclass
 class BuildConfig:
@@ -92,7 +94,7 @@ def read_judged(path: Path) -> list[Row]:
     Raises:
         InputError: At the first bad row: a missing field, a label outside 0/1, an empty response.
     """
-    rows = []
+    rows, seen = [], {}
     for number, (where, fields) in enumerate(read_rows(path)):
         prompt = text_field(fields, "prompt", where)
         response = text_field(fields, "response", where)
@@ -101,7 +103,11 @@ def read_judged(path: Path) -> list[Row]:
             raise InputError(f"{where}: field 'label': {label!r:.40} is not 0/1")
         if not response.strip():
             raise InputError(f"{where}: field 'response': the response is empty")
-        rows.append(Row(str(fields.get("id", number)), prompt, response, label, fields))
+        identity = str(number if fields.get("id") is None else fields["id"])
+        if identity in seen:
+            raise InputError(f"{where}: field 'id': '{identity}' stands at {seen[identity]} too")
+        seen[identity] = where.rsplit(": ", 1)[-1]
+        rows.append(Row(identity, prompt, response, label, fields))
     return rows
 
 
@@ -152,7 +158,7 @@ def assign_splits(rows: list[Row], config: BuildConfig) -> tuple[dict[str, list[
 def main(config: BuildConfig) -> None:
     """Builds the records and writes the three splits."""
     output_dir, source = Path(config.output_dir), Path(config.input)
-    refuse_overwrite(output_dir, config.overwrite)
+    refuse_overwrite(output_dir, config.overwrite, MARK)
     if not source.is_file():
         raise InputError(f"{source}: no such file")
     splits, dropped = assign_splits(read_judged(source), config)
@@ -163,7 +169,7 @@ def main(config: BuildConfig) -> None:
     workers = min(cores, max(1, total // (2 * BATCH)))
     counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
     with (
-        atomic_folder(output_dir, config.overwrite) as folder,
+        atomic_folder(output_dir, MARK, config.overwrite) as folder,
         tqdm(total=total, unit="record") as bar,
     ):
         for split, rows in splits.items():

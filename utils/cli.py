@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from utils.files import InputError
@@ -10,25 +10,48 @@ from utils.files import InputError
 Config = TypeVar("Config")
 
 
-def run_command(config_class: type[Config], main: Callable[[Config], None]) -> None:
+def parse(config_class: type[Config], words: Sequence[str], positional: Sequence[str]) -> Config:
+    """Turns command-line words into a configuration.
+
+    Args:
+        config_class: A dataclass; each field is an option.
+        words: The command line without the program's name.
+        positional: Options that the first words fill if they are no flags.
+
+    Raises:
+        InputError: There is no such option, or a value is out of its range.
+        SystemExit: A value cannot be read, or help was asked for.
+    """
+    from transformers import HfArgumentParser
+
+    rest, named = list(words), []
+    for name in positional:
+        if rest and not rest[0].startswith("-"):
+            named += [f"--{name}", rest.pop(0)]
+    parser = HfArgumentParser(config_class)
+    config, unknown = parser.parse_args_into_dataclasses(
+        [*named, *rest], return_remaining_strings=True
+    )
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}; --help lists what there is")
+    return config
+
+
+def run_command(
+    config_class: type[Config], main: Callable[[Config], None], positional: Sequence[str] = ()
+) -> None:
     """Parses the command line into `config_class` and calls `main` with it.
 
     Bad input (`InputError`) ends the process with exit status 2 and one line on standard error.
     """
-    # Nothing here loads from a hub; without this a mistyped folder becomes a slow network error.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # worker processes tokenise side by side; a pool of threads in each would only hinder
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # accelerate's torchrun workers import matplotlib in parallel; no display is ever needed.
-    os.environ.setdefault("MPLBACKEND", "Agg")
-    from transformers import HfArgumentParser
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # what loading reports is checked where it is loaded
     logging.disable_progress_bar()
-
     try:
-        config = HfArgumentParser(config_class).parse_args_into_dataclasses()[0]
-        main(config)
+        main(parse(config_class, sys.argv[1:], positional))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

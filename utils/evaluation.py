@@ -6,7 +6,6 @@ split, stands beside it and is named as optimistic.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ import numpy as np
 
 from utils.files import InputError, atomic_folder, read_json, write_json
 from utils.metrics import (
+    FULL_THETAS,
+    MAX_K,
+    THETAS,
     Outcome,
     full_outcome,
     interval_metrics,
@@ -23,30 +25,12 @@ from utils.metrics import (
     select_partial,
     stop_histogram,
 )
+from utils.predict import Scores
 from utils.report import format_table, plot_stop_positions
 from utils.run_record import start_record, write_record
 from utils.splits import Examples, ProcessedData, load_examples
 
-THETAS = (0.5, 0.6, 0.7, 0.8, 0.9)  # the paper's sweep
-MAX_K = 50  # the paper's sweep
-FULL_THETAS = tuple(round(step / 100, 2) for step in range(1, 100))
-
-
-@dataclass
-class Scores:
-    """What a detector thinks of one split. N responses of T tokens.
-
-    Attributes:
-        token_probs: [N] float32 arrays [T], probability of harm at each response token; None for
-            a detector that judges complete responses alone.
-        response_prob: float32 [N], probability that the whole response is harmful.
-        losses: The training loss parts' means over the split, where the detector has them.
-    """
-
-    token_probs: list[np.ndarray] | None
-    response_prob: np.ndarray
-    losses: dict[str, float] | None = None
-
+MARK = "metrics.json"  # each output folder of a test holds it
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.
 Scorer = Callable[[Examples, str], Scores]
@@ -75,14 +59,13 @@ def evaluate(
     """
 
     def full(examples: Examples, scores: Scores, theta: float) -> Outcome:
-        labels = examples.response_token_labels
-        group = examples.prompt_groups()
-        return full_outcome(scores.response_prob, labels, examples.response_label, group, theta)
+        return full_outcome(scores.response_prob, *truth(examples), theta)
 
     def partial(examples: Examples, scores: Scores, theta: float, k: int) -> Outcome:
-        labels = examples.response_token_labels
-        group = examples.prompt_groups()
-        return partial_outcome(scores.token_probs, labels, examples.response_label, group, theta, k)
+        return partial_outcome(scores.token_probs, *truth(examples), theta, k)
+
+    def truth(examples: Examples) -> tuple:
+        return examples.response_token_labels, examples.response_label, examples.prompt_group
 
     theta = select_full(valid_scores.response_prob, valid.response_label, FULL_THETAS)
     result: dict[str, Any] = {
@@ -90,11 +73,10 @@ def evaluate(
             name: {
                 "all": len(examples),
                 "harmful": int(examples.response_label.sum()),
-                "prompts": len(set(examples.prompt_groups().tolist())),
+                "prompts": len(set(examples.prompt_group.tolist())),
             }
             for name, examples in (("valid", valid), ("test", test))
         },
-        "losses": {"valid": valid_scores.losses, "test": test_scores.losses},
         "full": {
             "theta": theta,
             "chosen_on": "valid",
@@ -145,7 +127,7 @@ def run_evaluation(config: Any, data: ProcessedData, method: str, score: Scorer)
         splits["valid"], scores["valid"], splits["test"], scores["test"],
         config.bootstrap, config.seed,
     )  # fmt: skip
-    with atomic_folder(folder, config.overwrite) as partial:
+    with atomic_folder(folder, MARK, config.overwrite) as partial:
         write_json(partial / "metrics.json", result)
         result = read_json(partial / "metrics.json")  # NaN has become null
         np.savez_compressed(partial / "predictions.npz", **_arrays(splits, scores))
@@ -163,7 +145,7 @@ def _arrays(splits: dict[str, Examples], scores: dict[str, Scores]) -> dict[str,
     for name, examples in splits.items():
         arrays[f"{name}_ids"] = np.array(examples.ids)
         arrays[f"{name}_response_label"] = examples.response_label.astype(np.int8)
-        arrays[f"{name}_prompt_group"] = examples.prompt_groups()
+        arrays[f"{name}_prompt_group"] = examples.prompt_group
         arrays[f"{name}_offsets"] = np.cumsum([0, *examples.response_lengths])
         arrays[f"{name}_token_labels"] = np.concatenate(examples.response_token_labels)
         arrays[f"{name}_response_prob"] = scores[name].response_prob

@@ -42,22 +42,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically. NaN, an undefined number, becomes null."""
-    text = json.dumps(_without_nan(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """Writes `value` as indented JSON, atomically. NaN and infinity become null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())
 
 
-def _without_nan(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically: a reader sees the old content or the new, never a part."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -69,27 +70,37 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def refuse_overwrite(path: Path, overwrite: bool) -> None:
+def refuse_overwrite(path: Path, overwrite: bool, mark: str) -> None:
     """Fails early where `path` is already taken.
 
+    Args:
+        path: The output folder.
+        overwrite: Whether an earlier output may be replaced.
+        mark: A file that each output of this kind holds; a folder without it is something else and
+            is never replaced.
+
     Raises:
-        InputError: `path` is a file, or a folder with something in it, and `overwrite` is false.
+        InputError: `path` is a file, or a folder with something in it that may not be replaced.
     """
     path = Path(path)
     if path.is_file():
         raise InputError(f"{path}: is a file, an output folder was expected")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(
-            f"{path}: already holds an earlier run; name another folder or pass --overwrite"
-        )
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"{path}: already holds an earlier run; name another folder or pass --overwrite"
+            )
+        if not (path / mark).exists():
+            raise InputError(f"{path}: holds something else (no {mark}) and is not overwritten")
 
 
 @contextmanager
-def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path, mark: str, overwrite: bool = False) -> Iterator[Path]:
     """Fills an output folder under a temporary name and renames it when all is written.
 
     Args:
         path: The folder to make.
+        mark: See `refuse_overwrite`.
         overwrite: Replace an earlier folder of this name (only once the new one is complete).
 
     Yields:
@@ -99,7 +110,7 @@ def atomic_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         InputError: `path` is taken and `overwrite` is false.
     """
     path = Path(path)
-    refuse_overwrite(path, overwrite)
+    refuse_overwrite(path, overwrite, mark)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)

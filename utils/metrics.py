@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 STOP_BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # the paper's bins of the relative stop position
+THETAS = (0.5, 0.6, 0.7, 0.8, 0.9)  # the paper's sweep of delay-k detection
+MAX_K = 50  # the paper's sweep
+FULL_THETAS = tuple(round(step / 100, 2) for step in range(1, 100))
 MISSED = -1  # the stop position of a response that was never stopped
 
 
@@ -174,7 +177,8 @@ def _ranking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """AUROC (ties count half) and average precision, float [B] each, for weights [B, N]."""
     order = np.argsort(-score, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # last of each tie
+    ranked = score[order]  # compared, not subtracted: -inf ties with -inf
+    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(score) - 1)  # last of each tie
     hits = np.cumsum(weights[:, order] * harmful[order], axis=1)[:, ends]  # (B, distinct scores)
     alarms = np.cumsum(weights[:, order] * ~harmful[order], axis=1)[:, ends]
     hit_steps, alarm_steps = (np.diff(sums, axis=1, prepend=0) for sums in (hits, alarms))

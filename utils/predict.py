@@ -1,6 +1,7 @@
 """One way to get scores out of a model: every response token, padded batches of like length."""
 
 import contextlib
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -8,13 +9,29 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.evaluation import Scores
+from utils.files import InputError
 from utils.splits import Examples, collate, token_budget_batches
 
 Precision = Literal["auto", "fp32", "bf16"]
 ScoreWith = Literal["token", "holistic"]
 
 LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
+
+
+@dataclass
+class Scores:
+    """What a detector thinks of one split. N responses of T tokens.
+
+    Attributes:
+        token_probs: [N] float32 arrays [T], probability of harm at each response token; None for
+            a detector that judges complete responses alone.
+        response_prob: float32 [N], probability that the whole response is harmful.
+        losses: The training loss parts' means over the split, where they were asked for.
+    """
+
+    token_probs: list[np.ndarray] | None
+    response_prob: np.ndarray
+    losses: dict[str, float] | None = None
 
 
 def default_device() -> torch.device:
@@ -45,6 +62,7 @@ def predict(
     bf16: bool = False,
     token_budget: int = 8192,
     pad_to: int = 0,
+    with_losses: bool = False,
     description: str | None = None,
 ) -> Scores:
     """Scores every response token of a split in causal passes, one a response.
@@ -58,17 +76,21 @@ def predict(
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
         pad_to: Least padded length; only the benchmark changes it.
+        with_losses: Compute the training loss as well.
         description: Shows a progress bar with this text.
 
     Returns:
         Scores in the order of the examples. Under torchrun each process scores its share and all
         get the whole.
+
+    Raises:
+        InputError: A score is not a number. It would rank as well as a perfect one.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     labelled = sum(int((labels != -100).sum()) for labels in examples.token_labels)
-    num_items = torch.tensor([labelled, len(examples)], device=device)
+    loss_inputs = {"num_items_in_batch": torch.tensor([labelled, len(examples)], device=device)}
     token_probs: dict[int, np.ndarray] = {}
     response_prob: dict[int, float] = {}
     losses = dict.fromkeys(LOSS_PARTS, 0.0)
@@ -86,21 +108,30 @@ def predict(
             indices = batches[number % len(batches)]
             batch = collate([examples[index] for index in indices], pad_to)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            if not with_losses:
+                del batch["token_labels"], batch["response_label"]
             with autocast(bf16, device):
-                output = model(**batch, num_items_in_batch=num_items)
-                everywhere = (
-                    model(**batch, holistic_everywhere=True).holistic_logits
-                    if score_with == "holistic"
-                    else output.token_logits
+                output = model(
+                    **batch,
+                    **(loss_inputs if with_losses else {}),
+                    holistic_everywhere=score_with == "holistic",
                 )
+            everywhere = (
+                output.token_logits if score_with == "token" else output.holistic_everywhere
+            )
             probs = everywhere.float().softmax(-1)[..., 1].cpu().numpy()  # (batch, seq_len)
             whole = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)
             for row, index in enumerate(indices.tolist()):
                 start, end = examples.response_start[index], len(examples.input_ids[index])
                 token_probs[index] = probs[row, start:end].copy()
                 response_prob[index] = float(whole[row])
-            for name in LOSS_PARTS:
-                losses[name] += float(getattr(output, name)) * (number < len(batches))
+                if not (np.isfinite(token_probs[index]).all() and np.isfinite(whole[row])):
+                    raise InputError(
+                        f"record '{examples.ids[index]}': the model's score is not a number;"
+                        " its weights are spoilt"
+                    )
+            for name in LOSS_PARTS if with_losses and number < len(batches) else ():
+                losses[name] += float(getattr(output, name))
             bar.update()
     model.train(was_training)
     if world > 1:
@@ -114,7 +145,7 @@ def predict(
     return Scores(
         token_probs=[token_probs[index] for index in order],
         response_prob=np.array([response_prob[index] for index in order], dtype=np.float32),
-        losses=losses,
+        losses=losses if with_losses else None,
     )
 
 

@@ -25,18 +25,22 @@ from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file
 from utils.fineharm import SPLITS, Record, find_split, read_split
 from utils.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 
+MARK = "meta.json"  # each output folder of this command holds it
 CHUNK = 128  # records a worker gets at once
 RECORDS_PER_WORKER = 1000  # below this a further process costs more than it brings
 
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
+        "prompt_key": datasets.Value("string"),  # equal for equal prompts, whatever was cut off
         "input_ids": datasets.List(datasets.Value("int32")),
         "token_labels": datasets.List(datasets.Value("int8")),
         "response_start": datasets.Value("int32"),
         "response_label": datasets.Value("int8"),
     }
 )
+
+POSITIONAL = ("output_dir", "tokenizer_path")  # the first words of the command line
 
 
 @dataclass
@@ -159,7 +163,7 @@ def statistics(encoded: list[EncodedRecord]) -> dict[str, int]:
 def main(config: DataConfig) -> None:
     """Prepares all three splits; writes nothing unless all of them are good."""
     output_dir, input_dir = Path(config.output_dir), Path(config.input_dir)
-    refuse_overwrite(output_dir, config.overwrite)
+    refuse_overwrite(output_dir, config.overwrite, MARK)
     paths = {split: find_split(input_dir, split) for split in SPLITS}
     tokenizer = load_tokenizer(Path(config.tokenizer_path))
     layout = Layout(config.join, config.max_length, tuple(leading_ids(tokenizer)))
@@ -178,7 +182,7 @@ def main(config: DataConfig) -> None:
         splits[split] = to_dataset(encoded)
 
     datasets.disable_progress_bars()
-    with atomic_folder(output_dir, config.overwrite) as folder:
+    with atomic_folder(output_dir, MARK, config.overwrite) as folder:
         datasets.DatasetDict(splits).save_to_disk(folder)
         tokenizer.save_pretrained(folder / "tokenizer")
         write_json(
@@ -219,4 +223,4 @@ def _report(counts: dict[str, dict[str, int]], output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_command(DataConfig, main)
+    run_command(DataConfig, main, POSITIONAL)

@@ -85,8 +85,13 @@ def check_same_run(folder: Path, old: dict[str, Any], new: dict[str, Any], free:
                 f"{folder}/run.json: field 'config.{name}': the run was started with"
                 f" {before.get(name)!r}, not {now.get(name)!r}; --resume goes on as it was started"
             )
-    if (old.get("data") or {}).get("inputs") != (new.get("data") or {}).get("inputs"):
-        raise InputError(f"{folder}/run.json: field 'data': the run was started on other data")
+    for kind in ("data", "backbone"):
+        before, now = ({**(one.get(kind) or {}), "folder": None} for one in (old, new))
+        for name in now:
+            if before.get(name) != now[name]:
+                raise InputError(
+                    f"{folder}/run.json: field '{kind}.{name}': the run was started with another"
+                )
 
 
 def _git_state() -> dict[str, Any] | None:

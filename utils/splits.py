@@ -38,7 +38,7 @@ class ProcessedData:
         """Returns what a run record says of its data."""
         return {
             "folder": str(self.folder),
-            "meta_sha256": sha256_file(self.folder / "meta.json"),
+            "meta_sha256": sha256_file(self.folder / "meta.json"),  # holds the inputs' hashes
             **{key: self.meta[key] for key in ("tokenizer", "join", "max_length", "inputs")},
         }
 
@@ -58,15 +58,22 @@ def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> P
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; scripts/run-data.sh makes it")
     meta = read_json(folder / "meta.json")
+    if not isinstance(meta, dict):
+        raise InputError(f"{folder}/meta.json: an object was expected")
     if tokenizer is not None and meta.get("tokenizer") != tokenizer_fingerprint(tokenizer):
         raise InputError(
             f"{folder}/meta.json: field 'tokenizer': the data was prepared with another tokenizer"
             " than the model's; run scripts/run-data.sh with the model's folder"
         )
+    missing = {"tokenizer", "join", "max_length", "inputs"} - set(meta)
+    if missing:
+        raise InputError(f"{folder}/meta.json: field '{min(missing)}' is missing")
     try:
         splits = datasets.load_from_disk(folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: cannot be read as processed splits: {error}") from error
+    if not isinstance(splits, datasets.DatasetDict):
+        raise InputError(f"{folder}: holds one table, not the splits of scripts/run-data.sh")
     return ProcessedData(folder, meta, splits.with_format("numpy"))
 
 
@@ -80,6 +87,7 @@ class Examples:
         token_labels: [N] int8 arrays [L].
         response_start: int [N], index of the first response token.
         response_label: int [N], 0/1.
+        prompt_group: int [N]; responses to one prompt share a number, they are not independent.
     """
 
     ids: list[str]
@@ -87,6 +95,7 @@ class Examples:
     token_labels: list[np.ndarray]
     response_start: np.ndarray
     response_label: np.ndarray
+    prompt_group: np.ndarray
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -117,25 +126,29 @@ class Examples:
             for labels, start in zip(self.token_labels, self.response_start, strict=True)
         ]
 
-    def prompt_groups(self) -> np.ndarray:
-        """Numbers the distinct prompts, int [N]: responses to one prompt are not independent."""
-        seen: dict[bytes, int] = {}
-        keys = (
-            ids[:start].tobytes()
-            for ids, start in zip(self.input_ids, self.response_start, strict=True)
-        )
-        return np.array([seen.setdefault(key, len(seen)) for key in keys])
-
 
 def load_examples(data: ProcessedData, split: str) -> Examples:
-    """Reads one split into memory."""
+    """Reads one split into memory.
+
+    Raises:
+        InputError: The folder lacks the split or one of its columns.
+    """
+    if split not in data.splits:
+        raise InputError(f"{data.folder}: lacks split '{split}'; run scripts/run-data.sh again")
     table = data.splits[split]
+    missing = {"id", "prompt_key", "input_ids", "response_start"} - set(table.column_names)
+    if missing:
+        raise InputError(
+            f"{data.folder}: split '{split}' lacks column '{min(missing)}'; run scripts/run-data.sh"
+            " again"
+        )
     return Examples(
         ids=[str(value) for value in table["id"]],
         input_ids=list(table["input_ids"]),
         token_labels=list(table["token_labels"]),
         response_start=np.asarray(table["response_start"]),
         response_label=np.asarray(table["response_label"]).astype(int),
+        prompt_group=np.unique(list(table["prompt_key"]), return_inverse=True)[1],
     )
 
 

@@ -43,8 +43,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
         "normalizer": state["normalizer"],
         "pre_tokenizer": state["pre_tokenizer"],
         "added_tokens": sorted((token["id"], token["content"]) for token in state["added_tokens"]),
-        "bos": tokenizer.bos_token_id,
-        "cls": tokenizer.cls_token_id,
+        "opening": leading_ids(tokenizer),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
