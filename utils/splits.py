@@ -38,8 +38,8 @@ class ProcessedData:
         """Returns what a run record says of its data."""
         return {
             "folder": str(self.folder),
-            "meta_sha256": sha256_file(self.folder / "meta.json"),  # holds the inputs' hashes
             **{key: self.meta[key] for key in ("tokenizer", "join", "max_length", "inputs")},
+            "meta_sha256": sha256_file(self.folder / "meta.json"),
         }
 
 
