@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
@@ -79,12 +81,14 @@ class DataConfig:
 _worker: dict[str, Any] = {}  # what a worker process keeps between chunks
 
 
-def _start_worker(tokenizer_json: str, layout: Layout) -> None:
+def _start_worker(tokenizer_json: str, layout: Layout, records: list[tuple[str, Record]]) -> None:
+    """Keeps what all chunks need; a forked worker inherits the records without a copy."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(tokenizer=Tokenizer.from_str(tokenizer_json), layout=layout)
+    _worker.update(tokenizer=Tokenizer.from_str(tokenizer_json), layout=layout, records=records)
 
 
-def _encode_chunk(records: list[tuple[str, Record]]) -> list[EncodedRecord]:
+def _encode_chunk(start: int) -> list[EncodedRecord]:
+    records = _worker["records"][start : start + CHUNK]
     return encode_records(records, _worker["tokenizer"], _worker["layout"])
 
 
@@ -109,19 +113,20 @@ def encode_split(
     """
     wanted = num_workers or os.cpu_count() or 1
     workers = min(wanted, max(1, len(records) // RECORDS_PER_WORKER))
-    chunks = [records[i : i + CHUNK] for i in range(0, len(records), CHUNK)]
+    starts = range(0, len(records), CHUNK)
 
     def results() -> Iterator[list[EncodedRecord]]:
         if workers == 1:
-            yield from (encode_records(chunk, tokenizer, layout) for chunk in chunks)
+            for start in starts:
+                yield encode_records(records[start : start + CHUNK], tokenizer, layout)
             return
         with ProcessPoolExecutor(
             workers,
             mp_context=multiprocessing.get_context(),
             initializer=_start_worker,
-            initargs=(tokenizer.to_str(), layout),
+            initargs=(tokenizer.to_str(), layout, records),
         ) as pool:
-            yield from pool.map(_encode_chunk, chunks)
+            yield from pool.map(_encode_chunk, starts)
 
     encoded: list[EncodedRecord] = []
     with tqdm(total=len(records), desc=description, unit="record") as bar:
@@ -133,8 +138,15 @@ def encode_split(
 
 def to_dataset(encoded: list[EncodedRecord]) -> datasets.Dataset:
     """Returns the examples as a `datasets.Dataset` with the columns of `FEATURES`."""
-    columns = {name: [getattr(example, name) for example in encoded] for name in FEATURES}
-    return datasets.Dataset.from_dict(columns, features=FEATURES)
+    columns = {}
+    for name in FEATURES:
+        values = [getattr(example, name) for example in encoded]
+        if isinstance(FEATURES[name], datasets.List):  # flat and with offsets: no Python loop
+            offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+            columns[name] = pa.ListArray.from_arrays(offsets, np.concatenate(values))
+        else:
+            columns[name] = pa.array(values, type=FEATURES[name].pa_type)
+    return datasets.Dataset(pa.table(columns)).cast(FEATURES)
 
 
 def statistics(encoded: list[EncodedRecord]) -> dict[str, int]:
