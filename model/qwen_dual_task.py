@@ -89,6 +89,7 @@ class QwenForDualTask(Qwen2PreTrainedModel):
         response_label: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
         holistic_everywhere: bool = False,
+        frozen_states: Tensor | None = None,
         **backbone_inputs,
     ) -> DualTaskOutput:
         """Scores a batch; with both labels given, computes the loss.
@@ -102,8 +103,12 @@ class QwenForDualTask(Qwen2PreTrainedModel):
             response_label: int (batch,), 0/1.
             num_items_in_batch: (2,), see `dual_task_loss`.
             holistic_everywhere: Return the holistic scorer's logits at every token, too.
+            frozen_states: (batch, seq_len, hidden), what layers that were taken out (see
+                `model.frozen.take_frozen_layers`) would make of the input_ids.
             backbone_inputs: Passed on to Qwen2Model (position_ids, past_key_values, …).
         """
+        if frozen_states is not None:
+            input_ids, backbone_inputs["inputs_embeds"] = None, frozen_states
         hidden = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs
         ).last_hidden_state  # (batch, seq_len, hidden)

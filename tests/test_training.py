@@ -23,9 +23,10 @@ from tests.conftest import ROOT, run
 from train.train_qwen import TrainConfig
 from train.train_qwen import main as train
 from utils.files import InputError
+from utils.predict import predict
 from utils.prepare_data import DataConfig
 from utils.prepare_data import main as prepare
-from utils.splits import load_processed
+from utils.splits import load_examples, load_processed
 from utils.tokenization import load_tokenizer
 
 FAST = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1}
@@ -359,3 +360,20 @@ def test_testing_what_is_no_checkpoint_says_so_in_one_line(tiny, tiny_data, tmp_
     )  # fmt: skip
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "architectures" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_cached_frozen_layers_train_what_computed_ones_do(config, tiny_data, tmp_path):
+    config = replace(config, last_layers=1, token_dropout=0.0, epochs=2.0)
+    plain = replace(config, output_dir=str(tmp_path / "plain"))
+    cached = replace(config, output_dir=str(tmp_path / "cached"), frozen_cache=str(tmp_path / "c"))
+    again = replace(cached, output_dir=str(tmp_path / "again"))
+    for one in (plain, cached, again):
+        train(one)
+    assert largest_gap(plain.output_dir, cached.output_dir) < 1e-4
+    assert largest_gap(again.output_dir, cached.output_dir) == 0
+    assert len(list((tmp_path / "c").iterdir())) == 2  # a file a split, the second run reads them
+    model = load_dual_task(cached.output_dir)
+    scores = predict(model, load_examples(load_processed(tiny_data, None), "test"))
+    assert np.isfinite(scores.response_prob).all()
+    with pytest.raises(InputError, match="--frozen-cache"):
+        replace(cached, last_layers=0)

@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from model.qwen_dual_task import load_backbone
-from utils.alignment import EncodedRecord, Layout
+from utils.alignment import IGNORE_INDEX, EncodedRecord, Layout
 from utils.cli import run_command
 from utils.files import InputError, write_json
 from utils.fineharm import Record, find_split, read_split
 from utils.predict import Precision, Scores, autocast, default_device, predict, use_bf16
 from utils.prepare_data import encode_split, to_dataset
 from utils.run_record import start_record
-from utils.splits import Examples, collate
+from utils.splits import Examples, collate, count_items
 from utils.tokenization import leading_ids, load_tokenizer
 
 
@@ -80,7 +80,7 @@ def padded_dataset(encoded: list[EncodedRecord], length: int) -> datasets.Datase
         columns["input_ids"].append(np.pad(example.input_ids, padding))
         mask = np.ones(len(example.input_ids), dtype=np.int8)
         columns["attention_mask"].append(np.pad(mask, padding))
-        labels = np.pad(example.token_labels, padding, constant_values=-100)
+        labels = np.pad(example.token_labels, padding, constant_values=IGNORE_INDEX)
         columns["token_labels"].append(labels)
     return datasets.Dataset.from_dict(columns)
 
@@ -93,7 +93,7 @@ def prepare_as_released(
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     for _, record in records:
         ids = tokenizer(record["prompt"] + "\n\n", add_special_tokens=False)["input_ids"]
-        labels = [-100] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         for sentence, words, word_labels in zip(
             record["sentences"], record["words"], record["word_labels"], strict=True
         ):
@@ -107,7 +107,7 @@ def prepare_as_released(
             for token in sentence_ids:
                 end = place + len(tokenizer.decode([token]))
                 touching = [label for a, b, label in spans if a < end and place < b]
-                labels.append(max(touching, default=-100))
+                labels.append(max(touching, default=IGNORE_INDEX))
                 place = end
             ids += sentence_ids + newline
             labels += [0] * len(newline)
@@ -115,7 +115,7 @@ def prepare_as_released(
         padding = length - len(ids)
         columns["input_ids"].append(ids + [0] * padding)
         columns["attention_mask"].append([1] * len(ids) + [0] * padding)
-        columns["token_labels"].append(labels + [-100] * padding)
+        columns["token_labels"].append(labels + [IGNORE_INDEX] * padding)
     return datasets.Dataset.from_dict(columns)
 
 
@@ -159,10 +159,7 @@ def train_step(
 ) -> float:
     """Does one optimiser step over micro-batches; returns the loss of all of them."""
     device = next(model.parameters()).device
-    items = torch.zeros(2, device=device)
-    for batch in batches:
-        items[0] += (batch["token_labels"] != -100).sum()
-        items[1] += len(batch["input_ids"])
+    items = count_items(batches).to(device)
     total = 0.0
     for batch in batches:
         with autocast(bf16, device):

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from model.frozen import feed_from_cache, put_frozen_layers
 from model.qwen_dual_task import Attention, backbone_summary, load_backbone
 from model.trainable import add_lora, freeze_all_but_last, parameter_counts
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
 from utils.cli import run_command
 from utils.files import InputError, refuse_overwrite
-from utils.metrics import MAX_K, THETAS
 from utils.predict import Precision, default_device, use_bf16
 from utils.run_record import RECORD, check_same_run, read_record, start_record, write_record
-from utils.splits import Examples, load_examples, load_processed
+from utils.splits import load_examples, load_processed
 from utils.tokenization import load_tokenizer
 
 # Options a resumed run may change: none of them changes what is computed.
@@ -72,6 +72,13 @@ class TrainConfig:
     last_layers: int = field(
         default=0, metadata={"help": "Train only the last N layers, norm and heads; 0 trains all."}
     )
+    frozen_cache: str = field(
+        default="",
+        metadata={
+            "help": "With --last-layers: folder to keep the frozen layers' output in, computed once"
+            " for all epochs and for further runs on the same text; 4 bytes × tokens × hidden size."
+        },
+    )
     lora_rank: int = field(
         default=0, metadata={"help": "LoRA on all linear layers of the backbone; 0 for none."}
     )
@@ -113,6 +120,10 @@ class TrainConfig:
             raise InputError("--warmup-ratio: 1 leaves nothing to train with")
         if self.last_layers and self.lora_rank:
             raise InputError("--last-layers and --lora-rank exclude each other")
+        if self.frozen_cache and not self.last_layers:
+            raise InputError("--frozen-cache: no layer is frozen without --last-layers")
+        if self.frozen_cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("--frozen-cache: each process would write it; take one process")
         if self.scheduler == "exponential" and self.warmup_ratio:
             raise InputError("--warmup-ratio: the exponential schedule has no warm-up")
         if self.resume and self.overwrite:
@@ -172,7 +183,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     )
 
 
-def publish(trainer: DualTaskTrainer, folder: Path) -> None:
+def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> None:
     """Puts the best model at the root of the run folder, config.json last.
 
     Every process calls it, since sharded weights are gathered from all; the first one writes.
@@ -180,6 +191,9 @@ def publish(trainer: DualTaskTrainer, folder: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):  # LoRA: plain weights, no adapter needed to load them
         model = model.merge_and_unload()
+        weights = model.state_dict()
+    elif frozen:
+        put_frozen_layers(model.cpu(), frozen)
         weights = model.state_dict()
     else:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -225,7 +239,29 @@ def main(config: TrainConfig) -> None:
     if config.lora_rank:
         model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
     record["parameters"] = parameter_counts(model)
-    trainer = make_trainer(config, training_arguments(config), model, tokenizer, train, valid)
+    frozen = []
+    if config.frozen_cache:
+        frozen = feed_from_cache(
+            model.to(default_device()),
+            (train, valid),
+            Path(config.frozen_cache),
+            backbone=" ".join(
+                value for key, value in record["backbone"].items() if key != "folder"
+            ),
+            bf16=use_bf16(config.precision, default_device()),
+            token_budget=config.eval_tokens,
+        )
+    trainer = DualTaskTrainer(
+        model=model,
+        args=training_arguments(config),
+        train_dataset=train,
+        processing_class=tokenizer,
+        valid=valid,
+        effective_batch_size=config.batch_size,
+        scheduler=config.scheduler,
+        lr_gamma=config.lr_gamma,
+        eval_tokens=config.eval_tokens,
+    )
     if config.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")
     checkpoint = last_complete_checkpoint(folder) if earlier else None
@@ -239,7 +275,7 @@ def main(config: TrainConfig) -> None:
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         trainer.add_callback(TensorBoardCallback(writer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    publish(trainer, folder)
+    publish(trainer, folder, frozen)
     if trainer.is_world_process_zero():
         state = trainer.state
         write_record(
@@ -252,30 +288,6 @@ def main(config: TrainConfig) -> None:
             log=state.log_history,
         )
         print(f"best checkpoint: step {state.best_global_step}; model in {folder}")
-
-
-def make_trainer(
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    model: torch.nn.Module,
-    tokenizer,
-    train: Examples,
-    valid: Examples,
-) -> DualTaskTrainer:
-    """Returns the Trainer of a configuration."""
-    return DualTaskTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        processing_class=tokenizer,
-        valid=valid,
-        effective_batch_size=config.batch_size,
-        scheduler=config.scheduler,
-        lr_gamma=config.lr_gamma,
-        thetas=list(THETAS),
-        max_k=MAX_K,
-        eval_tokens=config.eval_tokens,
-    )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import ExponentialLR
 from transformers import Trainer
 
 from utils.files import InputError
-from utils.metrics import partial_outcome, point_metrics, select_partial
+from utils.metrics import MAX_K, THETAS, partial_outcome, point_metrics, select_partial
 from utils.predict import LOSS_PARTS, predict
-from utils.splits import Examples, LengthGroupedSampler, collate
+from utils.splits import Examples, LengthGroupedSampler, collate, count_items
 
 
 class DualTaskTrainer(HfMultiTaskTrainer):
@@ -32,8 +32,6 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         scheduler: "exponential" multiplies the learning rate by `lr_gamma` each optimiser step; any
             other name is a transformers scheduler, set in the training arguments.
         lr_gamma: See above.
-        thetas: Thresholds validation tries.
-        max_k: Largest k validation tries.
         eval_tokens: Padded tokens of a validation batch.
         trainer_options: Passed on to the Trainer.
     """
@@ -45,8 +43,6 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         effective_batch_size: int,
         scheduler: str,
         lr_gamma: float,
-        thetas: list[float],
-        max_k: int,
         eval_tokens: int,
         **trainer_options: Any,
     ) -> None:
@@ -56,7 +52,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         self.model_accepts_loss_kwargs = True
         self.effective_batch_size = effective_batch_size
         self.scheduler, self.lr_gamma = scheduler, lr_gamma
-        self.thetas, self.max_k, self.eval_tokens = thetas, max_k, eval_tokens
+        self.eval_tokens = eval_tokens
 
     def _get_train_sampler(self, train_dataset: Examples | None = None) -> LengthGroupedSampler:
         lengths = self.train_dataset.lengths
@@ -70,11 +66,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """Counts labelled tokens and responses of one optimiser step, over all processes: (2,)."""
-        counts = torch.zeros(2, device=device)
-        for batch in batch_samples:
-            counts[0] += (batch["token_labels"] != -100).sum()
-            counts[1] += len(batch["response_label"])
-        return self.accelerator.reduce(counts, reduction="sum")
+        return self.accelerator.reduce(count_items(batch_samples).to(device), reduction="sum")
 
     def compute_loss(
         self, model, inputs, return_outputs: bool = False, num_items_in_batch: Tensor | None = None
@@ -110,7 +102,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
             model, valid, bf16=self.args.bf16, token_budget=self.eval_tokens, with_losses=True
         )
         label = valid.response_label
-        theta, k = select_partial(scores.token_probs, label, self.thetas, self.max_k)
+        theta, k = select_partial(scores.token_probs, label, THETAS, MAX_K)
         outcome = partial_outcome(
             scores.token_probs, valid.response_token_labels, label, valid.prompt_group, theta, k
         )

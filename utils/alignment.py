@@ -5,9 +5,10 @@ Decoding single tokens would not do: byte-level tokens split characters.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import chain
 from os.path import commonprefix
 from typing import Literal
 
@@ -19,6 +20,9 @@ from utils.fineharm import Record
 
 IGNORE_INDEX = -100
 HARMFUL, BENIGN = 1, 0
+
+# what str.isspace and str.split call white space; the last entry stands for all further characters
+IS_SPACE = np.array([chr(code).isspace() for code in range(0x3001)] + [False])
 
 Join = Literal["newline", "original"]
 
@@ -70,7 +74,7 @@ class EncodedRecord:
     tokenless: int = 0
 
 
-def locate(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], bool]:
+def locate(text: str, pieces: Sequence[str]) -> tuple[np.ndarray, bool]:
     """Finds where the pieces (words of a sentence, sentences of a response) lie in a text.
 
     White space is left out of the comparison, so a repeated word can never be taken for its
@@ -80,45 +84,33 @@ def locate(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], boo
 
     Args:
         text: The text to search.
-        pieces: Its parts, in order.
+        pieces: W parts of it, in order.
 
     Returns:
-        [start, end) offsets in code points, one a piece ((0, 0) for a piece that is blank or not in
-        the text), and whether the pieces spell the text exactly.
+        int [W, 2], the [start, end) of each piece in code points ((0, 0) for a piece that is blank
+        or not in the text), and whether the pieces spell the text exactly.
 
     Raises:
         ValueError: Less than half of the pieces' characters are in the text.
     """
-    spans, cursor = [], 0
-    for piece in pieces:  # nearly always the pieces stand as they are, white space between them
-        while cursor < len(text) and text[cursor].isspace():
-            cursor += 1
-        if not piece or piece[-1].isspace() or not text.startswith(piece, cursor):
-            return _locate_squeezed(text, pieces)
-        spans.append((cursor, cursor + len(piece)))
-        cursor += len(piece)
-    if text[cursor:].strip():
-        return _locate_squeezed(text, pieces)
-    return spans, True
-
-
-def _locate_squeezed(text: str, pieces: Sequence[str]) -> tuple[list[tuple[int, int]], bool]:
-    """Compares without any white space, also none inside the pieces."""
-    solid = [index for index, char in enumerate(text) if not char.isspace()]
-    squeezed = "".join(text.split())
-    bare = ["".join(piece.split()) for piece in pieces]
+    squeezed, bare = "".join(text.split()), pieces
+    if "".join(bare) != squeezed:  # nearly always the pieces hold no white space themselves
+        bare = ["".join(piece.split()) for piece in pieces]
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    solid = np.flatnonzero(~IS_SPACE[np.minimum(codes, len(IS_SPACE) - 1)])  # squeezed → text
     if "".join(bare) != squeezed:
-        return _locate_by_matching(solid, squeezed, bare), False
-    spans, cursor = [], 0
-    for piece in bare:
-        end = cursor + len(piece)
-        spans.append((solid[cursor], solid[end - 1] + 1) if piece else (0, 0))
-        cursor = end
+        return np.array(_locate_by_matching(solid, squeezed, bare)).reshape(-1, 2), False
+    ends = np.cumsum(np.fromiter(map(len, bare), dtype=int, count=len(bare)))
+    starts = np.append(0, ends[:-1])[: len(ends)]
+    spans = np.zeros((len(bare), 2), dtype=int)
+    there = ends > starts
+    spans[there, 0] = solid[starts[there]]
+    spans[there, 1] = solid[ends[there] - 1] + 1
     return spans, True
 
 
 def _locate_by_matching(
-    solid: list[int], squeezed: str, bare: Sequence[str]
+    solid: np.ndarray, squeezed: str, bare: Sequence[str]
 ) -> list[tuple[int, int]]:
     joined = "".join(bare)
     partner = np.full(len(joined), -1)  # index in squeezed of each character of joined
@@ -155,38 +147,42 @@ def _locate_by_matching(
 
 
 def label_tokens(
-    spans: Sequence[tuple[int, int]],
-    span_labels: Sequence[int],
-    offsets: Sequence[tuple[int, int]],
-) -> tuple[list[int], int]:
+    spans: np.ndarray, span_labels: Sequence[int], offsets: np.ndarray
+) -> tuple[np.ndarray, int]:
     """Labels tokens from labelled character spans.
 
     Args:
-        spans: [W] (start, end) of each word in the text, in order; empty ones touch nothing.
+        spans: int [W, 2], [start, end) of each word in the text; empty ones touch nothing.
         span_labels: [W] 0/1 of each word.
-        offsets: [T] (start, end) of each token in the text.
+        offsets: int [T, 2], [start, end) of each token in the text, in any order.
 
     Returns:
-        [T] labels: 1 where a harmful word overlaps the token, else 0 where any word does, else
-        -100; and how many harmful words no token overlaps.
+        int8 [T]: 1 where a harmful word overlaps the token, else 0 where any word does, else -100;
+        and how many harmful words no token overlaps.
     """
-    labelled = list(zip(spans, span_labels, strict=True))
-    words = [(start, end, label) for (start, end), label in labelled if end > start]
-    missed = [label == HARMFUL for _, _, label in words]
-    labels, first, before = [], 0, 0
-    for start, end in offsets:
-        if start < before:  # a normaliser has put characters in another order
-            first = 0
-        before = start
-        while first < len(words) and words[first][1] <= start:
-            first += 1
-        found, word = IGNORE_INDEX, first
-        while word < len(words) and words[word][0] < end and start < end:
-            found = max(found, words[word][2])
-            missed[word] = False
-            word += 1
-        labels.append(found)
-    return labels, sum(missed) + sum(label for (start, end), label in labelled if end <= start)
+    spans, offsets = (np.asarray(pairs, dtype=int).reshape(-1, 2) for pairs in (spans, offsets))
+    span_labels = np.asarray(span_labels, dtype=np.int8)
+    end = max(spans.max(initial=0), offsets.max(initial=0))
+    characters = np.full(end + 1, IGNORE_INDEX, dtype=np.int8)  # the label of each; one to spare
+    for label in (BENIGN, HARMFUL):  # a harmful word prevails where words share characters
+        characters[_positions(spans[span_labels == label])] = label
+    labels = (
+        np.maximum.reduceat(characters, offsets.ravel())[::2] if len(offsets) else characters[:0]
+    )
+    labels[offsets[:, 1] <= offsets[:, 0]] = IGNORE_INDEX
+    if (harmful := spans[span_labels == HARMFUL]).size == 0:
+        return labels, 0
+    in_token = np.zeros(end + 1, dtype=bool)
+    in_token[_positions(offsets)] = True
+    reached = np.append(0, np.cumsum(in_token))
+    return labels, int((reached[harmful[:, 1]] == reached[harmful[:, 0]]).sum())
+
+
+def _positions(spans: np.ndarray) -> np.ndarray:
+    """Lists the positions inside [start, end) spans, int [sum of their lengths]."""
+    lengths = np.maximum(spans[:, 1] - spans[:, 0], 0)
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(spans[:, 0] - before, lengths)
 
 
 def encode_records(
@@ -212,57 +208,68 @@ def encode_records(
 
 
 def _encode_record(
-    record: Record, where: str, encodings, newline: list[int], layout: Layout
+    record: Record, where: str, encodings: Iterator[Encoding], newline: list[int], layout: Layout
 ) -> EncodedRecord:
-    prompt_ids = list(next(encodings).ids)
-    ids, labels, inexact, tokenless = [], [], 0, 0
+    prompt_ids, sentences = next(encodings).ids, record["sentences"]
+    word_labels = list(chain.from_iterable(record["word_labels"]))
     if layout.join == "newline":
-        for position, sentence in enumerate(record["sentences"]):
-            spans, exact = _locate_words(sentence, record, position, where)
-            part_ids, part_labels, lost = _label_encoding(
-                next(encodings), spans, record["word_labels"][position]
-            )
-            ids += part_ids + newline
-            labels += part_labels + [BENIGN] * len(newline)
-            inexact += not exact
-            tokenless += lost
+        text, exact = "".join(sentence + "\n" for sentence in sentences), True
+        ends = np.cumsum([len(sentence) + 1 for sentence in sentences])
+        starts = np.append(0, ends[:-1])
+        spans, inexact = _locate_words(text, sentences, starts, exact, record, where)
+        # what a newline's tokens say is benign: it counts as a word
+        spans = np.concatenate([spans, np.stack([ends - 1, ends], axis=1)])
+        word_labels += [BENIGN] * len(sentences)
     else:
-        response = record["response"]
+        text, newline = record["response"], []
         try:
-            sentence_spans, exact = locate(response, record["sentences"])
+            sentence_spans, exact = locate(text, sentences)
         except ValueError as error:
             raise InputError(f"{where}: field 'sentences' against 'response': {error}") from None
-        inexact += not exact
-        spans, span_labels = [], []
-        for position, (start, end) in enumerate(sentence_spans):
-            inner, exact = _locate_words(response[start:end], record, position, where)
-            # (0, 0) marks a blank word; it stays blank
-            spans += [(start + a, start + b) if b else (0, 0) for a, b in inner]
-            span_labels += record["word_labels"][position]
-            inexact += not exact
-        ids, labels, tokenless = _label_encoding(next(encodings), spans, span_labels)
+        located = [text[start:end] for start, end in sentence_spans.tolist()]
+        spans, inexact = _locate_words(text, located, sentence_spans[:, 0], exact, record, where)
+        sentences, starts = [text], np.zeros(1, dtype=int)  # encoded in one piece
+    ids, offsets, counts = [], [], []
+    for sentence in sentences:
+        encoding, mark = next(encodings), len(sentence)
+        ids += encoding.ids + newline
+        offsets += encoding.offsets + [(mark, mark + 1)] * len(newline)
+        counts.append(len(ids) - sum(counts))
     if not ids:
         raise InputError(f"{where}: field 'response': the tokenizer finds no token in it")
-    label_array = np.array(labels, dtype=np.int8)
-    return _fit(record, prompt_ids, ids, label_array, layout, inexact, tokenless)
+    offsets = np.fromiter(chain.from_iterable(offsets), int, 2 * len(ids)).reshape(-1, 2)
+    labels, tokenless = label_tokens(
+        spans, word_labels, offsets + np.repeat(starts, counts)[:, None]
+    )
+    return _fit(record, prompt_ids, ids, labels, layout, inexact + (not exact), tokenless)
 
 
 def _locate_words(
-    text: str, record: Record, position: int, where: str
-) -> tuple[list[tuple[int, int]], bool]:
-    try:
-        return locate(text, record["words"][position])
-    except ValueError as error:
-        raise InputError(
-            f"{where}: field 'words[{position}]' against its sentence: {error}"
-        ) from None
+    text: str, sentences: list[str], starts: np.ndarray, exact: bool, record: Record, where: str
+) -> tuple[np.ndarray, int]:
+    """Finds the words of a record's sentences, which stand at `starts` in a text.
 
+    Where the sentences spell the text (`exact`) and the words their sentences, as nearly always,
+    one look at the whole text will do.
 
-def _label_encoding(
-    encoding: Encoding, spans: list[tuple[int, int]], span_labels: Sequence[int]
-) -> tuple[list[int], list[int], int]:
-    labels, lost = label_tokens(spans, span_labels, encoding.offsets)
-    return encoding.ids, labels, lost
+    Returns:
+        int [W, 2] spans in the text, blank words (0, 0); in how many sentences they are inexact.
+    """
+    words = record["words"]
+    pairs = zip(sentences, words, strict=True)
+    if exact and all("".join(sentence.split()) == "".join(some) for sentence, some in pairs):
+        return locate(text, list(chain.from_iterable(words)))[0], 0
+    parts, inexact = [np.zeros((0, 2), dtype=int)], 0
+    for position, (sentence, some) in enumerate(zip(sentences, words, strict=True)):
+        try:
+            spans, exact = locate(sentence, some)
+        except ValueError as error:
+            raise InputError(
+                f"{where}: field 'words[{position}]' against its sentence: {error}"
+            ) from None
+        parts.append(np.where(spans[:, 1:] > 0, spans + starts[position], 0))
+        inexact += not exact
+    return np.concatenate(parts), inexact
 
 
 def _fit(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.cli import run_command
-from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file
+from utils.files import InputError, atomic_folder, sha256_file
 from utils.fineharm import find_split, read_split
 
 MARK = "tokenizer.json"  # each output folder of this command holds it
@@ -240,7 +240,6 @@ BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
 
 def main(config: BackboneConfig) -> None:
     """Builds one backbone or tokenizer folder."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
     with atomic_folder(Path(config.output_dir), MARK, config.overwrite) as folder:
         BUILDERS[config.name](folder, config)
     print(f"written to {config.output_dir}")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from utils.alignment import IGNORE_INDEX
 from utils.files import InputError
 from utils.splits import Examples, collate, token_budget_batches
 
@@ -89,7 +90,7 @@ def predict(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    labelled = sum(int((labels != -100).sum()) for labels in examples.token_labels)
+    labelled = sum(int((labels != IGNORE_INDEX).sum()) for labels in examples.token_labels)
     loss_inputs = {"num_items_in_batch": torch.tensor([labelled, len(examples)], device=device)}
     token_probs: dict[int, np.ndarray] = {}
     response_prob: dict[int, float] = {}

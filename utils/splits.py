@@ -1,6 +1,6 @@
 """Reading processed splits, batching them, and refusing data of another tokenizer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class Examples:
         response_start: int [N], index of the first response token.
         response_label: int [N], 0/1.
         prompt_group: int [N]; responses to one prompt share a number, they are not independent.
+        frozen_states: [N] float32 arrays [L, hidden] of `model.frozen.frozen_states`, where the
+            model is fed with them.
     """
 
     ids: list[str]
@@ -96,17 +98,21 @@ class Examples:
     response_start: np.ndarray
     response_label: np.ndarray
     prompt_group: np.ndarray
+    frozen_states: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
+        example = {
             "input_ids": self.input_ids[index],
             "token_labels": self.token_labels[index],
             "response_start": self.response_start[index],
             "response_label": self.response_label[index],
         }
+        if self.frozen_states is not None:
+            example["frozen_states"] = self.frozen_states[index]
+        return example
 
     @property
     def lengths(self) -> np.ndarray:
@@ -161,7 +167,8 @@ def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Te
 
     Returns:
         input_ids, attention_mask, response_mask (bool) and token_labels, each
-        (batch, seq_len), and response_label (batch,).
+        (batch, seq_len), response_label (batch,), and frozen_states (batch, seq_len, hidden) where
+        the examples hold them.
     """
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     starts = torch.tensor([int(example["response_start"]) for example in examples])
@@ -174,13 +181,20 @@ def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Te
         token_labels[row, : lengths[row]] = torch.as_tensor(example["token_labels"])
     places = torch.arange(seq_len)
     attention_mask = places < lengths[:, None]  # (batch, seq_len)
-    return {
+    batch = {
         "input_ids": input_ids,
         "attention_mask": attention_mask.long(),
         "response_mask": attention_mask & (places >= starts[:, None]),
         "token_labels": token_labels,
         "response_label": torch.tensor([int(example["response_label"]) for example in examples]),
     }
+    if "frozen_states" in examples[0]:
+        hidden = examples[0]["frozen_states"].shape[1]
+        batch["frozen_states"] = torch.zeros(len(examples), seq_len, hidden)
+        for row, example in enumerate(examples):
+            states = np.array(example["frozen_states"])  # read from disk
+            batch["frozen_states"][row, : lengths[row]] = torch.from_numpy(states)
+    return batch
 
 
 def token_budget_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
@@ -194,6 +208,15 @@ def token_budget_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarra
         size = max(1, budget // int(lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def count_items(batches: Iterable[dict[str, Tensor]]) -> Tensor:
+    """Counts what a loss is averaged over: labelled tokens and responses, int64 (2,)."""
+    counts = [
+        [int((batch["token_labels"] != IGNORE_INDEX).sum()), len(batch["token_labels"])]
+        for batch in batches
+    ]
+    return torch.tensor(counts).sum(dim=0)
 
 
 class LengthGroupedSampler(Sampler[int]):
