@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.qwen_dual_task import QwenForDualTask
+from utils.files import read_json, write_json
 from utils.predict import autocast
 from utils.splits import Examples, collate, token_budget_batches
 
@@ -98,7 +99,7 @@ def frozen_states(
         model: The model the layers were taken from, without dropout in its backbone.
         frozen: The layers.
         examples: N examples; their labels do not matter.
-        folder: Cache shared by runs; a file a split, 4 bytes × tokens × hidden size.
+        folder: Cache shared by runs; 4 bytes × tokens × hidden size.
         backbone: What identifies the backbone's weights.
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
@@ -106,35 +107,65 @@ def frozen_states(
     Returns:
         [N] float32 arrays [L, hidden], mapped from disk.
     """
-    depth = f"{backbone} {len(frozen)} {model.config._attn_implementation} {bf16}"
-    key = hashlib.sha256(depth.encode())
-    for ids in examples.input_ids:
-        key.update(len(ids).to_bytes(4) + ids.astype("<i4").tobytes())
-    path = Path(folder) / f"{key.hexdigest()[:32]}.npy"
-    bounds = np.cumsum([0, *examples.lengths])
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        shape = (int(bounds[-1]), model.config.hidden_size)
-        device = next(model.parameters()).device
-        try:
-            states = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-            with (
-                _only(model, frozen) as trunk,
-                tqdm(total=shape[0], desc="frozen layers", unit="token") as bar,
-            ):
-                for indices in token_budget_batches(examples.lengths, token_budget):
-                    batch = collate([examples[index] for index in indices])
-                    mask = batch["attention_mask"].to(device)
-                    with autocast(bf16, device):
-                        output = trunk(batch["input_ids"].to(device), attention_mask=mask)
-                    for hidden, index in zip(output.last_hidden_state, indices, strict=True):
-                        length = bounds[index + 1] - bounds[index]
-                        states[bounds[index] : bounds[index + 1]] = hidden[:length].float().cpu()
-                        bar.update(int(length))
-            states.flush()
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    states = np.load(path, mmap_mode="r")
-    return [states[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    maker = f"{backbone} {len(frozen)} {model.config._attn_implementation} {bf16}"
+    folder = Path(folder) / hashlib.sha256(maker.encode()).hexdigest()[:16]
+    keys = [hashlib.sha256(ids.astype("<i4")).hexdigest()[:32] for ids in examples.input_ids]
+    known = _read_shards(folder)
+    new = {key: place for place, key in enumerate(keys) if key not in known}
+    if new:
+        _write_shard(model, frozen, examples, folder, new, bf16, token_budget)
+        known = _read_shards(folder)
+    return [known[key] for key in keys]
+
+
+def _read_shards(folder: Path) -> dict[str, np.ndarray]:
+    """Maps all states that are there. A shard is there once its list of keys is."""
+    known: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.json")):
+        states = np.load(path.with_suffix(".npy"), mmap_mode="r")  # (tokens, hidden)
+        start = 0
+        for key, length in read_json(path):
+            known[key] = states[start : start + length]
+            start += length
+    return known
+
+
+def _write_shard(
+    model: QwenForDualTask,
+    frozen: list[nn.Module],
+    examples: Examples,
+    folder: Path,
+    new: dict[str, int],
+    bf16: bool,
+    token_budget: int,
+) -> None:
+    """Computes the states of the examples at the places of `new` into one more shard."""
+    places = np.array(list(new.values()))
+    lengths = examples.lengths[places]
+    bounds = np.cumsum([0, *lengths])
+    name = hashlib.sha256(" ".join(new).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{name}.{os.getpid()}.partial"
+    device = next(model.parameters()).device
+    try:
+        states = np.lib.format.open_memmap(
+            partial, "w+", np.float32, shape=(int(bounds[-1]), model.config.hidden_size)
+        )
+        with (
+            _only(model, frozen) as trunk,
+            tqdm(total=len(states), desc="frozen layers", unit="token") as bar,
+        ):
+            for rows in token_budget_batches(lengths, token_budget):
+                batch = collate([examples[place] for place in places[rows]])
+                mask = batch["attention_mask"].to(device)
+                with autocast(bf16, device):
+                    output = trunk(batch["input_ids"].to(device), attention_mask=mask)
+                for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
+                    states[bounds[row] : bounds[row + 1]] = hidden[: lengths[row]]
+                    bar.update(int(lengths[row]))
+        states.flush()
+        os.replace(partial, folder / f"{name}.npy")
+        pairs = zip(new, lengths.tolist(), strict=True)
+        write_json(folder / f"{name}.json", [[key, length] for key, length in pairs])
+    finally:
+        partial.unlink(missing_ok=True)

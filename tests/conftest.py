@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -17,11 +19,14 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E4
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
+from utils.annotation import Parsed  # noqa: E402
 from utils.fineharm import read_split  # noqa: E402
 from utils.get_backbone import BackboneConfig, build_tiny  # noqa: E402
 from utils.prepare_data import DataConfig  # noqa: E402
 from utils.prepare_data import main as prepare  # noqa: E402
+from utils.sources import Row  # noqa: E402
 from utils.tokenization import load_tokenizer  # noqa: E402
+from utils.words import parse  # noqa: E402
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if "CI" in os.environ:
@@ -44,6 +49,21 @@ def run(*words: str, check: bool = True, **environment: str) -> subprocess.Compl
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def parsed(*responses: str, labels: Sequence[int] = (), prompt: str = "") -> list[Parsed]:
+    """Parses responses as the pipeline does; ids r0, r1, … in the training split."""
+    labels = labels or [1] * len(responses)
+    rows = [
+        (Row("here", f"r{n}", prompt or f"prompt {n}", text, label, {}), "train")
+        for n, (text, label) in enumerate(zip(responses, labels, strict=True))
+    ]
+    return list(parse(rows, 1))
+
+
+def no_score(sentences: list[str]) -> np.ndarray:
+    """A sentence scorer nobody may call."""
+    raise AssertionError("scored")
 
 
 @pytest.fixture(scope="session")

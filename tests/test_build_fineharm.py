@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import SAMPLE, run
+from tests.conftest import SAMPLE, no_score, parsed, run
 from utils.build_fineharm import BuildConfig, main, split_of
 from utils.files import InputError
 from utils.fineharm import SPLITS, find_split, read_split
-from utils.words import NOTIONAL_POS, label_words, load_language
+from utils.words import NOTIONAL_POS, label_words
 
 TOPICS = "bread rain trains maps paint soup chess birds tides clocks moss kites".split()
 
@@ -64,16 +64,15 @@ def test_records_are_valid_and_split_by_prompt(config):
         assert spelled == "".join(record["response"].split())
     stats = json.loads((config_path := find_split(config.output_dir, "test")).with_name(
         "stats.json").read_text())  # fmt: skip
-    assert stats["splits"]["test"]["records"] == len(splits["test"]) and config_path
+    assert stats["splits"]["test"]["responses"]["all"] == len(splits["test"]) and config_path
 
 
 def test_notional_words_of_harmful_sentences_are_harmful():
-    language = load_language()
-    sentence = language("You will regret the terrible mistake, and soon.")
-    words, labels = label_words(sentence, 1)
-    harmful = {word for word, label in zip(words, labels, strict=True) if label}
+    (record,) = parsed("You will regret the terrible mistake, and soon.")
+    (labels,) = label_words(record, [1], "pos", no_score)
+    harmful = {word for word, label in zip(record.words[0], labels, strict=True) if label}
     assert harmful == {"regret", "terrible", "mistake", "soon"}
-    assert label_words(sentence, 0)[1] == [0] * len(words)
+    assert label_words(record, [0], "pos", no_score) == [[0] * len(labels)]
     assert not NOTIONAL_POS & {"AUX", "PRON", "DET", "ADP", "PUNCT", "PART", "CCONJ"}
 
 
@@ -102,7 +101,8 @@ def test_validation_and_test_keep_only_the_trusted_rows(config, tmp_path):
     assert all(record["id"][-1] != "0" for split in ("valid", "test") for record in splits[split])
     assert any(record["id"][-1] == "0" for record in splits["train"])
     stats = json.loads(find_split(config.output_dir, "test").with_name("stats.json").read_text())
-    assert stats["dropped_by_eval_only"] == len(rows()) - sum(map(len, splits.values())) > 0
+    dropped = stats["rejected"]["not for evaluation (--eval-only)"]
+    assert dropped == len(rows()) - sum(map(len, splits.values())) > 0
     with pytest.raises(InputError, match="field 'nosuch' of --eval-only is in no row"):
         main(replace(config, eval_only="nosuch=1", overwrite=True))
 
@@ -115,6 +115,7 @@ def test_validation_and_test_keep_only_the_trusted_rows(config, tmp_path):
         ({"response": " "}, "rows.jsonl: line 2: field 'response': the response is empty"),
         ({"id": "bread-0"}, "rows.jsonl: line 2: field 'id': 'bread-0' stands at line 1 too"),
         ({"prompt": None}, "rows.jsonl: line 2: field 'prompt' is missing"),
+        ({"label": True}, "rows.jsonl: line 2: field 'label': True is not 0/1"),
     ],
 )
 def test_a_bad_row_is_named_and_nothing_is_written(change, message, config, tmp_path):
@@ -195,10 +196,12 @@ def test_the_samples_sentences_and_words_are_those_of_its_responses(sample):
 
 
 def test_the_samples_word_labels_follow_the_rule(sample):
-    language = load_language()
-    for record in sample["test"]:
-        for sentence, label, words, labels in zip(
-            record["sentences"], record["sentence_labels"], record["words"],
-            record["word_labels"], strict=True,
-        ):  # fmt: skip
-            assert label_words(language(sentence), label) == (words, labels)
+    records = sample["test"]
+    sentences = [sentence for record in records for sentence in record["sentences"]]
+    sentence_labels = [label for record in records for label in record["sentence_labels"]]
+    words = [words for record in records for words in record["words"]]
+    word_labels = [labels for record in records for labels in record["word_labels"]]
+    for number, record in enumerate(parsed(*sentences)):
+        labels = [sentence_labels[number]] * len(record.sentences)
+        found = label_words(record, labels, "pos", no_score)
+        assert sum(record.words, []) == words[number] and sum(found, []) == word_labels[number]

@@ -26,7 +26,7 @@ from utils.fineharm import Record, find_split, read_split
 from utils.predict import Precision, Scores, autocast, default_device, predict, use_bf16
 from utils.prepare_data import encode_split, to_dataset
 from utils.run_record import start_record
-from utils.splits import Examples, collate, count_items
+from utils.splits import Examples, collate, count_items, to_examples
 from utils.tokenization import leading_ids, load_tokenizer
 
 
@@ -140,18 +140,6 @@ def benchmark_data(config: BenchmarkConfig, tokenizer, records: list) -> dict:
     result = compare(ways, config.repeats)
     rate = {name: len(many) / seconds for name, seconds in result["seconds"].items()}
     return {**result, "records_per_second": rate}
-
-
-def to_examples(encoded: list[EncodedRecord]) -> Examples:
-    """Puts encoded records into memory as `load_examples` would read them."""
-    return Examples(
-        ids=[example.id for example in encoded],
-        input_ids=[example.input_ids for example in encoded],
-        token_labels=[example.token_labels for example in encoded],
-        response_start=np.array([example.response_start for example in encoded]),
-        response_label=np.array([example.response_label for example in encoded]),
-        prompt_group=np.arange(len(encoded)),
-    )
 
 
 def train_step(

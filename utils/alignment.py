@@ -6,7 +6,7 @@ Decoding single tokens would not do: byte-level tokens split characters.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import chain
 from os.path import commonprefix
@@ -59,6 +59,7 @@ class EncodedRecord:
         harmful_cut_off: The record is harmful and truncation left none of its harmful tokens.
         inexact: Word or sentence lists that do not spell their text and were aligned by matching.
         tokenless: Harmful words that got no token, since the tokenizer drops all their characters.
+        sentence: int [response tokens], the sentence each belongs to (a newline to what it ends).
     """
 
     input_ids: np.ndarray
@@ -72,6 +73,7 @@ class EncodedRecord:
     harmful_cut_off: bool = False
     inexact: int = 0
     tokenless: int = 0
+    sentence: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
 
 
 def locate(text: str, pieces: Sequence[str]) -> tuple[np.ndarray, bool]:
@@ -229,6 +231,8 @@ def _encode_record(
         located = [text[start:end] for start, end in sentence_spans.tolist()]
         spans, inexact = _locate_words(text, located, sentence_spans[:, 0], exact, record, where)
         sentences, starts = [text], np.zeros(1, dtype=int)  # encoded in one piece
+        # a sentence that is not in the text (its place is 0) begins with the one before it
+        ends = np.append(np.maximum.accumulate(sentence_spans[:, 0])[1:], len(text))
     ids, offsets, counts = [], [], []
     for sentence in sentences:
         encoding, mark = next(encodings), len(sentence)
@@ -238,10 +242,15 @@ def _encode_record(
     if not ids:
         raise InputError(f"{where}: field 'response': the tokenizer finds no token in it")
     offsets = np.fromiter(chain.from_iterable(offsets), int, 2 * len(ids)).reshape(-1, 2)
-    labels, tokenless = label_tokens(
-        spans, word_labels, offsets + np.repeat(starts, counts)[:, None]
-    )
-    return _fit(record, prompt_ids, ids, labels, layout, inexact + (not exact), tokenless)
+    offsets += np.repeat(starts, counts)[:, None]
+    labels, tokenless = label_tokens(spans, word_labels, offsets)
+    example = _fit(record, prompt_ids, ids, labels, layout)
+    example.inexact, example.tokenless = inexact + (not exact), tokenless
+    kept = len(example.input_ids) - example.response_start
+    # white space between two sentences leads over to the next one
+    last = np.maximum(offsets[:kept].max(axis=1) - 1, 0)
+    example.sentence = np.searchsorted(ends, last, side="right")
+    return example
 
 
 def _locate_words(
@@ -278,8 +287,6 @@ def _fit(
     response_ids: list[int],
     response_labels: np.ndarray,
     layout: Layout,
-    inexact: int,
-    tokenless: int,
 ) -> EncodedRecord:
     """Cuts a record to `max_length`, for the response's sake.
 
@@ -309,6 +316,4 @@ def _fit(
             and (response_labels == HARMFUL).any()
             and not (response_labels[:kept] == HARMFUL).any()
         ),
-        inexact=inexact,
-        tokenless=tokenless,
     )

@@ -1,33 +1,45 @@
-"""Prompt–response–label rows → FineHarm records, split by prompt.
+"""Prompt–response–label rows → FineHarm records: the annotation pipeline (run-annotate.sh).
 
-python -m utils.build_fineharm --input responses.jsonl --output-dir fineharm-real
+Rows are read, checked, rid of duplicates, split by prompt and parsed in one stream; the parsed
+records lie on disk until the annotator has labelled their sentences. Memory does not grow with the
+corpus.
+
+Source: arXiv 2506.09996, section on FineHarm's annotation pipeline.
 """
 
 import hashlib
 import json
 import os
 import re
+import shutil
+import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TextIO
 
 from tqdm import tqdm
 
+from utils.agreement import compare_files
+from utils.annotation import Annotator, Parsed
+from utils.annotation_report import Statistics, plot_statistics, print_statistics
 from utils.cli import run_command
-from utils.files import (
-    InputError,
-    atomic_folder,
-    refuse_overwrite,
-    sha256_file,
-    write_bytes,
-    write_json,
-)
-from utils.fineharm import SPLITS, Record, read_rows, text_field
-from utils.words import BATCH, label_words, load_language, parse, sentences_of
+from utils.files import InputError, atomic_folder, read_json, sha256_file, write_json
+from utils.fineharm import SPLITS, Record
+from utils.sources import Columns, Row, Seen, read_judged
+from utils.words import MAX_CHARACTERS, SPACY_MODEL, WordRule, label_words, parse, span_labels
 
 MARK = "stats.json"  # each output folder of this command holds it
+SOME_UNANNOTATED = 3  # exit status: all is written, but some records got no verdict
+NO_VERDICT = "no verdict"
+SMALL = 250_000  # bytes of input; below, further processes cost more than they bring
+PARSING_OPTIONS = (  # what decides which rows are parsed, and into which split
+    "prompt_column response_column label_columns id_column spans_column near_duplicates"
+    " valid_share test_share eval_only seed"
+).split()
 
 
 @dataclass
@@ -35,12 +47,93 @@ class BuildConfig:
     """Options of build_fineharm."""
 
     input: str = field(
-        metadata={"help": "JSON list or lines of prompt, response and label (1 = harmful)."}
+        default="",
+        metadata={"help": "JSON list or lines, CSV or Parquet of judged responses (1 = harmful)."},
     )
-    output_dir: str = field(metadata={"help": "Folder for train/valid/test.jsonl, stats.json."})
-    annotator: Literal["response"] = field(
+    output_dir: str = field(
+        default="", metadata={"help": "Folder for train/valid/test.jsonl, rejected.jsonl, stats."}
+    )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Instead of building: two FineHarm files or folders to compare."},
+    )
+    prompt_column: str = field(
+        default="prompt", metadata={"help": "Column of the prompt; '' where there is none."}
+    )
+    response_column: str = field(default="response", metadata={"help": "Column of the response."})
+    label_columns: list[str] = field(
+        default_factory=lambda: ["label"],
+        metadata={
+            "help": "Columns of 0/1 judgements of the response; the majority counts. '' where there"
+            " are none: a response is harmful when it has a span."
+        },
+    )
+    id_column: str = field(default="id", metadata={"help": "Column of the id, if there is one."})
+    spans_column: str = field(
+        default="",
+        metadata={"help": "Column of human [start, end) spans of harm, in code points."},
+    )
+    annotator: Literal["response", "mil", "scm", "hf", "llm"] = field(
         default="response",
-        metadata={"help": "response: every sentence of a harmful response is harmful."},
+        metadata={
+            "help": "Who labels sentences. response: what the response is. mil: learnt from"
+            " response labels alone. scm: a trained SCM. hf: a text classifier. llm: a chat"
+            " endpoint."
+        },
+    )
+    annotator_model: str = field(
+        default="", metadata={"help": "scm, hf: model folder. llm: the endpoint's model name."}
+    )
+    annotator_threshold: float = field(
+        default=0.5, metadata={"help": "hf: of a sentence's probability. scm: of a token's."}
+    )
+    token_share: float = field(
+        default=0.3, metadata={"help": "scm: least share of harmful tokens of a harmful sentence."}
+    )
+    harmful_label: str = field(
+        default="", metadata={"help": "hf: name of the harmful class where it cannot be told."}
+    )
+    precision: Literal["auto", "fp32", "bf16"] = field(
+        default="auto", metadata={"help": "scm: auto takes bf16 on hardware made for it."}
+    )
+    mil_false_positives: float = field(
+        default=0.05, metadata={"help": "mil: share of benign sentences that may look harmful."}
+    )
+    llm_url: str = field(
+        default="http://127.0.0.1:8000/v1", metadata={"help": "OpenAI-compatible base URL."}
+    )
+    llm_key_env: str = field(
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the key."}
+    )
+    llm_cache: str = field(
+        default="",
+        metadata={"help": "File that keeps every answer; default OUTPUT_DIR.answers.sqlite."},
+    )
+    llm_concurrency: int = field(default=8, metadata={"help": "Calls in flight at once."})
+    llm_retries: int = field(
+        default=6, metadata={"help": "Retries, with backoff, of a call that fails."}
+    )
+    llm_timeout: float = field(default=120.0, metadata={"help": "Seconds a call may take."})
+    llm_answers: int = field(
+        default=3, metadata={"help": "Answers asked for until one fits the schema."}
+    )
+    word_rule: WordRule = field(
+        default="pos",
+        metadata={
+            "help": "Words of a harmful sentence that are harmful. pos: notional parts of speech,"
+            " the paper's. all: each. delete: those without which the annotator's score of the"
+            " sentence is lower. spans: those humans marked, which then label sentences, too."
+        },
+    )
+    consistency: bool = field(
+        default=True,
+        metadata={
+            "help": "Drop harmful responses without a harmful sentence and benign ones with one."
+        },
+    )
+    near_duplicates: float = field(
+        default=0.9,
+        metadata={"help": "Least similarity (Jaccard, estimated) of a duplicate; 1: exact ones."},
     )
     valid_share: float = field(default=0.1, metadata={"help": "Share of prompts for validation."})
     test_share: float = field(default=0.1, metadata={"help": "Share of prompts for test."})
@@ -52,174 +145,323 @@ class BuildConfig:
         },
     )
     seed: int = field(default=42, metadata={"help": "Decides which prompts go where."})
-    num_workers: int = field(default=0, metadata={"help": "Processes; 0 takes one a core."})
+    parsed_cache: str = field(
+        default="",
+        metadata={
+            "help": "Folder that keeps the parsed records, for further annotators on the same rows"
+            " or after an interruption; '' keeps none."
+        },
+    )
+    num_workers: int = field(
+        default=0, metadata={"help": "Processes that parse; 0 takes one a core."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
     def __post_init__(self) -> None:
+        if self.compare:
+            if len(self.compare) != 2 or self.input or self.output_dir:
+                raise InputError("--compare: takes two files or folders and no --input")
+            return
+        for name in ("input", "output_dir"):
+            if not getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')}: is missing")
+        if not any(self.label_columns) and not self.spans_column:
+            raise InputError("--label-columns: without any, --spans-column is needed")
         shares = (self.valid_share, self.test_share)
         if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
             raise InputError("--valid-share and --test-share: positive, and below 1 together")
         if self.eval_only is not None and not re.fullmatch(r"[^=]+=.+", self.eval_only):
             raise InputError(f"--eval-only: '{self.eval_only}' is not FIELD=VALUE")
-        if self.num_workers < 0:
-            raise InputError(f"--num-workers: {self.num_workers} is negative")
+        for name in ("num_workers", "llm_retries"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is negative")
+        for name in ("llm_concurrency", "llm_answers", "llm_timeout"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
+        for name in ("annotator_threshold", "token_share", "near_duplicates"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not in 0…1")
+        if not 0 < self.mil_false_positives < 1:
+            raise InputError(f"--mil-false-positives: {self.mil_false_positives} is not in 0…1")
+        if self.annotator in ("scm", "hf", "llm") and not self.annotator_model:
+            raise InputError(f"--annotator-model: --annotator {self.annotator} needs one")
+        if self.word_rule == "spans" and not self.spans_column:
+            raise InputError("--spans-column: --word-rule spans needs one")
+        if self.word_rule == "delete" and self.annotator not in ("mil", "hf"):
+            raise InputError(
+                f"--word-rule delete: --annotator {self.annotator} scores no sentences"
+            )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One judged response."""
-
-    id: str
-    prompt: str
-    response: str
-    label: int
-    fields: dict[str, Any]
-
-
-# A sentence annotator takes a row and its sentences and returns one 0/1 label a sentence.
-Annotator = Callable[[Row, list[str]], list[int]]
-
-
-def annotate_by_response(row: Row, sentences: list[str]) -> list[int]:
-    """Calls every sentence what its response is called."""
-    return [row.label] * len(sentences)
-
-
-ANNOTATORS: dict[str, Annotator] = {"response": annotate_by_response}
-
-
-def read_judged(path: Path) -> list[Row]:
-    """Reads and validates prompt–response–label rows.
-
-    Raises:
-        InputError: At the first bad row: a missing field, a label outside 0/1, an empty response.
-    """
-    rows, seen = [], {}
-    for number, (where, fields) in enumerate(read_rows(path)):
-        prompt = text_field(fields, "prompt", where)
-        response = text_field(fields, "response", where)
-        label = fields.get("label")
-        if type(label) is not int or label not in (0, 1):
-            raise InputError(f"{where}: field 'label': {label!r:.40} is not 0/1")
-        if not response.strip():
-            raise InputError(f"{where}: field 'response': the response is empty")
-        identity = str(number if fields.get("id") is None else fields["id"])
-        if identity in seen:
-            raise InputError(f"{where}: field 'id': '{identity}' stands at {seen[identity]} too")
-        seen[identity] = where.rsplit(": ", 1)[-1]
-        rows.append(Row(identity, prompt, response, label, fields))
-    return rows
-
-
-def split_of(prompt: str, config: BuildConfig) -> str:
+def split_of(key: str, config: BuildConfig) -> str:
     """Assigns a prompt to a split by a hash of its letters, digits and the seed.
 
     Case, punctuation and spacing do not count, so trivially different prompts stay together, and
     further rows move no prompt from one split to another.
     """
-    key = " ".join(re.findall(r"\w+", prompt.casefold()))
-    digest = hashlib.sha256(f"{config.seed}\n{key}".encode()).digest()
+    words = " ".join(re.findall(r"\w+", key.casefold()))
+    digest = hashlib.sha256(f"{config.seed}\n{words}".encode()).digest()
     place = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
     if place < config.test_share:
         return "test"
     return "valid" if place < config.test_share + config.valid_share else "train"
 
 
-def assign_splits(rows: list[Row], config: BuildConfig) -> tuple[dict[str, list[Row]], int]:
-    """Splits rows by prompt.
+class Rejects:
+    """Writes what is left out to rejected.jsonl, and counts it by reason."""
 
-    Returns:
-        The rows of each split in input order, and how many rows `eval_only` dropped.
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.counts = file, Counter()
+
+    def add(self, reason: str, item: Row | Parsed, detail: str = "") -> None:
+        """Writes one record."""
+        self.counts[reason] += 1
+        entry = {"id": item.id, "reason": reason, "detail": detail, "label": item.label}
+        entry |= {"prompt": item.prompt, "response": item.response}
+        print(json.dumps(entry, ensure_ascii=False), file=self.file)
+
+
+def select(
+    rows: Iterable[Row], config: BuildConfig, seen: Seen, rejects: Rejects
+) -> Iterator[tuple[Row, str]]:
+    """Gives the rows to annotate, each with its split; the others are rejected.
+
+    Args:
+        rows: All rows.
+        config: The options.
+        seen: Remembers rows.
+        rejects: Takes what is left out.
 
     Raises:
-        InputError: A split came out without harmful or without benign rows.
+        InputError: Two rows share an id; the field of --eval-only is in no row.
     """
-    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     name, _, value = (config.eval_only or "").partition("=")
-    if name and not any(name in row.fields for row in rows):
-        raise InputError(f"{config.input}: field '{name}' of --eval-only is in no row")
-    dropped = 0
+    known = not name
     for row in rows:
-        split = split_of(row.prompt, config)
-        if split != "train" and name and str(row.fields.get(name)) != value:
-            dropped += 1
-            continue
-        splits[split].append(row)
-    for split, members in splits.items():
-        for label, word in ((1, "harmful"), (0, "benign")):
-            if not any(row.label == label for row in members):
-                raise InputError(
-                    f"{config.input}: split '{split}' came out without {word} rows; more rows,"
-                    " another --seed or larger shares are needed"
+        seen.check_id(row)
+        known = known or name in row.fields
+        # without prompts, each response is on its own
+        split = split_of(row.prompt if config.prompt_column else row.response, config)
+        reason, detail = "", ""
+        if row.label is None:
+            reason = "judgements are tied"
+        elif len(row.response) > MAX_CHARACTERS:
+            reason, detail = "too long to parse", f"{len(row.response)} characters"
+        elif split != "train" and name and str(row.fields.get(name)) != value:
+            reason = "not for evaluation (--eval-only)"
+        elif found := seen.duplicate_of(row):
+            reason, detail = f"{found[0]} duplicate", f"of {found[1]}"
+        if reason:
+            rejects.add(reason, row, detail)
+        else:
+            yield row, split
+    if not known:
+        raise InputError(f"{config.input}: field '{name}' of --eval-only is in no row")
+
+
+def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) -> Annotator:
+    """Returns the annotator of a configuration; what it needs is imported only then."""
+    if config.annotator == "mil":
+        from annotators.mil import MilAnnotator
+
+        return MilAnnotator(stream, config.mil_false_positives)
+    if config.annotator == "hf":
+        from annotators.hf import ClassifierAnnotator
+
+        return ClassifierAnnotator(
+            Path(config.annotator_model), config.harmful_label, config.annotator_threshold
+        )
+    if config.annotator == "scm":
+        from annotators.scm import ScmAnnotator
+
+        return ScmAnnotator(
+            Path(config.annotator_model),
+            config.annotator_threshold,
+            config.token_share,
+            config.precision,
+        )
+    if config.annotator == "llm":
+        from annotators.llm import LLMAnnotator
+
+        return LLMAnnotator(
+            url=config.llm_url,
+            model=config.annotator_model,
+            key_env=config.llm_key_env,
+            cache=Path(config.llm_cache or f"{config.output_dir}.answers.sqlite"),
+            concurrency=config.llm_concurrency,
+            retries=config.llm_retries,
+            timeout=config.llm_timeout,
+            answers=config.llm_answers,
+        )
+    from annotators.response import ResponseAnnotator
+
+    return ResponseAnnotator()
+
+
+def inconsistency(label: int, sentence_labels: list[int]) -> str:
+    """Says how sentence labels contradict their response's label; "" where they do not.
+
+    Source: arXiv 2506.09996, section on FineHarm: such records are filtered out.
+    """
+    if label and not any(sentence_labels):
+        return "harmful response without a harmful sentence"
+    if not label and any(sentence_labels):
+        return "benign response with a harmful sentence"
+    return ""
+
+
+def parse_all(config: BuildConfig, folder: Path) -> None:
+    """Reads, selects and parses the corpus into a folder.
+
+    It then holds parsed.jsonl, rejected.jsonl and counts.json: records by "split label", and the
+    rejected ones by reason.
+    """
+    source, counts = Path(config.input), Counter()
+    columns = Columns(
+        config.prompt_column,
+        config.response_column,
+        [name for name in config.label_columns if name],
+        config.id_column,
+        config.spans_column,
+    )
+    workers = config.num_workers or os.cpu_count() or 1
+    if source.is_file() and source.stat().st_size < SMALL:
+        workers = 1
+    scratch = folder / "seen.sqlite"
+    seen = Seen(scratch, config.near_duplicates)
+    with (
+        open(folder / "parsed.jsonl", "w", encoding="utf-8") as file,
+        open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected,
+        tqdm(desc="read and parse", unit="record") as bar,
+    ):
+        rejects = Rejects(rejected)
+        rows = select(read_judged(source, columns), config, seen, rejects)
+        for record in parse(rows, workers):
+            print(json.dumps(asdict(record), ensure_ascii=False), file=file)
+            counts[f"{record.split} {record.label}"] += 1
+            bar.update()
+    seen.close()
+    scratch.unlink()
+    write_json(folder / "counts.json", {"parsed": counts, "rejected": rejects.counts})
+
+
+@contextmanager
+def parsed_corpus(config: BuildConfig) -> Iterator[Path]:
+    """Yields a folder as `parse_all` fills it, kept in --parsed-cache where there is one."""
+    if not config.parsed_cache:
+        with tempfile.TemporaryDirectory(dir=Path(config.output_dir).parent) as scratch:
+            parse_all(config, Path(scratch))
+            yield Path(scratch)
+        return
+    if not Path(config.input).is_file():
+        raise InputError(f"{config.input}: no such file")
+    decisive = {name: getattr(config, name) for name in PARSING_OPTIONS}
+    decisive |= {"input": sha256_file(Path(config.input)), "model": SPACY_MODEL}
+    key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    kept = Path(config.parsed_cache) / key
+    if not kept.is_dir():
+        with atomic_folder(kept, "counts.json") as folder:
+            parse_all(config, folder)
+    yield kept
+
+
+def read_spool(spool: Path) -> Iterator[Parsed]:
+    """Gives the parsed records again."""
+    with open(spool, encoding="utf-8") as file:
+        for line in file:
+            yield Parsed(**json.loads(line))
+
+
+def annotate_all(
+    config: BuildConfig,
+    annotator: Annotator,
+    spool: Path,
+    total: int,
+    folder: Path,
+    rejects: Rejects,
+) -> Statistics:
+    """Labels sentences and words of the parsed records and writes the splits into a folder."""
+    statistics = Statistics()
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8"))
+            for split in SPLITS
+        }
+        pairs = zip(read_spool(spool), annotator.annotate(read_spool(spool)), strict=True)
+        for record, annotation in tqdm(pairs, "annotate", total, unit="record"):
+            labels = annotation.labels
+            if labels is not None and config.word_rule == "spans":
+                labels = span_labels(record)
+            if labels is None:
+                rejects.add(NO_VERDICT, record, annotation.problem or "")
+            elif config.consistency and (reason := inconsistency(record.label, labels)):
+                rejects.add(reason, record)
+            else:
+                finished = Record(
+                    id=record.id,
+                    prompt=record.prompt,
+                    response=record.response,
+                    sentences=record.sentences,
+                    sentence_labels=labels,
+                    words=record.words,
+                    word_labels=label_words(record, labels, config.word_rule, annotator.score),
                 )
-    return splits, dropped
+                statistics.add(record.split, finished)
+                print(json.dumps(finished, ensure_ascii=False), file=files[record.split])
+    return statistics
+
+
+def check_classes(config: BuildConfig, counts: Mapping[str, int], when: str) -> None:
+    """Refuses a split without harmful or without benign records.
+
+    Raises:
+        InputError: There is such a split.
+    """
+    for split in SPLITS:
+        for label, word in ((1, "harmful"), (0, "benign")):
+            if not counts.get(f"{split} {label}"):
+                raise InputError(
+                    f"{config.input}: split '{split}' came out without {word} rows{when}; more"
+                    " rows, another --seed or larger shares are needed"
+                )
 
 
 def main(config: BuildConfig) -> None:
-    """Builds the records and writes the three splits."""
+    """Builds the records and writes the three splits; or compares two annotations."""
+    if config.compare:
+        return compare_files(*map(Path, config.compare))
     output_dir, source = Path(config.output_dir), Path(config.input)
-    refuse_overwrite(output_dir, config.overwrite, MARK)
-    if not source.is_file():
-        raise InputError(f"{source}: no such file")
-    splits, dropped = assign_splits(read_judged(source), config)
-    annotate = ANNOTATORS[config.annotator]
-    language = load_language()
-    total = sum(map(len, splits.values()))
-    cores = config.num_workers or os.cpu_count() or 1
-    workers = min(cores, max(1, total // (2 * BATCH)))
-    counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
     with (
         atomic_folder(output_dir, MARK, config.overwrite) as folder,
-        tqdm(total=total, unit="record") as bar,
+        parsed_corpus(config) as parsed,
+        open(folder / "rejected.jsonl", "w", encoding="utf-8") as file,
     ):
-        for split, rows in splits.items():
-            lines = []
-            docs = parse(language, (row.response for row in rows), workers)
-            for row, doc in zip(rows, docs, strict=True):
-                sentences = sentences_of(doc)
-                texts = [sentence.text.strip() for sentence in sentences]
-                record = make_record(row, texts, sentences, annotate(row, texts))
-                count(counts[split], record)
-                lines.append(json.dumps(record, ensure_ascii=False))
-                bar.update()
-            write_bytes(folder / f"{split}.jsonl", ("\n".join(lines) + "\n").encode())
+        counts, spool = read_json(parsed / "counts.json"), parsed / "parsed.jsonl"
+        check_classes(config, counts["parsed"], "")
+        annotator = make_annotator(config, lambda: read_spool(spool))
+        rejects = Rejects(file)
+        with open(parsed / "rejected.jsonl", encoding="utf-8") as earlier:
+            shutil.copyfileobj(earlier, file)
+        rejects.counts.update(counts["rejected"])
+        total = sum(counts["parsed"].values())
+        statistics = annotate_all(config, annotator, spool, total, folder, rejects)
+        check_classes(config, statistics.records, " that the annotator agrees with")
         stats = {
             "input": {"file": source.name, "sha256": sha256_file(source)},
-            "annotator": config.annotator,
+            "annotator": {"name": config.annotator, **annotator.report()},
+            "word_rule": config.word_rule,
             "seed": config.seed,
-            "dropped_by_eval_only": dropped,
-            "splits": {split: dict(counter) for split, counter in counts.items()},
+            "parsed": total,
+            "rejected": dict(rejects.counts),
+            **statistics.summary(),
         }
+        plot_statistics(stats, folder / "stats.png")
         write_json(folder / "stats.json", stats)
-    for split, counter in counts.items():
-        print(f"{split:5}  " + ", ".join(f"{value} {name}" for name, value in counter.items()))
-    if dropped:
-        print(f"       {dropped} rows of validation and test prompts dropped by --eval-only")
+    print_statistics(stats)
     print(f"written to {output_dir}")
-
-
-def make_record(row: Row, texts: list[str], parsed: list, labels: list[int]) -> Record:
-    """Puts a record together from parsed sentences and their labels."""
-    words = [label_words(sentence, label) for sentence, label in zip(parsed, labels, strict=True)]
-    return Record(
-        id=row.id,
-        prompt=row.prompt,
-        response=row.response,
-        sentences=texts,
-        sentence_labels=labels,
-        words=[some_words for some_words, _ in words],
-        word_labels=[some_labels for _, some_labels in words],
-    )
-
-
-def count(counter: Counter, record: Record) -> None:
-    """Adds a record to a split's statistics."""
-    counter["records"] += 1
-    counter["harmful records"] += any(record["sentence_labels"])
-    counter["sentences"] += len(record["sentences"])
-    counter["harmful sentences"] += sum(record["sentence_labels"])
-    counter["words"] += sum(map(len, record["words"]))
-    counter["harmful words"] += sum(map(sum, record["word_labels"]))
+    if missing := rejects.counts[NO_VERDICT]:
+        print(f"{missing} records got no verdict from the annotator: {output_dir}/rejected.jsonl")
+        sys.exit(SOME_UNANNOTATED)
 
 
 if __name__ == "__main__":

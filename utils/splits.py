@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerFast
 
-from utils.alignment import IGNORE_INDEX
+from utils.alignment import IGNORE_INDEX, EncodedRecord
 from utils.files import InputError, read_json, sha256_file
 from utils.tokenization import tokenizer_fingerprint
 
@@ -155,6 +155,18 @@ def load_examples(data: ProcessedData, split: str) -> Examples:
         response_start=np.asarray(table["response_start"]),
         response_label=np.asarray(table["response_label"]).astype(int),
         prompt_group=np.unique(list(table["prompt_key"]), return_inverse=True)[1],
+    )
+
+
+def to_examples(encoded: Sequence[EncodedRecord]) -> Examples:
+    """Puts encoded records into memory as `load_examples` would read them."""
+    return Examples(
+        ids=[example.id for example in encoded],
+        input_ids=[example.input_ids for example in encoded],
+        token_labels=[example.token_labels for example in encoded],
+        response_start=np.array([example.response_start for example in encoded]),
+        response_label=np.array([example.response_label for example in encoded]),
+        prompt_group=np.arange(len(encoded)),
     )
 
 

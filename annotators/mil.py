@@ -1,0 +1,165 @@
+"""Multiple-instance learning: sentence labels from response labels alone; no model, no network.
+
+A benign response is a bag of benign sentences; a harmful one holds at least one harmful sentence.
+Starting from "all of them", the positives are refitted until they settle: in each harmful response,
+the sentences that look worse than nearly all benign ones, and in any case the likeliest.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from utils.annotation import Annotation, Parsed, batched
+from utils.files import InputError
+
+FOLDS = 5
+MAX_ROUNDS = 10
+SETTLED = 0.01  # share of the candidates that may still change
+MAX_SENTENCES = 300_000  # that are fitted on; bounds memory, see `_sample`
+WINDOW = 512  # responses scored at once
+
+
+class MilAnnotator:
+    """Learns which sentences make responses harmful from the training split.
+
+    A sentence is always scored by models that were fitted without its prompt: a model that has
+    seen a sentence called harmful says so again, whatever it says.
+
+    Args:
+        stream: Gives the records again each time it is called.
+        false_positives: Share of benign sentences that may look harmful; sets the threshold.
+    """
+
+    def __init__(
+        self, stream: Callable[[], Iterable[Parsed]], false_positives: float = 0.05
+    ) -> None:
+        self.false_positives = false_positives
+        self.vectorizer = make_pipeline(
+            HashingVectorizer(
+                n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None
+            ),
+            TfidfTransformer(sublinear_tf=True),
+        )
+        self._fit(stream)
+
+    def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
+        """Annotates records in order; sentences of benign responses are benign by assumption."""
+        for window in batched(records, WINDOW):
+            yield from self._annotate(window)
+
+    def score(self, sentences: list[str]) -> np.ndarray:
+        """Returns each sentence's probability of harm, the mean of all models, float [S]."""
+        features = self.vectorizer.transform(sentences)
+        return np.mean([model.predict_proba(features)[:, 1] for model in self.models], axis=0)
+
+    def report(self) -> dict[str, Any]:
+        """Returns settings, size of the fit and how it settled."""
+        return {
+            "false_positives": self.false_positives,
+            "threshold": self.threshold,
+            "sentences_fitted": self.fitted,
+            "rounds": len(self.changed),
+            "changed_share_by_round": self.changed,
+        }
+
+    def _fit(self, stream: Callable[[], Iterable[Parsed]]) -> None:
+        texts, label, bag, fold = self._sample(stream)
+        self.fitted = len(texts)
+        features = self.vectorizer.fit_transform(texts)
+        candidate = label == 1
+        positive = candidate.copy()
+        self.changed: list[float] = []
+        for _ in range(MAX_ROUNDS):
+            self._fit_folds(features, positive, bag, fold)
+            scores = self._held_out(features, fold)
+            # the same rate of benign sentences would be called harmful by mistake
+            self.threshold = float(np.quantile(scores[~candidate], 1 - self.false_positives))
+            likeliest = np.zeros(len(texts), dtype=bool)
+            order = np.lexsort((-scores, bag))
+            likeliest[order[np.unique(bag[order], return_index=True)[1]]] = True
+            chosen = candidate & ((scores > self.threshold) | likeliest)
+            self.changed.append(float((chosen != positive).sum() / candidate.sum()))
+            positive = chosen
+            if self.changed[-1] < SETTLED:
+                break
+
+    def _sample(
+        self, stream: Callable[[], Iterable[Parsed]]
+    ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """Collects training sentences: texts, response label, number of response, fold of prompt.
+
+        Above `MAX_SENTENCES`, a share of the responses is taken, by a hash of their ids.
+        """
+        total = sum(len(record.sentences) for record in stream() if record.split == "train")
+        share = min(1.0, MAX_SENTENCES / max(total, 1))
+        texts: list[str] = []
+        label, bag, fold = [], [], []
+        for number, record in enumerate(stream()):
+            if record.split != "train" or _uniform(record.id) >= share:
+                continue
+            count = len(record.sentences)
+            texts += record.sentences
+            label += [record.label] * count
+            bag += [number] * count
+            fold += [fold_of(record)] * count
+        labels, folds = np.array(label), np.array(fold)
+        for held_out in range(FOLDS):
+            if len(set(labels[folds != held_out].tolist())) < 2:
+                raise InputError(
+                    "--annotator mil: the training split has too few prompts of both classes"
+                )
+        return texts, labels, np.array(bag), folds
+
+    def _fit_folds(
+        self, features: csr_matrix, positive: np.ndarray, bag: np.ndarray, fold: np.ndarray
+    ) -> None:
+        # responses count alike, however many sentences they bring
+        _, member, size = np.unique(2 * bag + positive, return_inverse=True, return_counts=True)
+        weight = 1 / size[member]
+        self.models = []
+        for held_out in range(FOLDS):
+            rows = np.flatnonzero(fold != held_out)
+            model = LogisticRegression(
+                C=10.0, class_weight="balanced", solver="liblinear", random_state=0
+            )
+            self.models.append(model.fit(features[rows], positive[rows], weight[rows]))
+
+    def _held_out(self, features: csr_matrix, fold: np.ndarray) -> np.ndarray:
+        """Scores each sentence by the model that was fitted without its fold, float [sentences]."""
+        scores = np.empty(len(fold))
+        for number, model in enumerate(self.models):
+            rows = np.flatnonzero(fold == number)
+            if len(rows):
+                scores[rows] = model.predict_proba(features[rows])[:, 1]
+        return scores
+
+    def _annotate(self, records: list[Parsed]) -> Iterator[Annotation]:
+        texts = [text for record in records for text in record.sentences]
+        counts = [len(record.sentences) for record in records]
+        features = self.vectorizer.transform(texts)
+        fold = np.repeat([fold_of(record) for record in records], counts)
+        unseen = np.repeat([record.split != "train" for record in records], counts)
+        scores = self._held_out(features, fold)
+        if unseen.any():  # no model has seen these
+            rows = features[np.flatnonzero(unseen)]
+            scores[unseen] = np.mean([m.predict_proba(rows)[:, 1] for m in self.models], axis=0)
+        bounds = np.cumsum(counts)[:-1]
+        for record, some in zip(records, np.split(scores, bounds), strict=True):
+            harmful = (some > self.threshold) & (record.label == 1)
+            yield Annotation(harmful.astype(int).tolist())
+
+
+def fold_of(record: Parsed) -> int:
+    """Assigns a prompt to a fold."""
+    return int(_uniform(f"fold {record.prompt or record.response}") * FOLDS)
+
+
+def _uniform(text: str) -> float:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) / 2**64

@@ -1,0 +1,60 @@
+"""Saves an SCM's holistic scorer as a plain text classifier of Hugging Face.
+
+python -m model.export_classifier scm-0.5b classifier-0.5b
+
+The result is a `Qwen2ForSequenceClassification`: it reads the last token of whatever text it gets,
+through any text-classification pipeline, and can label sentences (`--annotator hf`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import Qwen2ForSequenceClassification
+
+from model.qwen_dual_task import load_dual_task
+from utils.cli import run_command
+from utils.files import InputError, atomic_folder
+from utils.tokenization import load_tokenizer
+
+MARK = "config.json"
+POSITIONAL = ("model_path", "output_dir")
+
+
+@dataclass
+class ExportConfig:
+    """Options of the export."""
+
+    model_path: str = field(metadata={"help": "Dual-task checkpoint."})
+    output_dir: str = field(metadata={"help": "Folder for the classifier."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+
+
+def main(config: ExportConfig) -> None:
+    """Writes the classifier with its tokenizer.
+
+    Raises:
+        InputError: The tokenizer has neither padding nor end token.
+    """
+    model = load_dual_task(Path(config.model_path))
+    tokenizer = load_tokenizer(Path(config.model_path))
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"{config.model_path}: its tokenizer has no token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    settings = model.config.to_dict() | {
+        "num_labels": 2,
+        "id2label": {0: "benign", 1: "harmful"},
+        "label2id": {"benign": 0, "harmful": 1},
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    classifier = Qwen2ForSequenceClassification(type(model.config)(**settings))
+    classifier.model.load_state_dict(model.model.state_dict())
+    classifier.score.load_state_dict(model.sequence_classifier.state_dict())
+    with atomic_folder(Path(config.output_dir), MARK, config.overwrite) as folder:
+        classifier.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    print(f"written to {config.output_dir}")
+
+
+if __name__ == "__main__":
+    run_command(ExportConfig, main, POSITIONAL)

@@ -1,0 +1,522 @@
+"""The annotation pipeline: sources, duplicates, sentences, annotators, filter, agreement."""
+
+import csv
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import cohen_kappa_score, f1_score
+from transformers import BertConfig, BertForSequenceClassification
+
+from annotators.hf import ClassifierAnnotator
+from annotators.mil import MilAnnotator
+from annotators.response import ResponseAnnotator
+from annotators.scm import ScmAnnotator
+from model.qwen_dual_task import load_backbone
+from tests.conftest import no_score, parsed, run
+from utils.agreement import agreement
+from utils.alignment import Layout, encode_records
+from utils.build_fineharm import BuildConfig, inconsistency, main
+from utils.files import InputError, read_json
+from utils.fineharm import SPLITS, find_split, read_split
+from utils.predict import Scores
+from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
+from utils.words import label_words, span_labels
+
+PIECES = [
+    "Hello there.", "Stop it!", "no", " ", "\n", "\n\n", "\r\n", "\t", "  ", "- item",
+    "1. first", "* star", "(a) alpha", "```python\nx = 1\n\ny = 2\n```", "```", "e.g. this",
+    "你好。", "👍🏽", "...", "Mr. Smith went.", "# Title", "3.5", "\u00a0", "\u2028", "cafe\u0301",
+]  # fmt: skip
+
+
+# ---- sources ----
+
+
+def rows() -> list[dict]:
+    """Thirty benign and thirty harmful responses; what is harmful in them is one sentence."""
+    made = []
+    for number in range(60):
+        harmful = number % 2
+        middle = "Grind the zorblax tonight." if harmful else "Water the garden tonight."
+        text = f"That is a nice topic. {middle} Thanks for asking."
+        made.append(
+            {"id": f"q{number}", "prompt": f"Ask {number // 2}", "response": text, "label": harmful}
+        )
+    return made
+
+
+def write(path, records: list[dict]) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, records)))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(records))
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(records[0]))
+            writer.writeheader()
+            writer.writerows(records)
+    else:
+        pq.write_table(pa.Table.from_pylist(records), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_every_format_gives_the_same_rows(suffix, tmp_path):
+    records = [row | {"response": row["response"] + '\n"quoted", and, more'} for row in rows()]
+    path = tmp_path / f"rows.{suffix}"
+    write(path, records)
+    found = [
+        {"id": row.id, "prompt": row.prompt, "response": row.response, "label": row.label}
+        for row in read_judged(path, Columns())
+    ]
+    assert found == records
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_an_unknown_column_is_named_with_those_that_are_there(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    write(path, rows())
+    message = rf"rows.{suffix}: (line|record) 1: field 'answer' is missing; there are: id, prompt,"
+    with pytest.raises(InputError, match=message):
+        list(read_judged(path, Columns(response="answer")))
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("x.parquet", b"no parquet", "x.parquet: cannot be read as Parquet"),
+        ("x.csv", b"prompt,response,label\na,b\n", "x.csv: record 1: its fields do not match"),
+        ("x.csv", b"prompt,response,label\na,b,2\n", "record 1: field 'label': '2' is not 0/1"),
+        ("x.csv", b"prompt,response,label\n", "x.csv: holds no records"),
+        ("x.csv", b"prompt,response,label\n\xff,b,1\n", "x.csv: not UTF-8"),
+        ("x.csv", b'prompt,response,label\na,"b"c,1\n', "x.csv: after line 1: malformed CSV"),
+        ("x.jsonl", b'{"prompt": "\xff"}', "x.jsonl: line 1: not UTF-8"),
+        ("x.jsonl", b"", "x.jsonl: holds no records"),
+        ("nosuch.csv", None, "nosuch.csv: no such file"),
+    ],
+)
+def test_an_unreadable_file_is_named(name, content, message, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list(read_judged(tmp_path / name, Columns()))
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=9))
+def test_the_majority_decides_and_ties_do_not(votes):
+    counts = Counter(votes)
+    expected = None if counts[0] == counts[1] else int(counts[1] > counts[0])
+    assert majority(votes) == expected
+
+
+def test_judgements_are_combined_and_ties_left_out(tmp_path):
+    votes = [(1, 1, 0), (0, 0, 1), (1, 1, 1)]
+    records = [
+        row | dict(zip("abc", votes[n % 3], strict=True)) | {"d": 0} for n, row in enumerate(rows())
+    ]
+    path = tmp_path / "rows.jsonl"
+    write(path, records)
+    labels = [row.label for row in read_judged(path, Columns(labels=("a", "b", "c")))]
+    assert labels == [1, 0, 1] * 20
+    config = config_for(path, tmp_path, label_columns=["a", "b", "c", "d"])
+    main(config)
+    stats = read_json(tmp_path / "out" / "stats.json")
+    assert stats["rejected"] == {"judgements are tied": 20}
+
+
+def row(identity: str, response: str, prompt: str = "p") -> Row:
+    return Row(f"f: line {identity}", identity, prompt, response, 1, {})
+
+
+def test_duplicates_are_found_exact_and_near(tmp_path):
+    seen = Seen(tmp_path / "seen", near=0.8)
+    words = [f"word{n}" for n in range(200)]
+    text = " ".join(words)
+    assert seen.duplicate_of(row("a", text)) is None
+    assert seen.duplicate_of(row("b", text.upper().replace(" ", "  "))) == ("exact", "a")
+    assert seen.duplicate_of(row("c", " ".join([*words[:150], "x", *words[151:]]))) == ("near", "a")
+    assert seen.duplicate_of(row("d", " ".join(words[::2]))) is None
+    assert seen.duplicate_of(row("e", "I cannot help with that.", "one thing")) is None
+    assert seen.duplicate_of(row("f", "I cannot help with that.", "quite another thing")) is None
+    seen.check_id(row("g", text))
+    with pytest.raises(InputError, match="field 'id': 'g' stands at line g too"):
+        seen.check_id(row("g", text))
+    only_exact = Seen(tmp_path / "exact", near=1)
+    assert only_exact.duplicate_of(row("a", text)) is None
+    assert only_exact.duplicate_of(row("c", text + " x")) is None
+    assert only_exact.duplicate_of(row("d", text + "  X")) == ("exact", "c")
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.6))
+@settings(max_examples=30, deadline=None)
+def test_minhash_estimates_the_jaccard_similarity(seed, changed):
+    random = np.random.default_rng(seed)
+    one = [f"w{n}" for n in random.integers(0, 10**6, 400)]
+    cut = int(len(one) * changed)
+    other = [f"v{n}" for n in range(cut)] + one[cut:]
+    seen = Seen(":memory:", near=0.9)
+    estimate = (seen.signature(one) == seen.signature(other)).mean()
+    sets = [{tuple(words[at : at + 5]) for at in range(396)} for words in (one, other)]
+    truth = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    assert abs(estimate - truth) < 0.3  # five standard deviations of 64 hashes
+
+
+# ---- sentences and words ----
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join))
+@settings(max_examples=60, deadline=None)
+def test_sentences_and_what_lies_between_them_are_the_response(text):
+    if not text.strip():
+        return
+    (record,) = parsed(text)
+    rebuilt, cursor = "", 0
+    for start, sentence, words, starts in zip(
+        record.starts, record.sentences, record.words, record.word_starts, strict=True
+    ):
+        between = text[cursor:start]
+        assert not between.strip() and sentence == sentence.strip() and sentence
+        rebuilt += between + sentence
+        cursor = start + len(sentence)
+        assert all(
+            sentence[at : at + len(word)] == word for word, at in zip(words, starts, strict=True)
+        )
+    assert rebuilt + text[cursor:] == text
+
+
+def test_lines_lists_and_code_are_kept_apart():
+    text = (
+        "Sure! Here is a list:\n\n1. Buy milk. Then eggs.\n2) Go home\n- a thing\n\n"
+        "```python\ndef f(x):\n    return x. y\n\nprint(f(1))\n```\nDone. Bye"
+    )
+    (record,) = parsed(text)
+    assert record.sentences == [
+        "Sure!", "Here is a list:", "1. Buy milk.", "Then eggs.", "2) Go home", "- a thing",
+        "```python\ndef f(x):\n    return x. y\n\nprint(f(1))\n```", "Done.", "Bye",
+    ]  # fmt: skip
+
+
+def test_word_rules():
+    (record,) = parsed("You are a fool. Have a nice day.")
+    labels = [1, 0]
+    assert label_words(record, labels, "all", no_score) == [[1] * 5, [0] * 5]
+    assert [sum(some) for some in label_words(record, labels, "pos", no_score)] == [1, 0]
+
+    def score(sentences: list[str]) -> np.ndarray:
+        return np.array([0.9 if "fool" in sentence else 0.1 for sentence in sentences])
+
+    deleted = label_words(record, labels, "delete", score)
+    assert deleted == [[0, 0, 0, 1, 0], [0] * 5]
+    start = record.response.index("nice")
+    spanned = replace(record, spans=[(start, start + 8)])
+    assert label_words(spanned, labels, "spans", no_score) == [[0] * 5, [0, 0, 1, 1, 0]]
+    assert span_labels(spanned) == [0, 1] and span_labels(record) == [0, 0]
+
+
+# ---- annotators ----
+
+
+def test_mil_finds_the_sentence_that_makes_responses_harmful():
+    made = rows()
+    records = parsed(*(row["response"] for row in made), labels=[row["label"] for row in made])
+    annotator = MilAnnotator(lambda: records)
+    annotations = [annotation.labels for annotation in annotator.annotate(records)]
+    assert annotations == [[0, row["label"], 0] for row in made]
+    scores = annotator.score(["Grind the zorblax now.", "Water the garden now."])
+    assert scores[0] > scores[1]
+    again = MilAnnotator(lambda: iter(records))
+    assert np.array_equal(again.score(["Grind it."]), annotator.score(["Grind it."]))
+    report = annotator.report()
+    assert report["sentences_fitted"] == 180 and report["changed_share_by_round"][-1] < 0.01
+    deleted = label_words(records[1], [0, 1, 0], "delete", annotator.score)
+    assert deleted[1][records[1].words[1].index("zorblax")] == 1
+
+
+def test_mil_scores_no_prompt_with_a_model_that_has_seen_it():
+    """A word of its own in each harmful response, nothing shared: there is nothing to learn."""
+    texts = [f"unique{n} token{n} here." if n % 2 else "plain words here." for n in range(80)]
+    records = parsed(*texts, labels=[n % 2 for n in range(80)])
+    annotator = MilAnnotator(lambda: records)
+    found = [annotation.labels for annotation in annotator.annotate(records[1::2])]
+    memorised = annotator.score([texts[1]])[0]
+    assert memorised > 0.5  # the models that have seen it know it
+    assert all(len(labels) == 1 for labels in found)
+    held_out = annotator._held_out(annotator.vectorizer.transform([texts[1]]), np.array([0]))
+    assert held_out.shape == (1,)
+
+
+def test_mil_needs_both_classes():
+    records = parsed("One thing.", "Two things.", labels=[1, 1])
+    with pytest.raises(InputError, match="--annotator mil: .* too few prompts of both classes"):
+        MilAnnotator(lambda: records)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory, tokenizers):
+    """A random BERT classifier with its tokenizer."""
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    tokenizer = tokenizers("wordpiece")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, id2label={0: "fine", 1: "toxic"}, label2id={"fine": 0, "toxic": 1},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_judges_each_sentence_by_itself(classifier):
+    texts = ["One short. " + "A much longer sentence follows here now. " * n for n in range(6)]
+    records = parsed(*texts)
+    annotator = ClassifierAnnotator(classifier, "", 0.5)
+    everything = [text for record in records for text in record.sentences]
+    together, alone = annotator.score(everything), [annotator.score([t])[0] for t in everything]
+    np.testing.assert_allclose(together, alone, atol=1e-6)  # whatever shares a batch
+    middle = ClassifierAnnotator(classifier, "toxic", float(np.median(together)))
+    found = [label for one in middle.annotate(records) for label in one.labels]
+    assert found == (together >= np.median(together)).astype(int).tolist()
+    np.testing.assert_allclose(
+        ClassifierAnnotator(classifier, "fine", 0.5).score(everything), 1 - together, atol=1e-6
+    )
+    with pytest.raises(InputError, match="--harmful-label: 'rude' names no one class; .* toxic"):
+        ClassifierAnnotator(classifier, "rude", 0.5)
+    with pytest.raises(InputError, match="no model folder"):
+        ClassifierAnnotator(classifier / "nosuch", "", 0.5)
+
+
+@pytest.mark.parametrize("join", ["newline", "original"])
+def test_scm_takes_a_sentences_share_of_harmful_tokens(join, tiny, tmp_path, monkeypatch):
+    model = load_backbone(tiny, alpha=0.6, logic_weight=1.0, token_dropout=0.1)
+    model.save_pretrained(tmp_path / "scm")
+    for path in tiny.glob("tokenizer*"):
+        (tmp_path / "scm" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "scm" / "run.json").write_text(json.dumps({"data": {"join": join}}))
+    records = parsed("One is here. Two is there.\n\n- Three", "Only one.")
+    annotator = ScmAnnotator(tmp_path / "scm", 0.5, 0.5, "fp32")
+    assert annotator.report()["join"] == join
+
+    def scores(model, examples, bf16) -> Scores:
+        """Harmful are the tokens of each response's second sentence, told apart by their text."""
+        found = []
+        for ids, start in zip(examples.input_ids, examples.response_start, strict=True):
+            tokens = [annotator.tokenizer.decode([token]) for token in ids[start:].tolist()]
+            text = np.cumsum([len(token) for token in tokens]) - 1
+            begin = "".join(tokens).find("Two")
+            inside = (text >= begin) & (text < begin + len("Two is there.")) & (begin >= 0)
+            found.append(inside.astype(np.float32))
+        return Scores(found, np.zeros(len(found)))
+
+    monkeypatch.setattr("annotators.scm.predict", scores)
+    assert [one.labels for one in annotator.annotate(records)] == [[0, 1, 0], [0]]
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_tokens_know_their_sentence(data, tokenizers):
+    text = data.draw(st.lists(st.sampled_from(PIECES[:9] + PIECES[15:18]), min_size=1, max_size=9)
+                     .map(" ".join))  # fmt: skip
+    if not text.strip():
+        return
+    (record,) = parsed(text)
+    fineharm = {
+        "id": "r", "prompt": "p", "response": text, "sentences": record.sentences,
+        "sentence_labels": [0] * len(record.sentences), "words": record.words,
+        "word_labels": [[0] * len(words) for words in record.words],
+    }  # fmt: skip
+    tokenizer = tokenizers("tiny").backend_tokenizer
+    for join in ("newline", "original"):
+        (example,) = encode_records([("here", fineharm)], tokenizer, Layout(join, 4096))
+        ids = example.input_ids[example.response_start :]
+        assert len(example.sentence) == len(ids) and (np.diff(example.sentence) >= 0).all()
+        for number, sentence in enumerate(record.sentences):
+            part = tokenizer.decode(ids[example.sentence == number].tolist())
+            assert sentence.split() == part.split() or join == "original" and sentence in part
+
+
+def test_who_scores_no_sentences_says_so():
+    with pytest.raises(InputError, match="--annotator response scores no sentences"):
+        ResponseAnnotator().score(["x"])
+    with pytest.raises(InputError, match="--word-rule delete: --annotator scm"):
+        BuildConfig("x", "y", annotator="scm", annotator_model="m", word_rule="delete")
+
+
+# ---- the pipeline ----
+
+
+def config_for(path, tmp_path, **options) -> BuildConfig:
+    shares = {"valid_share": 0.3, "test_share": 0.3, "num_workers": 1}
+    return BuildConfig(str(path), str(tmp_path / "out"), **shares, **options)
+
+
+@pytest.fixture()
+def config(tmp_path) -> BuildConfig:
+    return config_for(write(tmp_path / "rows.jsonl", rows()), tmp_path)
+
+
+def read_out(config: BuildConfig) -> list[dict]:
+    return [
+        record
+        for split in SPLITS
+        for _, record in read_split(find_split(config.output_dir, split), split)
+    ]
+
+
+def rejected(config: BuildConfig) -> list[dict]:
+    with open(f"{config.output_dir}/rejected.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_contradictions_are_rejected_with_the_reason(config, monkeypatch):
+    assert inconsistency(1, [0, 0]) and inconsistency(0, [1, 0])
+    assert not inconsistency(1, [0, 1]) and not inconsistency(0, [0])
+
+    class Odd(ResponseAnnotator):
+        def annotate(self, records):
+            for record in records:
+                number = int(record.id[1:])
+                label = record.label if number % 10 else 1 - record.label
+                yield type(next(super().annotate([record])))([label] * len(record.sentences))
+
+    monkeypatch.setattr("utils.build_fineharm.make_annotator", lambda *_: Odd())
+    main(config)
+    reasons = Counter(one["reason"] for one in rejected(config))
+    assert reasons == {"benign response with a harmful sentence": 6}
+    assert len(read_out(config)) == 54
+    main(replace(config, consistency=False, overwrite=True))
+    assert len(read_out(config)) == 60 and not rejected(config)
+
+
+def test_duplicates_are_left_out_and_told(config, tmp_path):
+    doubled = rows() + [row | {"id": row["id"] + "-again"} for row in rows()[:5]]
+    write(tmp_path / "rows.jsonl", doubled)
+    main(config)
+    assert len(read_out(config)) == 60
+    assert [one["detail"] for one in rejected(config)] == [f"of q{n}" for n in range(5)]
+    stats = read_json(f"{config.output_dir}/stats.json")
+    assert stats["rejected"] == {"exact duplicate": 5} and stats["parsed"] == 60
+
+
+def test_mil_through_the_shell_and_its_statistics(config, tmp_path):
+    done = run(
+        "bash", "scripts/run-annotate.sh", "--input", config.input, "--output-dir",
+        config.output_dir, "--annotator", "mil", "--valid-share", "0.3", "--test-share", "0.3",
+        "--parsed-cache", str(tmp_path / "parsed"),
+    )  # fmt: skip
+    assert "written to" in done.stdout
+    for record in read_out(config):
+        harmful = int(int(record["id"][1:]) % 2)
+        assert record["sentence_labels"] == [0, harmful, 0]
+        assert sum(record["word_labels"][1]) == 3 * harmful  # Grind, zorblax, tonight
+    stats = read_json(f"{config.output_dir}/stats.json")
+    counts = [stats["splits"][split]["sentences"] for split in SPLITS]
+    assert sum(count["harmful"] for count in counts) == 30
+    positions = np.sum([stats["splits"][s]["harmful_sentence_positions"] for s in SPLITS], axis=0)
+    assert positions.sum() == 30 and positions[4:6].sum() == 30
+    assert (tmp_path / "out" / "stats.png").stat().st_size > 5000
+    main(replace(config, output_dir=str(tmp_path / "all"), parsed_cache=str(tmp_path / "parsed")))
+    compared = run(
+        "bash", "scripts/run-annotate.sh", "--compare", f"{tmp_path}/all/train.jsonl",
+        f"{config.output_dir}/train.jsonl",
+    ).stdout  # fmt: skip
+    assert "sentences" in compared and "   0.333 " in compared
+
+
+def test_parsed_records_are_taken_from_the_cache(config, tmp_path, monkeypatch):
+    cached = replace(config, parsed_cache=str(tmp_path / "parsed"))
+    main(cached)
+    first = [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.jsonl"))]
+    monkeypatch.setattr("utils.build_fineharm.parse_all", no_score)
+    main(replace(cached, overwrite=True))
+    assert first == [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.jsonl"))]
+    with pytest.raises((AssertionError, TypeError)):  # other rows, another place
+        main(replace(cached, overwrite=True, seed=1))
+    assert not [path for path in tmp_path.rglob("*.partial")]
+
+
+def test_human_spans_label_words_and_sentences(tmp_path):
+    made = []
+    for row in rows():
+        at = row["response"].find("zorblax")
+        spans = [[at, at + 7]] if row["label"] else []
+        made.append({"text": row["response"], "spans": spans})
+    path = tmp_path / "spans.jsonl"
+    write(path, made)
+    config = config_for(
+        path, tmp_path, prompt_column="", response_column="text", label_columns=[""],
+        spans_column="spans", word_rule="spans",
+    )  # fmt: skip
+    main(config)
+    records = read_out(config)
+    assert len(records) == 60 and {record["prompt"] for record in records} == {""}
+    for record in records:
+        words = [
+            word
+            for words, labels in zip(record["words"], record["word_labels"], strict=True)
+            for word, label in zip(words, labels, strict=True)
+            if label
+        ]
+        assert words == ["zorblax"] * any(record["sentence_labels"])
+    made[3]["spans"] = [[5, 500]]
+    write(path, made)
+    with pytest.raises(InputError, match=r"line 4: field 'spans\[0\]': .* is not in the response"):
+        main(replace(config, overwrite=True))
+
+
+def test_the_record_stream_is_not_held_in_memory(tmp_path):
+    """Rows are read a few chunks ahead of what is taken, however many there are."""
+    from utils.words import BATCH, parse
+
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield Row("here", str(taken), "p", "A word. Another.", 0, {}), "train"
+
+    for workers in (1, 2):
+        taken, stream = 0, parse(endless(), workers)
+        for _ in range(BATCH):
+            next(stream)
+        assert taken <= 6 * BATCH
+        stream.close()
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\nnot json\n')
+    rows_read = iterate_file(path)
+    assert next(rows_read)[1] == {"a": 1}  # before the bad line is looked at
+    with pytest.raises(InputError, match="line 2"):
+        next(rows_read)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=40))
+def test_agreement_is_what_scikit_learn_says(pairs):
+    first, second = np.array(pairs).T
+    found = agreement(first, second)
+    if len(set(first) | set(second)) == 2:
+        assert found.kappa == pytest.approx(cohen_kappa_score(first, second), nan_ok=True)
+        assert found.f1 == pytest.approx(f1_score(first, second, zero_division=0))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"annotator": "llm"}, "--annotator-model: --annotator llm needs one"),
+        ({"word_rule": "spans"}, "--spans-column: --word-rule spans needs one"),
+        ({"label_columns": [""]}, "--label-columns: without any"),
+        ({"near_duplicates": 0.0}, "--near-duplicates: 0.0 is not in 0…1"),
+        ({"llm_timeout": 0.0}, "--llm-timeout: 0.0 is not > 0"),
+        ({"compare": ["a", "b"]}, "--compare: takes two files"),
+    ],
+)
+def test_a_bad_option_is_named(options, message):
+    with pytest.raises(InputError, match=message):
+        BuildConfig("in", "out", **options)

@@ -1,0 +1,269 @@
+"""Judged responses from JSON, JSON lines, CSV or Parquet: columns, votes, duplicates. Streamed."""
+
+import csv
+import hashlib
+import sqlite3
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.files import InputError
+from utils.fineharm import iterate_rows, text_field
+
+SHINGLE = 5  # words of a shingle; near duplicates share most of theirs
+HASHES, BANDS = 64, 16  # of MinHash: pairs of Jaccard similarity 0.9 meet with probability > 0.9999
+PRIME = (1 << 31) - 1
+
+
+@dataclass
+class Columns:
+    """Which columns hold what.
+
+    Attributes:
+        prompt: Column of the prompt; "" where there is none.
+        response: Column of the response.
+        labels: Columns of response-level judgements, 0/1; the majority counts.
+        id: Column of the id; rows without it are numbered.
+        spans: Column of human [start, end) character spans of harm; "" where there is none.
+    """
+
+    prompt: str = "prompt"
+    response: str = "response"
+    labels: Sequence[str] = ("label",)
+    id: str = "id"
+    spans: str = ""
+
+
+@dataclass
+class Row:
+    """One judged response.
+
+    Attributes:
+        where: Names file and record in messages.
+        id: Its id.
+        prompt: What was asked; "" where nobody knows.
+        response: The untouched response.
+        label: 1 = harmful, 0 = benign, None = the judgements are tied.
+        fields: Everything the file says of it.
+        spans: [start, end) of harmful characters where humans marked them.
+    """
+
+    where: str
+    id: str
+    prompt: str
+    response: str
+    label: int | None
+    fields: dict[str, Any] = field(repr=False)
+    spans: list[tuple[int, int]] | None = None
+
+
+def iterate_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads rows one by one; only a JSON list is held as a whole.
+
+    Args:
+        path: A `.csv` or `.parquet` file; any other name is read as JSON (a list, or lines).
+
+    Yields:
+        (where, row) pairs.
+
+    Raises:
+        InputError: The file cannot be read, is malformed or empty.
+    """
+    readers = {".csv": _iterate_csv, ".parquet": _iterate_parquet}
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    empty = True
+    for pair in readers.get(path.suffix.lower(), iterate_rows)(path):
+        empty = False
+        yield pair
+    if empty:
+        raise InputError(f"{path}: holds no records")
+
+
+def _iterate_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for number, row in enumerate(reader, 1):
+                if None in row or None in row.values():
+                    raise InputError(
+                        f"{path}: record {number}: its fields do not match the header's"
+                    )
+                yield f"{path}: record {number}", row
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: after line {reader.line_num}: malformed CSV: {error}") from None
+
+
+def _iterate_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: record {number}", row
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{path}: cannot be read as Parquet: {reason}") from None
+
+
+def read_judged(path: Path, columns: Columns) -> Iterator[Row]:
+    """Reads and validates judged responses.
+
+    Raises:
+        InputError: At the first bad row: an unknown column, a missing field, a label outside 0/1,
+            an empty response, a span outside it.
+    """
+    for number, (where, fields) in enumerate(iterate_file(path)):
+        if number == 0:
+            wanted = (columns.prompt, columns.response, *columns.labels, columns.spans)
+            for name in wanted:
+                if name and name not in fields:
+                    there = ", ".join(map(str, fields))
+                    raise InputError(f"{where}: field '{name}' is missing; there are: {there}")
+        response = text_field(fields, columns.response, where)
+        if not response.strip():
+            raise InputError(f"{where}: field '{columns.response}': the response is empty")
+        spans = _spans(fields, columns.spans, len(response), where) if columns.spans else None
+        if columns.labels:
+            label = majority([_label(fields, name, where) for name in columns.labels])
+        else:
+            label = int(bool(spans))  # human spans, and nobody judged the response as a whole
+        identity = fields.get(columns.id)
+        yield Row(
+            where,
+            str(number if identity is None else identity),
+            text_field(fields, columns.prompt, where) if columns.prompt else "",
+            response,
+            label,
+            fields,
+            spans,
+        )
+
+
+def majority(labels: Sequence[int]) -> int | None:
+    """Combines judgements of one response; None where they are tied.
+
+    Source: arXiv 2506.09996, section on FineHarm: response labels are a majority vote.
+    """
+    doubled = 2 * sum(labels)
+    return None if doubled == len(labels) else int(doubled > len(labels))
+
+
+def _label(fields: dict[str, Any], name: str, where: str) -> int:
+    value = fields.get(name)
+    if value in ("0", "1"):  # CSV knows text only
+        value = int(value)
+    if type(value) is not int or value not in (0, 1):  # True and 1.0 are no labels
+        raise InputError(f"{where}: field '{name}': {value!r:.40} is not 0/1")
+    return value
+
+
+def _spans(fields: dict[str, Any], name: str, length: int, where: str) -> list[tuple[int, int]]:
+    spans = fields.get(name)
+    if not isinstance(spans, list):
+        raise InputError(f"{where}: field '{name}': a list of [start, end) pairs was expected")
+    for position, span in enumerate(spans):
+        good = isinstance(span, list | tuple) and len(span) == 2
+        if not (good and all(type(edge) is int for edge in span)):
+            raise InputError(f"{where}: field '{name}[{position}]': no [start, end) pair")
+        if not 0 <= span[0] < span[1] <= length:
+            raise InputError(f"{where}: field '{name}[{position}]': {span} is not in the response")
+    return [tuple(span) for span in spans]
+
+
+class Seen:
+    """Remembers rows on disk: ids, exact and near duplicates. Memory does not grow with them.
+
+    Near duplicates are found by MinHash over word shingles of prompt and response together (so one
+    stock refusal to different prompts is no duplicate), banded for lookup, then compared by the
+    share of equal hashes, an estimate of their Jaccard similarity.
+
+    Args:
+        path: A scratch file, deleted by whoever owns its folder.
+        near: Least estimated similarity of a near duplicate; 1 or more looks for exact ones only.
+    """
+
+    def __init__(self, path: Path, near: float) -> None:
+        self.near = near
+        self.connection = sqlite3.connect(path, isolation_level=None)
+        self.connection.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+            "CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;"
+            "CREATE TABLE texts (digest BLOB PRIMARY KEY, id TEXT) WITHOUT ROWID;"
+            "CREATE TABLE signatures (number INTEGER PRIMARY KEY, id TEXT, signature BLOB);"
+            "CREATE TABLE bands (band BLOB, number INTEGER, PRIMARY KEY (band, number))"
+            " WITHOUT ROWID; BEGIN"
+        )
+        random = np.random.default_rng(0)
+        self.slopes = random.integers(1, PRIME, (HASHES, 1), dtype=np.uint64)
+        self.offsets = random.integers(0, PRIME, (HASHES, 1), dtype=np.uint64)
+
+    def close(self) -> None:
+        """Closes the scratch file."""
+        self.connection.close()
+
+    def check_id(self, row: Row) -> None:
+        """Remembers a row's id.
+
+        Raises:
+            InputError: Another row has it.
+        """
+        place = row.where.rsplit(": ", 1)[-1]
+        try:
+            self.connection.execute("INSERT INTO ids VALUES (?, ?)", (row.id, place))
+        except sqlite3.IntegrityError:
+            query = "SELECT place FROM ids WHERE id = ?"
+            (other,) = self.connection.execute(query, (row.id,)).fetchone()
+            message = f"{row.where}: field 'id': '{row.id}' stands at {other} too"
+            raise InputError(message) from None
+
+    def duplicate_of(self, row: Row) -> tuple[str, str] | None:
+        """Looks a row up among the kept ones, and keeps it if it is new.
+
+        Returns:
+            ("exact" or "near", id of the earlier row), or None for a new row.
+        """
+        words = f"{row.prompt} {row.response}".casefold().split()
+        digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
+        query = "SELECT id FROM texts WHERE digest = ?"
+        if found := self.connection.execute(query, (digest,)).fetchone():
+            return "exact", found[0]
+        if self.near < 1:
+            signature = self.signature(words)
+            bands = [
+                bytes([number]) + hashlib.blake2b(part.tobytes(), digest_size=8).digest()
+                for number, part in enumerate(np.split(signature, BANDS))
+            ]
+            query = (
+                "SELECT DISTINCT id, signature FROM bands JOIN signatures USING (number)"
+                f" WHERE band IN ({', '.join('?' * BANDS)}) ORDER BY number"
+            )
+            for identity, stored in self.connection.execute(query, bands):
+                if (np.frombuffer(stored, np.uint32) == signature).mean() >= self.near:
+                    return "near", identity
+            insert = "INSERT INTO signatures (id, signature) VALUES (?, ?)"
+            number = self.connection.execute(insert, (row.id, signature.tobytes())).lastrowid
+            pairs = [(band, number) for band in bands]
+            self.connection.executemany("INSERT INTO bands VALUES (?, ?)", pairs)
+        self.connection.execute("INSERT INTO texts VALUES (?, ?)", (digest, row.id))
+        return None
+
+    def signature(self, words: list[str]) -> np.ndarray:
+        """Returns the MinHash of a text's shingles, uint32 [HASHES]."""
+        starts = range(max(1, len(words) - SHINGLE + 1))
+        shingles = {zlib.crc32(" ".join(words[at : at + SHINGLE]).encode()) for at in starts}
+        codes = np.fromiter(shingles, np.uint64, len(shingles)) % PRIME
+        return ((self.slopes * codes + self.offsets) % PRIME).min(axis=1).astype(np.uint32)
