@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from model import export_classifier
+from model.export_classifier import ExportConfig
 from test import floor
 from test.scm import TestConfig as ScmConfig
 from tests.conftest import ROOT, run
@@ -59,6 +61,8 @@ PARSERS = {
     "scripts/run-scm.sh test": (ScmConfig, ()),
     "utils.build_fineharm": (BuildConfig, ()),
     "utils.summarize": (SummaryConfig, ()),
+    "scripts/run-annotate.sh": (BuildConfig, ()),
+    "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),
 }
 
 

@@ -129,7 +129,7 @@ def benchmark_data(config: BenchmarkConfig, tokenizer, records: list) -> dict:
             dataset.save_to_disk(folder)
 
     def encode() -> list[EncodedRecord]:
-        return encode_split(many, tokenizer.backend_tokenizer, layout)
+        return encode_split(many, tokenizer.backend_tokenizer, layout, num_workers=0)
 
     length = config.padded_length
     ways = {

@@ -142,6 +142,7 @@ def _gguf_tokenizer(gguf: Path):
         eos_token=loaded.eos_token,
         unk_token=loaded.unk_token,
         pad_token=loaded.pad_token or loaded.eos_token,
+        chat_template=loaded.chat_template,
     )
 
 
