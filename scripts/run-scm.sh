@@ -10,7 +10,7 @@ read -ra LAUNCH <<< "${LAUNCHER:-python}"
 case "${1:-}" in
 test)
     shift
-    exec python -m test.scm "$@"
+    exec python -m test.causal scm "$@"
     ;;
 train) shift ;;
 esac

@@ -1,4 +1,7 @@
-"""Tests the floor: what a bag of words, or the length alone, reaches (scripts/run-floor.sh)."""
+"""Tests the floor: what a bag of words, or the length alone, reaches (scripts/run-floor.sh).
+
+Both are fitted on complete responses; partial detection judges every prefix by the same classifier.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from tqdm import tqdm
 
 from utils.cli import run_command
 from utils.evaluation import MARK, run_evaluation
@@ -35,6 +39,10 @@ class FloorConfig:
             "help": "tfidf: TF-IDF of words and word pairs, logistic regression. length: the"
             " response's length in tokens alone."
         },
+    )
+    detection: Literal["full", "partial"] = field(
+        default="partial",
+        metadata={"help": "partial: full detection, and every prefix as well. full: that alone."},
     )
     bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
     seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
@@ -77,8 +85,23 @@ def main(config: FloorConfig) -> None:
     label = examples["valid"].response_label
     best = max(pipelines, key=lambda one: roc_auc_score(label, probabilities(one, "valid")))
 
-    def score(_: Examples, split: str) -> Scores:
-        return Scores(token_probs=None, response_prob=probabilities(best, split))
+    def prefix_probabilities(response: np.ndarray) -> np.ndarray:
+        """Judges each prefix of one response, float [T]."""
+        lengths = range(1, len(response) + 1)
+        if config.method == "length":
+            return best.predict_proba(np.array(lengths)[:, None])[:, 1]
+        texts = tokenizer.batch_decode([response[:length].tolist() for length in lengths])
+        return best.predict_proba(texts)[:, 1]
+
+    def score(split_examples: Examples, split: str) -> Scores:
+        token_probs = None
+        if config.detection == "partial":
+            pairs = zip(split_examples.input_ids, split_examples.response_start, strict=True)
+            token_probs = [
+                prefix_probabilities(ids[start:]).astype(np.float32)
+                for ids, start in tqdm(pairs, split, len(split_examples), unit="response")
+            ]
+        return Scores(token_probs, probabilities(best, split))
 
     names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
     run_evaluation(config, data, names[config.method], score)

@@ -8,8 +8,7 @@ import pytest
 
 from model import export_classifier
 from model.export_classifier import ExportConfig
-from test import floor
-from test.scm import TestConfig as ScmConfig
+from test import causal, floor
 from tests.conftest import ROOT, run
 from train.train_qwen import TrainConfig
 from utils import get_backbone, prepare_data
@@ -21,7 +20,7 @@ from utils.summarize import SummaryConfig
 
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
-TAKES_NO_FLAGS = {"setup.sh", "run-tests.sh", "run-demo.sh"}
+TAKES_NO_FLAGS = {"setup.sh", "run-tests.sh", "run-demo.sh", "run-qwen-partial.sh"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -33,8 +32,11 @@ def test_scripts_are_sound_shell(script):
     assert path.stat().st_mode & 0o111
 
 
-@pytest.mark.parametrize("words", [[name] for name in SCRIPTS if name not in TAKES_NO_FLAGS]
-                         + [["run-scm.sh", "test"]], ids=" ".join)  # fmt: skip
+HELPFUL = [[name] for name in SCRIPTS if name not in TAKES_NO_FLAGS]
+HELPFUL += [[f"run-{row}.sh", "test"] for row in ("scm", "qwen-full", "qwen-partial")]
+
+
+@pytest.mark.parametrize("words", HELPFUL, ids=" ".join)
 def test_every_script_has_help(words):
     text = run("bash", f"scripts/{words[0]}", *words[1:], "--help").stdout
     assert "usage:" in text and "--output" in text
@@ -58,7 +60,10 @@ PARSERS = {
     "scripts/get-backbone.sh": (BackboneConfig, get_backbone.POSITIONAL),
     "scripts/run-floor.sh": (floor.FloorConfig, floor.POSITIONAL),
     "scripts/run-scm.sh": (TrainConfig, ()),
-    "scripts/run-scm.sh test": (ScmConfig, ()),
+    "scripts/run-scm.sh test": (causal.TestConfig, (), "--row", "scm"),
+    "scripts/run-qwen-full.sh": (TrainConfig, ()),
+    "scripts/run-qwen-full.sh test": (causal.TestConfig, (), "--row", "qwen-full"),
+    "scripts/run-qwen-partial.sh test": (causal.TestConfig, (), "--row", "qwen-partial"),
     "utils.build_fineharm": (BuildConfig, ()),
     "utils.summarize": (SummaryConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
@@ -84,4 +89,5 @@ def test_every_readme_command_parses(line):
     if name not in PARSERS:
         assert not any(word.startswith("--") for word in rest), f"{name}: add its parser"
         return
-    parse(PARSERS[name][0], rest, PARSERS[name][1])
+    config_class, positional, *fixed = PARSERS[name]
+    parse(config_class, [*rest, *fixed], positional)

@@ -19,6 +19,10 @@ from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from model.qwen_dual_task import load_dual_task
+from test.causal import TestConfig
+from test.causal import main as evaluate
+from test.floor import FloorConfig
+from test.floor import main as measure_floor
 from tests.conftest import ROOT, run
 from train.train_qwen import TrainConfig
 from train.train_qwen import main as train
@@ -140,25 +144,68 @@ def test_the_report_is_complete_and_consistent(tested):
 
 
 def test_holistic_at_every_token_is_a_named_variant(trained, tiny_data, tmp_path):
-    from test.scm import TestConfig
-    from test.scm import main as evaluate
-
     out = tmp_path / "metrics"
-    evaluate(TestConfig(str(trained), str(tiny_data), str(out), "holistic", bootstrap=50))
+    evaluate(TestConfig("scm", str(trained), str(tiny_data), str(out), "holistic", bootstrap=50))
     scores = np.load(out / "predictions.npz")
     last = scores["test_token_probs"][scores["test_offsets"][1:] - 1]
     np.testing.assert_allclose(last, scores["test_response_prob"], atol=1e-5)
     assert "holistic" in json.loads((out / "metrics.json").read_text())["method"]
 
 
+@pytest.fixture(scope="module")
+def baseline(tiny, tiny_data, tmp_path_factory) -> Path:
+    """A run of the full-detection baseline's script."""
+    folder = tmp_path_factory.mktemp("baseline") / "qwen"
+    config = TrainConfig(
+        str(folder), str(tiny_data), str(tiny), epochs=1, eval_steps=0.5, precision="fp32", **FAST
+    )
+    run("bash", "scripts/run-qwen-full.sh", *words_of(config))
+    return folder
+
+
+def test_qwen_full_and_partial_are_one_model(baseline, tiny_data, tmp_path):
+    config = json.loads((baseline / "config.json").read_text())
+    assert config["alpha"] == 0 and config["gamma"] == 0
+    for row in ("full", "partial"):
+        run(
+            "bash", f"scripts/run-qwen-{row}.sh", "test", "--model-path", baseline,
+            "--data-dir", tiny_data, "--output-dir", tmp_path / row, "--bootstrap", "50",
+        )  # fmt: skip
+    full, partial = (np.load(tmp_path / row / "predictions.npz") for row in ("full", "partial"))
+    assert "test_token_probs" not in full
+    np.testing.assert_array_equal(full["test_response_prob"], partial["test_response_prob"])
+    last = partial["test_token_probs"][partial["test_offsets"][1:] - 1]
+    np.testing.assert_allclose(last, full["test_response_prob"], atol=1e-5)
+    assert json.loads((tmp_path / "full" / "metrics.json").read_text()).keys() == {
+        "method", "responses", "full"
+    }  # fmt: skip
+    fresh = load_file(baseline / "model.safetensors")["token_classifier.bias"]
+    assert (fresh == 0).all()  # nothing has trained the token scorer
+
+
+def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_data, tmp_path):
+    for model, row in ((baseline, "scm"), (trained, "qwen-full"), (trained, "qwen-partial")):
+        with pytest.raises(InputError, match="config.json: field 'alpha': it was trained as"):
+            evaluate(TestConfig(row, str(model), str(tiny_data), str(tmp_path / "out")))
+    done = run("bash", "scripts/run-qwen-partial.sh", "--output-dir", "x", check=False)
+    assert done.returncode == 2 and "nothing is trained here" in done.stderr
+
+
 @pytest.mark.parametrize("method", ["tfidf", "length"])
 def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path):
-    from test.floor import FloorConfig
-    from test.floor import main as evaluate
-
-    evaluate(FloorConfig(str(tiny_data), str(tmp_path / "out"), method, bootstrap=50))
-    result = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert "partial" not in result and 0 <= result["full"]["test"]["auroc"]["value"] <= 1
+    for detection in ("full", "partial"):
+        out = str(tmp_path / detection)
+        measure_floor(FloorConfig(str(tiny_data), out, method, detection, bootstrap=50))
+    full = json.loads((tmp_path / "full" / "metrics.json").read_text())
+    assert "partial" not in full and 0 <= full["full"]["test"]["auroc"]["value"] <= 1
+    both = json.loads((tmp_path / "partial" / "metrics.json").read_text())
+    assert both["full"] == full["full"] and both["partial"]["k"] >= 1
+    scores = np.load(tmp_path / "partial" / "predictions.npz")
+    last = scores["test_token_probs"][scores["test_offsets"][1:] - 1]
+    np.testing.assert_allclose(last, scores["test_response_prob"], atol=1e-6)
+    if method == "length":  # a longer prefix is likelier to be what long responses are
+        first = scores["test_token_probs"][: scores["test_offsets"][1]]
+        assert len(np.unique(np.sign(np.diff(first)))) == 1
 
 
 def test_same_seed_same_weights_other_seed_others(config):
@@ -167,6 +214,11 @@ def test_same_seed_same_weights_other_seed_others(config):
         train(replace(config, output_dir=folder, seed=seed))
     assert largest_gap(folders[0], folders[1]) == 0
     assert largest_gap(folders[0], folders[2]) > 0
+    for folder in folders[:2]:
+        out = f"{folder}-metrics"
+        evaluate(TestConfig("scm", folder, config.data_dir, out, bootstrap=50))
+    one, two = (Path(f"{folder}-metrics", "metrics.json").read_bytes() for folder in folders[:2])
+    assert one == two  # trained and tested twice: the same to the bit
 
 
 def test_one_batch_of_eight_is_eight_of_one(config):

@@ -36,7 +36,9 @@ class TrainConfig:
     output_dir: str = field(metadata={"help": "Folder of the run; the best model at its root."})
     data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
     base_model_path: str = field(metadata={"help": "Qwen2-family model folder (safetensors)."})
-    alpha: float = field(default=0.6, metadata={"help": "Weight of the token loss, 0 to 1."})
+    alpha: float = field(
+        default=0.6, metadata={"help": "Weight of the token loss; 0 trains full detection."}
+    )
     beta: float = field(default=1.0, metadata={"help": "Weight of the logic loss (paper's β)."})
     token_dropout: float = field(default=0.1, metadata={"help": "Dropout before the token scorer."})
     epochs: float = field(default=3.0, metadata={"help": "Passes over the training split."})
@@ -261,6 +263,7 @@ def main(config: TrainConfig) -> None:
         scheduler=config.scheduler,
         lr_gamma=config.lr_gamma,
         eval_tokens=config.eval_tokens,
+        score_with="token" if config.alpha else "holistic",  # nothing trains the token scorer at 0
     )
     if config.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from utils.files import InputError
 from utils.metrics import MAX_K, THETAS, partial_outcome, point_metrics, select_partial
-from utils.predict import LOSS_PARTS, predict
+from utils.predict import LOSS_PARTS, ScoreWith, predict
 from utils.splits import Examples, LengthGroupedSampler, collate, count_items
 
 
@@ -33,6 +33,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
             other name is a transformers scheduler, set in the training arguments.
         lr_gamma: See above.
         eval_tokens: Padded tokens of a validation batch.
+        score_with: The scorer whose partial detection is validated.
         trainer_options: Passed on to the Trainer.
     """
 
@@ -44,6 +45,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         scheduler: str,
         lr_gamma: float,
         eval_tokens: int,
+        score_with: ScoreWith,
         **trainer_options: Any,
     ) -> None:
         # without this, a batch is sliced over all GPUs of one process and its losses are not ours
@@ -52,7 +54,7 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         self.model_accepts_loss_kwargs = True
         self.effective_batch_size = effective_batch_size
         self.scheduler, self.lr_gamma = scheduler, lr_gamma
-        self.eval_tokens = eval_tokens
+        self.eval_tokens, self.score_with = eval_tokens, score_with
 
     def _get_train_sampler(self, train_dataset: Examples | None = None) -> LengthGroupedSampler:
         lengths = self.train_dataset.lengths
@@ -99,7 +101,12 @@ class DualTaskTrainer(HfMultiTaskTrainer):
         valid = eval_dataset or self.eval_dataset
         model = self.model_wrapped if self.is_fsdp_enabled else self.model
         scores = predict(
-            model, valid, bf16=self.args.bf16, token_budget=self.eval_tokens, with_losses=True
+            model,
+            valid,
+            score_with=self.score_with,
+            bf16=self.args.bf16,
+            token_budget=self.eval_tokens,
+            with_losses=True,
         )
         label = valid.response_label
         theta, k = select_partial(scores.token_probs, label, THETAS, MAX_K)

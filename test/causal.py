@@ -1,7 +1,12 @@
-"""Tests SCM: the token scorer by delay-k detection (scripts/run-scm.sh test)."""
+"""Tests the causal rows, SCM and Qwen, in one pass a response (scripts/run-scm.sh test, …).
+
+A causal model's score at a token does not depend on what comes later, so one pass gives the score
+of every prefix.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
@@ -11,19 +16,29 @@ from utils.predict import Precision, Scores, ScoreWith, default_device, predict,
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
+NAMES = {"scm": "SCM", "qwen-full": "Qwen, full detection", "qwen-partial": "Qwen, naive partial"}
+POSITIONAL = ("row",)  # the first words of the command line
+
 
 @dataclass
 class TestConfig:
     """Options of the test."""
 
+    row: Literal["scm", "qwen-full", "qwen-partial"] = field(
+        metadata={
+            "help": "Row of the paper's table. scm: token scorer, partial detection. qwen-full: the"
+            " holistic scorer of a model trained for full detection, on complete responses."
+            " qwen-partial: the same at every response token."
+        }
+    )
     model_path: str = field(metadata={"help": "Output folder of the training step."})
     data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
     output_dir: str = field(metadata={"help": "Folder for metrics, predictions and the figure."})
     score_with: ScoreWith = field(
         default="token",
         metadata={
-            "help": "token: the token scorer, as in the paper. holistic: the holistic scorer at"
-            " every token, as in the released code."
+            "help": "Of the row scm. token: the token scorer, as in the paper. holistic: the"
+            " holistic scorer at every token, as in the released code."
         },
     )
     precision: Precision = field(
@@ -42,25 +57,39 @@ class TestConfig:
 
 
 def main(config: TestConfig) -> None:
-    """Scores validation and test and reports."""
+    """Scores validation and test and reports.
+
+    Raises:
+        InputError: The checkpoint was not trained for this row.
+    """
     refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
     data = load_processed(Path(config.data_dir), load_tokenizer(Path(config.model_path)))
     device = default_device()
     model = load_dual_task(Path(config.model_path)).to(device)
+    is_baseline = getattr(model.config, "alpha", None) == 0
+    if is_baseline != config.row.startswith("qwen"):
+        was, script = ("full detection", "qwen-full") if is_baseline else ("SCM", "scm")
+        raise InputError(
+            f"{config.model_path}/config.json: field 'alpha': it was trained as {was}; test it with"
+            f" scripts/run-{script}.sh test"
+        )
+    token_scorer = config.row == "scm" and config.score_with == "token"
 
     def score(examples: Examples, split: str) -> Scores:
-        return predict(
+        scores = predict(
             model,
             examples,
-            score_with=config.score_with,
+            score_with="token" if token_scorer else "holistic",
             bf16=use_bf16(config.precision, device),
             token_budget=config.token_budget,
             description=split,
         )
+        return Scores(None, scores.response_prob) if config.row == "qwen-full" else scores
 
-    name = "SCM" if config.score_with == "token" else "SCM, holistic scorer at every token"
-    run_evaluation(config, data, name, score)
+    is_variant = config.row == "scm" and not token_scorer
+    variant = ", holistic scorer at every token" if is_variant else ""
+    run_evaluation(config, data, NAMES[config.row] + variant, score)
 
 
 if __name__ == "__main__":
-    run_command(TestConfig, main)
+    run_command(TestConfig, main, POSITIONAL)
