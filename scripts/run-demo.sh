@@ -14,7 +14,7 @@ RECIPE=(  # for 240 records and two processor cores; the paper's recipe is run-s
     --scheduler linear
     --warmup-ratio 0.1
     --attention eager
-    --eval-steps 0.25
+    --eval-steps 0.5
     --logging-steps 5
 )
 bash scripts/run-scm.sh --output-dir demo/scm --data-dir demo/data --base-model-path $BACKBONE \

@@ -15,7 +15,7 @@ WANTED="$(cksum < "$ROOT/requirements.txt")"
 STAMP="$VENV/.scm-requirements"
 if [[ "$(cat "$STAMP" 2>/dev/null)" != "$WANTED" ]]; then
     echo "installing requirements.txt into $VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements.txt"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$ROOT/requirements.txt"
     echo "$WANTED" > "$STAMP"
 fi
 export VIRTUAL_ENV="$VENV" PATH="$VENV/bin:$PATH"

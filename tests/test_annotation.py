@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -19,15 +20,19 @@ from annotators.hf import ClassifierAnnotator
 from annotators.mil import MilAnnotator
 from annotators.response import ResponseAnnotator
 from annotators.scm import ScmAnnotator
-from model.qwen_dual_task import load_backbone
+from model.export_classifier import ExportConfig
+from model.export_classifier import main as export
+from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
 from utils.agreement import agreement
 from utils.alignment import Layout, encode_records
+from utils.benchmark_annotation import multiply
 from utils.build_fineharm import BuildConfig, inconsistency, main
 from utils.files import InputError, read_json
 from utils.fineharm import SPLITS, find_split, read_split
 from utils.predict import Scores
 from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
+from utils.tokenization import load_tokenizer
 from utils.words import label_words, span_labels
 
 PIECES = [
@@ -293,15 +298,36 @@ def test_a_classifier_judges_each_sentence_by_itself(classifier):
         ClassifierAnnotator(classifier / "nosuch", "", 0.5)
 
 
-@pytest.mark.parametrize("join", ["newline", "original"])
-def test_scm_takes_a_sentences_share_of_harmful_tokens(join, tiny, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def scm(tiny, tmp_path_factory):
+    """An untrained dual-task checkpoint."""
+    folder = tmp_path_factory.mktemp("scm")
     model = load_backbone(tiny, alpha=0.6, logic_weight=1.0, token_dropout=0.1)
-    model.save_pretrained(tmp_path / "scm")
+    model.save_pretrained(folder)
     for path in tiny.glob("tokenizer*"):
-        (tmp_path / "scm" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "scm" / "run.json").write_text(json.dumps({"data": {"join": join}}))
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_the_holistic_scorer_becomes_a_plain_classifier(scm, tmp_path):
+    export(ExportConfig(str(scm), str(tmp_path / "out")))
+    annotator = ClassifierAnnotator(tmp_path / "out", "", 0.5)
+    assert annotator.report()["harmful_class"] == "harmful"
+    texts = ["One sentence.", "Another, quite a bit longer than the first one."]
+    model, tokenizer = load_dual_task(scm), load_tokenizer(scm)
+    for text, score in zip(texts, annotator.score(texts), strict=True):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])
+        with torch.inference_mode():
+            logits = model.eval()(input_ids=ids).holistic_logits
+        assert score == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("join", ["newline", "original"])
+def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monkeypatch):
+    folder = shutil.copytree(scm, tmp_path / "scm")
+    (folder / "run.json").write_text(json.dumps({"data": {"join": join}}))
     records = parsed("One is here. Two is there.\n\n- Three", "Only one.")
-    annotator = ScmAnnotator(tmp_path / "scm", 0.5, 0.5, "fp32")
+    annotator = ScmAnnotator(folder, 0.5, 0.5, "fp32")
     assert annotator.report()["join"] == join
 
     def scores(model, examples, bf16) -> Scores:
@@ -520,3 +546,16 @@ def test_agreement_is_what_scikit_learn_says(pairs):
 def test_a_bad_option_is_named(options, message):
     with pytest.raises(InputError, match=message):
         BuildConfig("in", "out", **options)
+
+
+def test_a_multiplied_corpus_has_no_duplicates(tmp_path):
+    source, target = tmp_path / "rows.jsonl", tmp_path / "more.jsonl"
+    write(source, rows())
+    for times, count in ((1, 60), (4, 240), (0.25, 15)):
+        assert multiply(source, times, target) == count
+        seen = Seen(tmp_path / f"seen-{times}", near=0.95)
+        found = list(read_judged(target, Columns()))
+        assert len(found) == count
+        for one in found:
+            seen.check_id(one)
+            assert seen.duplicate_of(one) is None

@@ -21,7 +21,7 @@ from torch import nn
 from model.qwen_dual_task import load_backbone
 from utils.alignment import IGNORE_INDEX, EncodedRecord, Layout
 from utils.cli import run_command
-from utils.files import InputError, write_json
+from utils.files import InputError, refuse_file, write_json
 from utils.fineharm import Record, find_split, read_split
 from utils.predict import Precision, Scores, autocast, default_device, predict, use_bf16
 from utils.prepare_data import encode_split, to_dataset
@@ -220,8 +220,7 @@ def _gap(scores: dict[str, Scores]) -> float:
 
 def main(config: BenchmarkConfig) -> None:
     """Measures, prints the ratios and writes them."""
-    if Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"{config.output}: exists already; name another file or pass --overwrite")
+    refuse_file(Path(config.output), config.overwrite)
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(Path(config.base_model_path))
     records = read_split(find_split(Path(config.input_dir), "train"), "train")

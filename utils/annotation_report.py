@@ -91,7 +91,7 @@ def plot_statistics(stats: dict[str, Any], path: Path) -> None:
         share[level] = sum(split[level]["harmful"] for split in splits) / max(total, 1)
     positions = np.sum([split["harmful_sentence_positions"] for split in splits], axis=0)
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(8, 3.2), dpi=150, layout="constrained", width_ratios=(1, 2)
+        1, 2, figsize=(8, 3.2), dpi=150, layout="constrained", width_ratios=(2, 3)
     )
     bars = left.bar(list(share), list(share.values()), color=[BLUE, ORANGE, GREY])
     left.bar_label(bars, [f"{percent(value)} %" for value in share.values()], fontsize=8)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from utils.cli import run_command
-from utils.files import InputError, write_json
+from utils.files import InputError, refuse_file, write_json
 from utils.run_record import start_record
 from utils.sources import iterate_file
 
@@ -93,8 +93,7 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
 
 def main(config: BenchmarkConfig) -> None:
     """Measures each size, prints a table and writes it."""
-    if Path(config.output).exists() and not config.overwrite:
-        raise InputError(f"{config.output}: exists already; name another file or pass --overwrite")
+    refuse_file(Path(config.output), config.overwrite)
     result = start_record(config) | {"status": "finished", "sizes": []}
     for times in config.times:
         with tempfile.TemporaryDirectory() as scratch:

@@ -94,6 +94,16 @@ def refuse_overwrite(path: Path, overwrite: bool, mark: str) -> None:
             raise InputError(f"{path}: holds something else (no {mark}) and is not overwritten")
 
 
+def refuse_file(path: Path, overwrite: bool) -> None:
+    """Fails early where an output file is there already.
+
+    Raises:
+        InputError: It is, and may not be replaced.
+    """
+    if Path(path).exists() and not overwrite:
+        raise InputError(f"{path}: exists already; name another file or pass --overwrite")
+
+
 @contextmanager
 def atomic_folder(path: Path, mark: str, overwrite: bool = False) -> Iterator[Path]:
     """Fills an output folder under a temporary name and renames it when all is written.
