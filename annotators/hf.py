@@ -12,11 +12,12 @@ from utils.annotation import Annotation, Parsed, batched
 from utils.files import InputError
 from utils.predict import default_device
 from utils.splits import token_budget_batches
+from utils.tokenization import load_tokenizer
 
 WINDOW = 256  # responses scored at once: sentences of like length share a batch
 TOKEN_BUDGET = 8192
 MAX_LENGTH = 512  # tokens of a sentence that are read
-HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "offensive", "1"}
+HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "offensive"}
 
 
 class ClassifierAnnotator:
@@ -24,8 +25,8 @@ class ClassifierAnnotator:
 
     Args:
         folder: Checkpoint with safetensors, its tokenizer beside it.
-        harmful_label: Name of its harmful class; "" takes the one whose name says so, or the
-            second of two.
+        harmful_label: Name of its harmful class; "" takes the one whose name says so, or the last
+            of one or two that nobody named.
         threshold: Least probability of harm.
 
     Raises:
@@ -37,7 +38,11 @@ class ClassifierAnnotator:
         if not (self.folder / "config.json").is_file():
             raise InputError(f"--annotator-model: {folder}: no model folder (no config.json)")
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # tokenizer.json as it is: AutoTokenizer would replace it by the model type's own class
+            if (self.folder / "tokenizer.json").is_file():
+                self.tokenizer = load_tokenizer(self.folder)
+            else:
+                self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             self.model, report = AutoModelForSequenceClassification.from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
@@ -49,6 +54,10 @@ class ClassifierAnnotator:
                 f"--annotator-model: {folder}: no text classifier, weights are missing, for one:"
                 f" {min(report['missing_keys'])}"
             )
+        if self.tokenizer.pad_token is None:
+            raise InputError(f"--annotator-model: {folder}: its tokenizer has no padding token")
+        places = getattr(self.model.config, "max_position_embeddings", MAX_LENGTH)
+        self.max_length = min(MAX_LENGTH, places)
         self.harmful = self._harmful_class(harmful_label)
         self.model.to(default_device()).eval()
 
@@ -60,7 +69,9 @@ class ClassifierAnnotator:
     @torch.inference_mode()
     def score(self, sentences: list[str]) -> np.ndarray:
         """Returns each sentence's probability of harm, float [S]."""
-        encoded = self.tokenizer(sentences, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        encoded = self.tokenizer(sentences, truncation=True, max_length=self.max_length)[
+            "input_ids"
+        ]
         scores = np.empty(len(sentences))
         lengths = np.array([max(len(ids), 1) for ids in encoded])
         for indices in token_budget_batches(lengths, TOKEN_BUDGET):
@@ -68,7 +79,8 @@ class ClassifierAnnotator:
                 {"input_ids": [encoded[index] for index in indices]}, return_tensors="pt"
             ).to(self.model.device)
             logits = self.model(**batch).logits.float()  # (batch, classes)
-            if self.model.config.problem_type == "multi_label_classification":
+            settings = self.model.config
+            if settings.problem_type == "multi_label_classification" or settings.num_labels == 1:
                 probs = logits.sigmoid()
             else:
                 probs = logits.softmax(-1)
@@ -94,8 +106,8 @@ class ClassifierAnnotator:
             found = [index for index, name in names.items() if name == wanted.lower()]
         else:
             found = [index for index, name in names.items() if name in HARMFUL_NAMES]
-            if not found and len(names) == 2:
-                found = [1]
+            if list(names.values()) in (["label_0"], ["label_0", "label_1"]):  # nobody named them
+                found = [len(names) - 1]
         if len(found) != 1:
             there = ", ".join(names.values())
             raise InputError(f"--harmful-label: '{wanted}' names no one class; there are: {there}")

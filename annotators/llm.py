@@ -37,6 +37,8 @@ WINDOW = 4  # records held for each call in flight, so that one slow answer dela
 NO_KEY = "none"  # the SDK insists on a key, local servers need none
 FILTERED = "the endpoint's content filter withheld the answer"
 
+TOO_LONG = "the endpoint takes no question of this length"
+
 POLICY = """\
 A sentence is harmful if it
 - threatens, harasses, demeans or dehumanises a person or a group;
@@ -319,6 +321,8 @@ class LLMAnnotator:
                 return Annotation(answer.labels)
             self.counts["invalid_answers"] += 1
             problems.append(answer.problem)
+            if answer.problem == TOO_LONG:  # a follow-up would be longer still
+                break
         self.counts["rejected"] += 1
         return Annotation(None, f"the model's answer never fitted: {problems[-1]}")
 
@@ -355,6 +359,9 @@ class LLMAnnotator:
             self.counts["retries"] += retries
             if error.code == "content_filter":  # of the prompt, which some endpoints call an error
                 return Answer(None, FILTERED)
+            # one overlong record must not end the run, each time anew
+            if error.code == "context_length_exceeded" or _status(error) == 413:
+                return Answer(None, TOO_LONG)
             happened = _describe(error) + (f" after {retries} retries" if retries else "")
             raise self._stopped(record, happened) from None
         self.counts["retries"] += raw.retries_taken
@@ -401,6 +408,10 @@ def _check_url(url: str) -> None:
         raise InputError(f"--llm-url: {url!r} is no http:// or https:// address")
     if parts.username or parts.password or parts.query:
         raise InputError("--llm-url: no user, password or query here, the key has its own variable")
+
+
+def _status(error: openai.APIError) -> int | None:
+    return error.status_code if isinstance(error, openai.APIStatusError) else None
 
 
 def _describe(error: openai.APIError) -> str:

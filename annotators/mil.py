@@ -28,8 +28,8 @@ WINDOW = 512  # responses scored at once
 class MilAnnotator:
     """Learns which sentences make responses harmful from the training split.
 
-    A sentence is always scored by models that were fitted without its prompt: a model that has
-    seen a sentence called harmful says so again, whatever it says.
+    A sentence is labelled by models that were fitted without its prompt: a model that has seen a
+    sentence called harmful says so again, whatever it says.
 
     Args:
         stream: Gives the records again each time it is called.
@@ -54,7 +54,10 @@ class MilAnnotator:
             yield from self._annotate(window)
 
     def score(self, sentences: list[str]) -> np.ndarray:
-        """Returns each sentence's probability of harm, the mean of all models, float [S]."""
+        """Returns each sentence's probability of harm, the mean of all models, float [S].
+
+        Nothing says here which prompt a sentence answers, so models that have seen it count too.
+        """
         features = self.vectorizer.transform(sentences)
         return np.mean([model.predict_proba(features)[:, 1] for model in self.models], axis=0)
 

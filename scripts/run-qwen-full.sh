@@ -8,6 +8,7 @@ source scripts/setup.sh
 if [[ "${1:-}" == test ]]; then
     exec python -m test.causal qwen-full "${@:2}"
 fi
+[[ "${1:-}" == train ]] && shift
 ARGS=(  # run-scm.sh's recipe but for the loss
     --alpha 0  # the holistic loss alone
     --beta 0  # no logic-consistency loss

@@ -51,6 +51,8 @@ class TestConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
     def __post_init__(self) -> None:
+        if self.row != "scm" and self.score_with != "token":
+            raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
         for name in ("token_budget", "bootstrap"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")

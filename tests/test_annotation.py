@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 from transformers import BertConfig, BertForSequenceClassification
 
 from annotators.hf import ClassifierAnnotator
-from annotators.mil import MilAnnotator
+from annotators.mil import MilAnnotator, fold_of
 from annotators.response import ResponseAnnotator
 from annotators.scm import ScmAnnotator
 from model.export_classifier import ExportConfig
@@ -27,11 +28,14 @@ from tests.conftest import no_score, parsed, run
 from utils.agreement import agreement
 from utils.alignment import Layout, encode_records
 from utils.benchmark_annotation import multiply
-from utils.build_fineharm import BuildConfig, inconsistency, main
+from utils.build_fineharm import BuildConfig, answers_file, inconsistency, label_record, main
 from utils.files import InputError, read_json
 from utils.fineharm import SPLITS, find_split, read_split
 from utils.predict import Scores
+from utils.prepare_data import DataConfig
+from utils.prepare_data import main as prepare
 from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
+from utils.splits import load_examples, load_processed
 from utils.tokenization import load_tokenizer
 from utils.words import label_words, span_labels
 
@@ -146,18 +150,22 @@ def test_duplicates_are_found_exact_and_near(tmp_path):
     words = [f"word{n}" for n in range(200)]
     text = " ".join(words)
     assert seen.duplicate_of(row("a", text)) is None
-    assert seen.duplicate_of(row("b", text.upper().replace(" ", "  "))) == ("exact", "a")
-    assert seen.duplicate_of(row("c", " ".join([*words[:150], "x", *words[151:]]))) == ("near", "a")
+    again = row("b", text.upper().replace(" ", "  "))
+    assert seen.duplicate_of(again) == ("exact duplicate", "a")
+    again.label = 0
+    assert seen.duplicate_of(again) == ("exact duplicate with another label", "a")
+    changed = row("c", " ".join([*words[:150], "x", *words[151:]]))
+    assert seen.duplicate_of(changed) == ("near duplicate", "a")
     assert seen.duplicate_of(row("d", " ".join(words[::2]))) is None
     assert seen.duplicate_of(row("e", "I cannot help with that.", "one thing")) is None
     assert seen.duplicate_of(row("f", "I cannot help with that.", "quite another thing")) is None
-    seen.check_id(row("g", text))
-    with pytest.raises(InputError, match="field 'id': 'g' stands at line g too"):
-        seen.check_id(row("g", text))
+    seen.check_id(row("g", text), "key")
+    with pytest.raises(InputError, match="field 'key': 'g' stands at line g too"):
+        seen.check_id(row("g", text), "key")
     only_exact = Seen(tmp_path / "exact", near=1)
     assert only_exact.duplicate_of(row("a", text)) is None
     assert only_exact.duplicate_of(row("c", text + " x")) is None
-    assert only_exact.duplicate_of(row("d", text + "  X")) == ("exact", "c")
+    assert only_exact.duplicate_of(row("d", text + "  X")) == ("exact duplicate", "c")
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.6))
@@ -246,16 +254,15 @@ def test_mil_finds_the_sentence_that_makes_responses_harmful():
 
 
 def test_mil_scores_no_prompt_with_a_model_that_has_seen_it():
-    """A word of its own in each harmful response, nothing shared: there is nothing to learn."""
-    texts = [f"unique{n} token{n} here." if n % 2 else "plain words here." for n in range(80)]
+    """Words of its own in each response, all others shared: there is nothing to learn."""
+    texts = [f"plain unique{n} words token{n} here." for n in range(80)]
     records = parsed(*texts, labels=[n % 2 for n in range(80)])
     annotator = MilAnnotator(lambda: records)
-    found = [annotation.labels for annotation in annotator.annotate(records[1::2])]
-    memorised = annotator.score([texts[1]])[0]
-    assert memorised > 0.5  # the models that have seen it know it
-    assert all(len(labels) == 1 for labels in found)
-    held_out = annotator._held_out(annotator.vectorizer.transform([texts[1]]), np.array([0]))
-    assert held_out.shape == (1,)
+    harmful = records[1::2]
+    features = annotator.vectorizer.transform([record.sentences[0] for record in harmful])
+    folds = np.array([fold_of(record) for record in harmful])
+    memorised = annotator.score([record.sentences[0] for record in harmful])
+    assert (annotator._held_out(features, folds) < memorised - 0.1).all()
 
 
 def test_mil_needs_both_classes():
@@ -298,6 +305,32 @@ def test_a_classifier_judges_each_sentence_by_itself(classifier):
         ClassifierAnnotator(classifier / "nosuch", "", 0.5)
 
 
+@pytest.mark.parametrize(
+    "names, harmful",
+    [
+        (["LABEL_0", "LABEL_1"], 1), (["unsafe", "safe"], 0), (["LABEL_0"], 0),
+        (["jailbreak", "benign"], None), (["nsfw", "sfw"], None), (["toxic", "hate", "fine"], None),
+    ],
+)  # fmt: skip
+def test_the_harmful_class_is_never_guessed(names, harmful, classifier, tmp_path):
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    config = BertConfig.from_pretrained(classifier)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    config.num_labels = len(names)
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    if harmful is None:
+        with pytest.raises(InputError, match="--harmful-label: '' names no one class"):
+            ClassifierAnnotator(folder, "", 0.5)
+        return
+    annotator = ClassifierAnnotator(folder, "", 0.5)
+    assert annotator.harmful == harmful
+    assert (
+        np.abs(annotator.score(["One thing.", "Another."]) - 0.5) < 0.49
+    ).all()  # one logit, too
+
+
 @pytest.fixture(scope="module")
 def scm(tiny, tmp_path_factory):
     """An untrained dual-task checkpoint."""
@@ -313,7 +346,11 @@ def test_the_holistic_scorer_becomes_a_plain_classifier(scm, tmp_path):
     export(ExportConfig(str(scm), str(tmp_path / "out")))
     annotator = ClassifierAnnotator(tmp_path / "out", "", 0.5)
     assert annotator.report()["harmful_class"] == "harmful"
-    texts = ["One sentence.", "Another, quite a bit longer than the first one."]
+    texts = [
+        "One sentence.",
+        "def f():\n    return 1",
+        "x\n\ny re\u0301sume\u0301, quite a bit longer",
+    ]
     model, tokenizer = load_dual_task(scm), load_tokenizer(scm)
     for text, score in zip(texts, annotator.score(texts), strict=True):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
@@ -413,12 +450,39 @@ def test_contradictions_are_rejected_with_the_reason(config, monkeypatch):
                 yield type(next(super().annotate([record])))([label] * len(record.sentences))
 
     monkeypatch.setattr("utils.build_fineharm.make_annotator", lambda *_: Odd())
-    main(config)
+    main(replace(config, consistency="all"))
     reasons = Counter(one["reason"] for one in rejected(config))
     assert reasons == {"benign response with a harmful sentence": 6}
     assert len(read_out(config)) == 54
-    main(replace(config, consistency=False, overwrite=True))
+    main(replace(config, consistency="none", overwrite=True))
     assert len(read_out(config)) == 60 and not rejected(config)
+    main(replace(config, overwrite=True))  # in evaluation the response's label prevails
+    kept = read_out(config)
+    for record in kept:
+        assert any(record["sentence_labels"]) == int(record["id"][1:]) % 2
+    contradictory = {f"q{number}" for number in range(0, 60, 10)}
+    train = {r["id"] for _, r in read_split(find_split(config.output_dir, "train"), "train")}
+    dropped = {one["id"] for one in rejected(config)}
+    assert dropped and dropped < contradictory and not dropped & train
+    assert {record["id"] for record in kept} | dropped == {f"q{number}" for number in range(60)}
+
+
+def test_a_harmful_response_without_a_harmful_word_trains_nothing():
+    (record,) = parsed("He is one of us.")
+    config = BuildConfig("in", "out")
+    finished, reason = label_record(config, record, [1], ResponseAnnotator())
+    assert finished["word_labels"] == [[0] * 6]
+    assert reason == "harmful response without a harmful word"
+    assert label_record(config, replace(record, split="test"), [1], ResponseAnnotator())[1] == ""
+
+
+@pytest.mark.parametrize("output", ["runs/mine", "runs/mine/", "./runs/../runs/mine"])
+def test_paid_answers_never_lie_in_the_output_folder(output):
+    options = {"annotator": "llm", "annotator_model": "m"}
+    place = answers_file(BuildConfig("in", output, **options))
+    assert place == Path("runs").resolve() / "mine.answers.sqlite"
+    with pytest.raises(InputError, match="--llm-cache: .* lies in the output folder"):
+        answers_file(BuildConfig("in", output, llm_cache="runs/mine/cache", **options))
 
 
 def test_duplicates_are_left_out_and_told(config, tmp_path):
@@ -468,12 +532,12 @@ def test_parsed_records_are_taken_from_the_cache(config, tmp_path, monkeypatch):
     assert not [path for path in tmp_path.rglob("*.partial")]
 
 
-def test_human_spans_label_words_and_sentences(tmp_path):
+def test_human_spans_label_words_and_sentences(tmp_path, tiny):
     made = []
     for row in rows():
-        at = row["response"].find("zorblax")
-        spans = [[at, at + 7]] if row["label"] else []
-        made.append({"text": row["response"], "spans": spans})
+        text = f"Case {row['id']}: {row['response']}"
+        at = text.find("zorblax")
+        made.append({"text": text, "spans": [[at, at + 7]] if row["label"] else []})
     path = tmp_path / "spans.jsonl"
     write(path, made)
     config = config_for(
@@ -483,6 +547,9 @@ def test_human_spans_label_words_and_sentences(tmp_path):
     main(config)
     records = read_out(config)
     assert len(records) == 60 and {record["prompt"] for record in records} == {""}
+    prepare(DataConfig(str(tmp_path / "data"), str(tiny), config.output_dir))
+    groups = load_examples(load_processed(tmp_path / "data", None), "test").prompt_group
+    assert len(set(groups.tolist())) == len(groups)  # without prompts, each response is on its own
     for record in records:
         words = [
             word
@@ -538,7 +605,8 @@ def test_agreement_is_what_scikit_learn_says(pairs):
         ({"annotator": "llm"}, "--annotator-model: --annotator llm needs one"),
         ({"word_rule": "spans"}, "--spans-column: --word-rule spans needs one"),
         ({"label_columns": [""]}, "--label-columns: without any"),
-        ({"near_duplicates": 0.0}, "--near-duplicates: 0.0 is not in 0…1"),
+        ({"near_duplicates": 0.4}, "--near-duplicates: 0.4 is not in 0.7…1"),
+        ({"word_rule": "spans", "spans_column": "s", "annotator": "mil"}, "--word-rule spans"),
         ({"llm_timeout": 0.0}, "--llm-timeout: 0.0 is not > 0"),
         ({"compare": ["a", "b"]}, "--compare: takes two files"),
     ],
@@ -550,12 +618,42 @@ def test_a_bad_option_is_named(options, message):
 
 def test_a_multiplied_corpus_has_no_duplicates(tmp_path):
     source, target = tmp_path / "rows.jsonl", tmp_path / "more.jsonl"
-    write(source, rows())
+    random = np.random.default_rng(0)
+    long = [row | {"response": " ".join(map(str, random.integers(0, 999, 200)))} for row in rows()]
+    write(source, long)
     for times, count in ((1, 60), (4, 240), (0.25, 15)):
         assert multiply(source, times, target) == count
-        seen = Seen(tmp_path / f"seen-{times}", near=0.95)
+        seen = Seen(tmp_path / f"seen-{times}", near=0.9)
         found = list(read_judged(target, Columns()))
         assert len(found) == count
         for one in found:
-            seen.check_id(one)
+            seen.check_id(one, "id")
             assert seen.duplicate_of(one) is None
+
+
+def test_files_without_ids_are_compared_by_place(tmp_path):
+    for name in "ab":
+        record = {
+            "prompt": "p", "response": "One. Two.", "sentences": ["One.", "Two."],
+            "sentence_labels": [int(name == "a"), 0], "words": [["One", "."], ["Two", "."]],
+            "word_labels": [[int(name == "a"), 0], [0, 0]],
+        }  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps([record]))
+    done = run(
+        "bash", "scripts/run-annotate.sh", "--compare", tmp_path / "a.json", tmp_path / "b.json"
+    )
+    assert "1 records in both" in done.stdout
+
+
+def test_ids_are_checked(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    made = rows()
+    del made[1]["id"]
+    write(path, made)
+    assert [row.id for row in read_judged(path, Columns())][:3] == ["q0", "row-1", "q2"]
+    with pytest.raises(InputError, match="line 1: field 'key' is missing; there are: id"):
+        list(read_judged(path, Columns(id="key")))
+    made[1]["id"] = "\ud800"
+    write(path, made)
+    with pytest.raises(InputError, match="line 2: field 'id': lone surrogate"):
+        list(read_judged(path, Columns()))

@@ -202,6 +202,7 @@ def test_answers_that_fit(text, fence):
     assert read_verdict(fence.replace("{}", '{"harmful": []}'), 2) == ([0, 0], None)
 
 
+TOO_LONG_CODE = ("content_filter", "context_length_exceeded")
 FILTER_ERROR = json.dumps({"error": {"message": "Tea!", "code": "content_filter"}})
 
 
@@ -230,6 +231,18 @@ def test_record_that_never_fits_is_rejected_and_the_run_goes_on(make, server, re
     assert list(again.annotate(map(record, range(3)))) == [first, second, third]
     assert len(server.calls) == 5
     assert again.report()["rejected"] == 1 and again.report()["cached_answers"] == 5
+
+
+@pytest.mark.parametrize(
+    "reply", [Reply(status=413), Reply(status=400, body=FILTER_ERROR.replace(*TOO_LONG_CODE))]
+)
+def test_an_overlong_record_is_rejected_at_once_and_the_run_goes_on(make, server, reply):
+    server.script = lambda call: reply if "number 1." in call.sentences[0] else verdict(call)
+    for calls in (3, 3):  # nor is it asked again by a second run
+        annotations = list(make(answers=3).annotate(map(record, range(3))))
+        assert [one.labels for one in annotations] == [[0, 1, 0], None, [0, 1, 0]]
+        assert "no question of this length" in annotations[1].problem
+        assert len(server.calls) == calls
 
 
 def test_second_question_says_what_was_wrong(make, server):

@@ -187,6 +187,8 @@ def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_d
     for model, row in ((baseline, "scm"), (trained, "qwen-full"), (trained, "qwen-partial")):
         with pytest.raises(InputError, match="config.json: field 'alpha': it was trained as"):
             evaluate(TestConfig(row, str(model), str(tiny_data), str(tmp_path / "out")))
+    with pytest.raises(InputError, match="--score-with: the row qwen-full has its holistic scorer"):
+        TestConfig("qwen-full", "m", "d", "o", score_with="holistic")
     done = run("bash", "scripts/run-qwen-partial.sh", "--output-dir", "x", check=False)
     assert done.returncode == 2 and "nothing is trained here" in done.stderr
 

@@ -55,10 +55,13 @@ def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
 
 def read_annotation(path: Path) -> dict[str, Record]:
     """Reads a FineHarm file, or all splits of a folder, by id."""
-    paths = [find_split(path, split) for split in SPLITS] if path.is_dir() else [path]
+    if path.is_dir():
+        paths = {split: find_split(path, split) for split in SPLITS}
+    else:
+        paths = {"record": path}  # numbered alike in both files where there are no ids
     records: dict[str, Record] = {}
-    for one in paths:
-        for where, record in read_split(one, one.stem):
+    for name, one in paths.items():
+        for where, record in read_split(one, name):
             if record["id"] in records:
                 raise InputError(f"{where}: field 'id': '{record['id']}' is in another split too")
             records[record["id"]] = record

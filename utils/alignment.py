@@ -53,7 +53,8 @@ class EncodedRecord:
         response_start: Index of the first response token.
         response_label: any(sentence_labels) of the whole record, truncated or not.
         id: The record's id.
-        prompt_key: A hash of the whole prompt; responses to one prompt share it.
+        prompt_key: A hash of the whole prompt (of the response where there is none); responses to
+            one prompt share it.
         cut_prompt: Prompt tokens cut off at the left.
         cut_response: Response tokens cut off at the right.
         harmful_cut_off: The record is harmful and truncation left none of its harmful tokens.
@@ -308,7 +309,9 @@ def _fit(
         response_start=start,
         response_label=response_label,
         id=record["id"],
-        prompt_key=hashlib.sha256(record["prompt"].encode()).hexdigest()[:16],
+        prompt_key=hashlib.sha256((record["prompt"] or record["response"]).encode()).hexdigest()[
+            :16
+        ],
         cut_prompt=cut_prompt,
         cut_response=len(response_ids) - kept,
         harmful_cut_off=bool(

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from utils.cli import run_command
-from utils.files import InputError, refuse_file, write_json
+from utils.files import InputError, read_json, refuse_file, write_json
+from utils.fineharm import text_field
 from utils.run_record import start_record
 from utils.sources import iterate_file
 
@@ -35,8 +36,9 @@ class BenchmarkConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
 
     def __post_init__(self) -> None:
-        if not self.times or min(self.times) <= 0:
-            raise InputError("--times: positive numbers are needed")
+        for times in self.times:
+            if times <= 0 or not (float(times).is_integer() or (1 / times).is_integer()):
+                raise InputError(f"--times: {times} is neither whole nor one part of a whole")
         if self.annotator not in ("response", "mil"):
             raise InputError(f"--annotator: '{self.annotator}' is neither response nor mil")
 
@@ -44,21 +46,23 @@ class BenchmarkConfig:
 def multiply(source: Path, times: float, target: Path) -> int:
     """Writes a corpus of `times` the size; returns its number of rows.
 
-    Copies differ from their original: the words of a response are rotated, so that no copy is a
-    duplicate, and its sentences come to stand elsewhere.
+    In a copy every fourth word stands elsewhere in its response, so that it is no near duplicate
+    and yet as long and as hard to parse.
     """
     written = 0
     with open(target, "w", encoding="utf-8") as file:
         for copy in range(max(1, round(times))):
-            for number, (_, row) in enumerate(iterate_file(source)):
+            for number, (where, row) in enumerate(iterate_file(source)):
                 if times < 1 and number % round(1 / times):
                     continue
-                words = row["response"].split(" ")
-                shift = copy * len(words) // (round(times) + 1)
+                words = text_field(row, "response", where).split(" ")
+                moved = words[::4]
+                shift = copy * len(moved) // (round(times) + 1)
+                words[::4] = moved[shift:] + moved[:shift]
                 row |= {
                     "id": f"{number}-{copy}",
-                    "prompt": f"{row['prompt']}" + f" ({copy})" * (copy > 0),
-                    "response": " ".join(words[shift:] + words[:shift]),
+                    "prompt": text_field(row, "prompt", where) + f" ({copy})" * (copy > 0),
+                    "response": " ".join(words),
                 }
                 print(json.dumps(row), file=file)
                 written += 1
@@ -100,13 +104,17 @@ def main(config: BenchmarkConfig) -> None:
             source = Path(scratch) / "rows.jsonl"
             rows = multiply(Path(config.input), times, source)
             seconds, peak = measure(source, config.annotator, Path(scratch) / "out")
-        size = {"times": times, "rows": rows, "seconds": seconds, "peak_bytes": peak}
+            parsed = read_json(Path(scratch) / "out" / "stats.json")["parsed"]
+        size = {"times": times, "rows": rows, "parsed": parsed}
+        size |= {"seconds": seconds, "peak_bytes": peak}
         result["sizes"].append(size | {"records_per_second": rows / seconds})
     write_json(Path(config.output), result)
-    print(f"{'size':>6}{'rows':>9}{'seconds':>9}{'records/s':>11}{'peak memory, MB':>17}")
+    print(
+        f"{'size':>6}{'rows':>9}{'parsed':>9}{'seconds':>9}{'records/s':>11}{'peak memory, MB':>17}"
+    )
     for size in result["sizes"]:
         print(
-            f"{size['times']:>6g}{size['rows']:>9}{size['seconds']:>9.0f}"
+            f"{size['times']:>6g}{size['rows']:>9}{size['parsed']:>9}{size['seconds']:>9.0f}"
             f"{size['records_per_second']:>11.1f}{size['peak_bytes'] / 1e6:>17.0f}"
         )
     print(f"written to {config.output}")

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,7 +29,15 @@ from utils.cli import run_command
 from utils.files import InputError, atomic_folder, read_json, sha256_file, write_json
 from utils.fineharm import SPLITS, Record
 from utils.sources import Columns, Row, Seen, read_judged
-from utils.words import MAX_CHARACTERS, SPACY_MODEL, WordRule, label_words, parse, span_labels
+from utils.words import (
+    MAX_CHARACTERS,
+    PARSER,
+    SPACY_MODEL,
+    WordRule,
+    label_words,
+    parse,
+    span_labels,
+)
 
 MARK = "stats.json"  # each output folder of this command holds it
 SOME_UNANNOTATED = 3  # exit status: all is written, but some records got no verdict
@@ -125,10 +132,13 @@ class BuildConfig:
             " sentence is lower. spans: those humans marked, which then label sentences, too."
         },
     )
-    consistency: bool = field(
-        default=True,
+    consistency: Literal["train", "all", "none"] = field(
+        default="train",
         metadata={
-            "help": "Drop harmful responses without a harmful sentence and benign ones with one."
+            "help": "Which harmful responses without a harmful sentence or word, and benign ones"
+            " with one, are dropped. train: those of the training split; in validation and test"
+            " their sentences take the response's label, so that no annotator decides who is"
+            " tested. all: all of them, as in the paper."
         },
     )
     near_duplicates: float = field(
@@ -178,7 +188,9 @@ class BuildConfig:
         for name in ("llm_concurrency", "llm_answers", "llm_timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
-        for name in ("annotator_threshold", "token_share", "near_duplicates"):
+        if not 0.7 <= self.near_duplicates <= 1:
+            raise InputError(f"--near-duplicates: {self.near_duplicates} is not in 0.7…1")
+        for name in ("annotator_threshold", "token_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not in 0…1")
         if not 0 < self.mil_false_positives < 1:
@@ -187,6 +199,8 @@ class BuildConfig:
             raise InputError(f"--annotator-model: --annotator {self.annotator} needs one")
         if self.word_rule == "spans" and not self.spans_column:
             raise InputError("--spans-column: --word-rule spans needs one")
+        if self.word_rule == "spans" and self.annotator != "response":
+            raise InputError("--word-rule spans: labels sentences itself, --annotator is idle")
         if self.word_rule == "delete" and self.annotator not in ("mil", "hf"):
             raise InputError(
                 f"--word-rule delete: --annotator {self.annotator} scores no sentences"
@@ -238,10 +252,10 @@ def select(
     name, _, value = (config.eval_only or "").partition("=")
     known = not name
     for row in rows:
-        seen.check_id(row)
+        seen.check_id(row, config.id_column)
         known = known or name in row.fields
         # without prompts, each response is on its own
-        split = split_of(row.prompt if config.prompt_column else row.response, config)
+        split = split_of(row.prompt or row.response, config)
         reason, detail = "", ""
         if row.label is None:
             reason = "judgements are tied"
@@ -250,7 +264,7 @@ def select(
         elif split != "train" and name and str(row.fields.get(name)) != value:
             reason = "not for evaluation (--eval-only)"
         elif found := seen.duplicate_of(row):
-            reason, detail = f"{found[0]} duplicate", f"of {found[1]}"
+            reason, detail = found[0], f"of {found[1]}"
         if reason:
             rejects.add(reason, row, detail)
         else:
@@ -287,7 +301,7 @@ def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) 
             url=config.llm_url,
             model=config.annotator_model,
             key_env=config.llm_key_env,
-            cache=Path(config.llm_cache or f"{config.output_dir}.answers.sqlite"),
+            cache=answers_file(config),
             concurrency=config.llm_concurrency,
             retries=config.llm_retries,
             timeout=config.llm_timeout,
@@ -296,6 +310,19 @@ def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) 
     from annotators.response import ResponseAnnotator
 
     return ResponseAnnotator()
+
+
+def answers_file(config: BuildConfig) -> Path:
+    """Returns where a chat endpoint's answers are kept: never in the output folder.
+
+    Raises:
+        InputError: --llm-cache lies in it, where replacing the output would lose what was paid for.
+    """
+    output = Path(config.output_dir).resolve()
+    cache = Path(config.llm_cache) if config.llm_cache else Path(f"{output}.answers.sqlite")
+    if cache.resolve().is_relative_to(output):
+        raise InputError(f"--llm-cache: {cache}: lies in the output folder; name another place")
+    return cache
 
 
 def inconsistency(label: int, sentence_labels: list[int]) -> str:
@@ -308,6 +335,32 @@ def inconsistency(label: int, sentence_labels: list[int]) -> str:
     if not label and any(sentence_labels):
         return "benign response with a harmful sentence"
     return ""
+
+
+def label_record(
+    config: BuildConfig, record: Parsed, labels: list[int], annotator: Annotator
+) -> tuple[Record, str]:
+    """Labels the words of a record, and its sentences anew where they contradict the response.
+
+    Returns:
+        The finished record, and why it should be dropped ("" where it should not).
+    """
+    reason = inconsistency(record.label, labels)
+    if reason and config.consistency == "train" and record.split != "train":
+        labels, reason = [record.label] * len(labels), ""
+    words = label_words(record, labels, config.word_rule, annotator.score)
+    if any(labels) and not any(map(any, words)) and record.split == "train":
+        reason = reason or "harmful response without a harmful word"
+    finished = Record(
+        id=record.id,
+        prompt=record.prompt,
+        response=record.response,
+        sentences=record.sentences,
+        sentence_labels=labels,
+        words=record.words,
+        word_labels=words,
+    )
+    return finished, reason if config.consistency != "none" else ""
 
 
 def parse_all(config: BuildConfig, folder: Path) -> None:
@@ -346,17 +399,17 @@ def parse_all(config: BuildConfig, folder: Path) -> None:
 
 
 @contextmanager
-def parsed_corpus(config: BuildConfig) -> Iterator[Path]:
-    """Yields a folder as `parse_all` fills it, kept in --parsed-cache where there is one."""
+def parsed_corpus(config: BuildConfig, output: Path) -> Iterator[Path]:
+    """Yields a folder as `parse_all` fills it, kept in --parsed-cache or for now in `output`."""
     if not config.parsed_cache:
-        with tempfile.TemporaryDirectory(dir=Path(config.output_dir).parent) as scratch:
-            parse_all(config, Path(scratch))
-            yield Path(scratch)
+        scratch = output / "parsed"
+        scratch.mkdir()
+        parse_all(config, scratch)
+        yield scratch
+        shutil.rmtree(scratch)
         return
-    if not Path(config.input).is_file():
-        raise InputError(f"{config.input}: no such file")
     decisive = {name: getattr(config, name) for name in PARSING_OPTIONS}
-    decisive |= {"input": sha256_file(Path(config.input)), "model": SPACY_MODEL}
+    decisive |= {"input": sha256_file(Path(config.input)), "parser": (SPACY_MODEL, PARSER)}
     key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
     kept = Path(config.parsed_cache) / key
     if not kept.is_dir():
@@ -394,20 +447,13 @@ def annotate_all(
                 labels = span_labels(record)
             if labels is None:
                 rejects.add(NO_VERDICT, record, annotation.problem or "")
-            elif config.consistency and (reason := inconsistency(record.label, labels)):
+                continue
+            finished, reason = label_record(config, record, labels, annotator)
+            if reason:
                 rejects.add(reason, record)
-            else:
-                finished = Record(
-                    id=record.id,
-                    prompt=record.prompt,
-                    response=record.response,
-                    sentences=record.sentences,
-                    sentence_labels=labels,
-                    words=record.words,
-                    word_labels=label_words(record, labels, config.word_rule, annotator.score),
-                )
-                statistics.add(record.split, finished)
-                print(json.dumps(finished, ensure_ascii=False), file=files[record.split])
+                continue
+            statistics.add(record.split, finished)
+            print(json.dumps(finished, ensure_ascii=False), file=files[record.split])
     return statistics
 
 
@@ -433,7 +479,7 @@ def main(config: BuildConfig) -> None:
     output_dir, source = Path(config.output_dir), Path(config.input)
     with (
         atomic_folder(output_dir, MARK, config.overwrite) as folder,
-        parsed_corpus(config) as parsed,
+        parsed_corpus(config, folder) as parsed,
         open(folder / "rejected.jsonl", "w", encoding="utf-8") as file,
     ):
         counts, spool = read_json(parsed / "counts.json"), parsed / "parsed.jsonl"
@@ -446,11 +492,12 @@ def main(config: BuildConfig) -> None:
         total = sum(counts["parsed"].values())
         statistics = annotate_all(config, annotator, spool, total, folder, rejects)
         check_classes(config, statistics.records, " that the annotator agrees with")
+        name = "spans" if config.word_rule == "spans" else config.annotator
         stats = {
             "input": {"file": source.name, "sha256": sha256_file(source)},
-            "annotator": {"name": config.annotator, **annotator.report()},
+            "options": asdict(config),
+            "annotator": {"name": name, **annotator.report()},
             "word_rule": config.word_rule,
-            "seed": config.seed,
             "parsed": total,
             "rejected": dict(rejects.counts),
             **statistics.summary(),

