@@ -10,7 +10,7 @@ BACKBONE=backbones/smollm2-135m
 [[ -d demo/data ]] || bash scripts/run-data.sh demo/data $BACKBONE --input-dir FineHarm/sample
 RECIPE=(  # for 240 records and two processor cores; the paper's recipe is run-scm.sh's own
     --epochs 4
-    --learning-rate 2e-4  # of 5e-5, 1e-4 and 2e-4 the best on validation
+    --learning-rate 2e-4  # of the rates tried the best on validation, see the README
     --scheduler linear
     --warmup-ratio 0.1
     --attention eager
