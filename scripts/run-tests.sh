@@ -9,4 +9,5 @@ done
 export SCM_REAL_TOKENIZERS=1  # a test that lacks one fails instead of being skipped
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+export OMP_NUM_THREADS=1  # the processes, one a core, share the cores by themselves
+exec python -m pytest -n auto --dist loadfile "$@"

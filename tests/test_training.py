@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from model.qwen_dual_task import load_dual_task
-from test.causal import TestConfig
+from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
 from test.floor import FloorConfig
 from test.floor import main as measure_floor
@@ -145,7 +145,7 @@ def test_the_report_is_complete_and_consistent(tested):
 
 def test_holistic_at_every_token_is_a_named_variant(trained, tiny_data, tmp_path):
     out = tmp_path / "metrics"
-    evaluate(TestConfig("scm", str(trained), str(tiny_data), str(out), "holistic", bootstrap=50))
+    evaluate(CausalConfig("scm", str(trained), str(tiny_data), str(out), "holistic", bootstrap=50))
     scores = np.load(out / "predictions.npz")
     last = scores["test_token_probs"][scores["test_offsets"][1:] - 1]
     np.testing.assert_allclose(last, scores["test_response_prob"], atol=1e-5)
@@ -186,9 +186,9 @@ def test_qwen_full_and_partial_are_one_model(baseline, tiny_data, tmp_path):
 def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_data, tmp_path):
     for model, row in ((baseline, "scm"), (trained, "qwen-full"), (trained, "qwen-partial")):
         with pytest.raises(InputError, match="config.json: field 'alpha': it was trained as"):
-            evaluate(TestConfig(row, str(model), str(tiny_data), str(tmp_path / "out")))
+            evaluate(CausalConfig(row, str(model), str(tiny_data), str(tmp_path / "out")))
     with pytest.raises(InputError, match="--score-with: the row qwen-full has its holistic scorer"):
-        TestConfig("qwen-full", "m", "d", "o", score_with="holistic")
+        CausalConfig("qwen-full", "m", "d", "o", score_with="holistic")
     done = run("bash", "scripts/run-qwen-partial.sh", "--output-dir", "x", check=False)
     assert done.returncode == 2 and "nothing is trained here" in done.stderr
 
@@ -218,7 +218,7 @@ def test_same_seed_same_weights_other_seed_others(config):
     assert largest_gap(folders[0], folders[2]) > 0
     for folder in folders[:2]:
         out = f"{folder}-metrics"
-        evaluate(TestConfig("scm", folder, config.data_dir, out, bootstrap=50))
+        evaluate(CausalConfig("scm", folder, config.data_dir, out, bootstrap=50))
     one, two = (Path(f"{folder}-metrics", "metrics.json").read_bytes() for folder in folders[:2])
     assert one == two  # trained and tested twice: the same to the bit
 
