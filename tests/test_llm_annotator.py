@@ -541,3 +541,68 @@ def test_bad_settings(make, settings, option):
 def test_has_no_sentence_score(make):
     with pytest.raises(InputError, match="--word-rule delete"):
         make().score(["Tea."])
+
+
+def write_rows(path) -> None:
+    """Thirty harmful and thirty benign responses about tea, each to a prompt of its own."""
+    lines = []
+    for number in range(60):
+        word = "bitter" if number % 2 else "mild"
+        text = f"Tea number {number}. It is {word} tea. Drink it warm."
+        row = {"prompt": f"Which tea, {number}?", "response": text, "label": number % 2}
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines))
+
+
+def build(server, tmp_path, *more: str) -> subprocess.Popen:
+    """Starts the whole pipeline against the stub."""
+    command = [sys.executable, "-m", "utils.build_fineharm", "--input", tmp_path / "rows.jsonl"]
+    command += ["--output-dir", tmp_path / "out", "--annotator", "llm", "--annotator-model", "stub"]
+    command += ["--llm-url", server.url, "--valid-share", "0.3", "--test-share", "0.3", *more]
+    environment = {**os.environ, "OPENAI_API_KEY": "secret-key"}
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_a_killed_pipeline_goes_on_and_says_who_got_no_verdict(server, tmp_path):
+    write_rows(tmp_path / "rows.jsonl")
+
+    def misfit(call):
+        return Reply('{"harmful": [9]}') if call.sentences[0] == "Tea number 7." else verdict(call)
+
+    server.script = misfit
+    killed = build(server, tmp_path, "--llm-concurrency", "1")
+    wait_for(lambda: len(server.calls) >= 10, seconds=60)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "out").exists()  # nothing half-written under its name
+    before = len(server.calls)
+    done = build(server, tmp_path)
+    output, errors = done.communicate(timeout=120)
+    assert done.returncode == 3, errors
+    assert output.splitlines()[-1].startswith("1 records got no verdict")
+    assert "secret-key" not in output + errors
+    with open(tmp_path / "out" / "rejected.jsonl") as file:
+        (rejected,) = [json.loads(line) for line in file]
+    assert rejected["reason"] == "no verdict" and "number lies outside" in rejected["detail"]
+    stats = json.loads((tmp_path / "out" / "stats.json").read_text())
+    records = [stats["splits"][split]["responses"]["all"] for split in ("train", "valid", "test")]
+    assert sum(records) == 59 and stats["annotator"]["name"] == "llm"
+    # three questions about the misfit, one about each other: what was answered was not asked again
+    assert len(server.calls) <= 62 + 1 and before >= 10
+    again = build(server, tmp_path, "--overwrite")
+    calls = len(server.calls)
+    assert again.wait(timeout=120) == 3 and len(server.calls) == calls
+    again.communicate()
+
+
+def test_a_refused_endpoint_is_one_line_and_writes_nothing(server, tmp_path):
+    write_rows(tmp_path / "rows.jsonl")
+    server.script = lambda call: Reply(status=401)
+    done = build(server, tmp_path)
+    output, errors = done.communicate(timeout=120)
+    last = errors.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: ") and "HTTP 401" in last
+    assert not (tmp_path / "out").exists()
