@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import tee
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -440,7 +441,8 @@ def annotate_all(
             split: stack.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8"))
             for split in SPLITS
         }
-        pairs = zip(read_spool(spool), annotator.annotate(read_spool(spool)), strict=True)
+        records, to_annotate = tee(read_spool(spool))  # holds what the annotator reads ahead
+        pairs = zip(records, annotator.annotate(to_annotate), strict=True)
         for record, annotation in tqdm(pairs, "annotate", total, unit="record"):
             labels = annotation.labels
             if labels is not None and config.word_rule == "spans":

@@ -117,17 +117,12 @@ def sentences_of(doc: Doc) -> list[Span]:
     text = doc.text  # joined anew at each access
     fences = [match.span() for match in FENCED_CODE.finditer(text)]
     edges = [edge for fence in fences for edge in fence]  # rising: into code, out of it, …
-    cuts, passed, after_break, line_start, previous = [0], 0, False, 0, None
+    cuts, passed, after_break, line_start = [0], 0, False, 0
     for token in doc:
-        start = token.idx
-        if previous is not None and previous.is_space:
-            after_break = after_break or "\n" in previous.text
-        elif previous is not None:
-            after_break = False
-        previous = token
         if token.is_space:
+            after_break = after_break or "\n" in token.text
             continue
-        before = passed
+        start, before = token.idx, passed
         while passed < len(edges) and edges[passed] <= start:
             passed += 1
         crossed, inside = passed > before, passed % 2 == 1
@@ -139,6 +134,7 @@ def sentences_of(doc: Doc) -> list[Span]:
             begins = start - line_start > 8 or not LIST_MARK.fullmatch(so_far)
         if begins and token.i:
             cuts.append(token.i)
+        after_break = False
     pieces = [doc[start:end] for start, end in zip(cuts, [*cuts[1:], len(doc)], strict=True)]
     return [piece for piece in pieces if piece.text.strip()]
 
