@@ -11,7 +11,7 @@ from model.export_classifier import ExportConfig
 from test import causal, floor
 from tests.conftest import ROOT, run
 from train.train_qwen import TrainConfig
-from utils import get_backbone, prepare_data
+from utils import benchmark_annotation, get_backbone, prepare_data
 from utils.build_fineharm import BuildConfig
 from utils.cli import parse
 from utils.get_backbone import BackboneConfig
@@ -66,6 +66,7 @@ PARSERS = {
     "scripts/run-qwen-partial.sh test": (causal.TestConfig, (), "--row", "qwen-partial"),
     "utils.build_fineharm": (BuildConfig, ()),
     "utils.summarize": (SummaryConfig, ()),
+    "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
     "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),
 }
