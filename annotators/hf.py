@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from utils.annotation import Annotation, Parsed, batched
 from utils.files import InputError
-from utils.predict import default_device
+from utils.predict import Precision, autocast, default_device, use_bf16
 from utils.splits import token_budget_batches
 from utils.tokenization import load_tokenizer
 
@@ -28,12 +28,15 @@ class ClassifierAnnotator:
         harmful_label: Name of its harmful class; "" takes the one whose name says so, or the last
             of one or two that nobody named.
         threshold: Least probability of harm.
+        precision: Of the computation.
 
     Raises:
         InputError: The folder is no such checkpoint, or the class cannot be told.
     """
 
-    def __init__(self, folder: Path, harmful_label: str, threshold: float) -> None:
+    def __init__(
+        self, folder: Path, harmful_label: str, threshold: float, precision: Precision
+    ) -> None:
         self.folder, self.threshold = Path(folder), threshold
         if not (self.folder / "config.json").is_file():
             raise InputError(f"--annotator-model: {folder}: no model folder (no config.json)")
@@ -59,7 +62,9 @@ class ClassifierAnnotator:
         places = getattr(self.model.config, "max_position_embeddings", MAX_LENGTH)
         self.max_length = min(MAX_LENGTH, places)
         self.harmful = self._harmful_class(harmful_label)
-        self.model.to(default_device()).eval()
+        device = default_device()
+        self.bf16 = use_bf16(precision, device)
+        self.model.to(device).eval()
 
     def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
         """Annotates records in order."""
@@ -78,7 +83,8 @@ class ClassifierAnnotator:
             batch = self.tokenizer.pad(
                 {"input_ids": [encoded[index] for index in indices]}, return_tensors="pt"
             ).to(self.model.device)
-            logits = self.model(**batch).logits.float()  # (batch, classes)
+            with autocast(self.bf16, self.model.device):
+                logits = self.model(**batch).logits.float()  # (batch, classes)
             settings = self.model.config
             if settings.problem_type == "multi_label_classification" or settings.num_labels == 1:
                 probs = logits.sigmoid()

@@ -102,7 +102,7 @@ class BuildConfig:
         default="", metadata={"help": "hf: name of the harmful class where it cannot be told."}
     )
     precision: Literal["auto", "fp32", "bf16"] = field(
-        default="auto", metadata={"help": "scm: auto takes bf16 on hardware made for it."}
+        default="auto", metadata={"help": "scm, hf: auto takes bf16 on hardware made for it."}
     )
     mil_false_positives: float = field(
         default=0.05, metadata={"help": "mil: share of benign sentences that may look harmful."}
@@ -284,7 +284,10 @@ def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) 
         from annotators.hf import ClassifierAnnotator
 
         return ClassifierAnnotator(
-            Path(config.annotator_model), config.harmful_label, config.annotator_threshold
+            Path(config.annotator_model),
+            config.harmful_label,
+            config.annotator_threshold,
+            config.precision,
         )
     if config.annotator == "scm":
         from annotators.scm import ScmAnnotator
