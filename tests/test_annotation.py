@@ -289,20 +289,20 @@ def classifier(tmp_path_factory, tokenizers):
 def test_a_classifier_judges_each_sentence_by_itself(classifier):
     texts = ["One short. " + "A much longer sentence follows here now. " * n for n in range(6)]
     records = parsed(*texts)
-    annotator = ClassifierAnnotator(classifier, "", 0.5)
+    annotator = ClassifierAnnotator(classifier, "", 0.5, "fp32")
     everything = [text for record in records for text in record.sentences]
     together, alone = annotator.score(everything), [annotator.score([t])[0] for t in everything]
     np.testing.assert_allclose(together, alone, atol=1e-6)  # whatever shares a batch
-    middle = ClassifierAnnotator(classifier, "toxic", float(np.median(together)))
+    middle = ClassifierAnnotator(classifier, "toxic", float(np.median(together)), "fp32")
     found = [label for one in middle.annotate(records) for label in one.labels]
     assert found == (together >= np.median(together)).astype(int).tolist()
     np.testing.assert_allclose(
-        ClassifierAnnotator(classifier, "fine", 0.5).score(everything), 1 - together, atol=1e-6
+        ClassifierAnnotator(classifier, "fine", 0.5, "fp32").score(everything), 1 - together, atol=1e-6
     )
     with pytest.raises(InputError, match="--harmful-label: 'rude' names no one class; .* toxic"):
-        ClassifierAnnotator(classifier, "rude", 0.5)
+        ClassifierAnnotator(classifier, "rude", 0.5, "fp32")
     with pytest.raises(InputError, match="no model folder"):
-        ClassifierAnnotator(classifier / "nosuch", "", 0.5)
+        ClassifierAnnotator(classifier / "nosuch", "", 0.5, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -322,9 +322,9 @@ def test_the_harmful_class_is_never_guessed(names, harmful, classifier, tmp_path
     BertForSequenceClassification(config).save_pretrained(folder)
     if harmful is None:
         with pytest.raises(InputError, match="--harmful-label: '' names no one class"):
-            ClassifierAnnotator(folder, "", 0.5)
+            ClassifierAnnotator(folder, "", 0.5, "fp32")
         return
-    annotator = ClassifierAnnotator(folder, "", 0.5)
+    annotator = ClassifierAnnotator(folder, "", 0.5, "fp32")
     assert annotator.harmful == harmful
     assert (
         np.abs(annotator.score(["One thing.", "Another."]) - 0.5) < 0.49
@@ -344,7 +344,7 @@ def scm(tiny, tmp_path_factory):
 
 def test_the_holistic_scorer_becomes_a_plain_classifier(scm, tmp_path):
     export(ExportConfig(str(scm), str(tmp_path / "out")))
-    annotator = ClassifierAnnotator(tmp_path / "out", "", 0.5)
+    annotator = ClassifierAnnotator(tmp_path / "out", "", 0.5, "fp32")
     assert annotator.report()["harmful_class"] == "harmful"
     texts = [
         "One sentence.",
