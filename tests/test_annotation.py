@@ -297,7 +297,9 @@ def test_a_classifier_judges_each_sentence_by_itself(classifier):
     found = [label for one in middle.annotate(records) for label in one.labels]
     assert found == (together >= np.median(together)).astype(int).tolist()
     np.testing.assert_allclose(
-        ClassifierAnnotator(classifier, "fine", 0.5, "fp32").score(everything), 1 - together, atol=1e-6
+        ClassifierAnnotator(classifier, "fine", 0.5, "fp32").score(everything),
+        1 - together,
+        atol=1e-6,
     )
     with pytest.raises(InputError, match="--harmful-label: 'rude' names no one class; .* toxic"):
         ClassifierAnnotator(classifier, "rude", 0.5, "fp32")
