@@ -10,12 +10,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from utils.annotation import Annotation, Parsed, batched
 from utils.files import InputError
-from utils.predict import Precision, autocast, default_device, use_bf16
+from utils.predict import TOKEN_BUDGET, Precision, autocast, default_device, use_bf16
 from utils.splits import token_budget_batches
 from utils.tokenization import load_tokenizer
 
 WINDOW = 256  # responses scored at once: sentences of like length share a batch
-TOKEN_BUDGET = 8192
 MAX_LENGTH = 512  # tokens of a sentence that are read
 HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "offensive"}
 

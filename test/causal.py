@@ -12,7 +12,15 @@ from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
 from utils.evaluation import MARK, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Precision, Scores, ScoreWith, default_device, predict, use_bf16
+from utils.predict import (
+    TOKEN_BUDGET,
+    Precision,
+    Scores,
+    ScoreWith,
+    default_device,
+    predict,
+    use_bf16,
+)
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
@@ -45,7 +53,7 @@ class TestConfig:
         default="fp32",
         metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
     )
-    token_budget: int = field(default=8192, metadata={"help": "Padded tokens a batch."})
+    token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
     bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
     seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
