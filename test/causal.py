@@ -10,7 +10,7 @@ from typing import Literal
 
 from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
-from utils.evaluation import MARK, run_evaluation
+from utils.evaluation import MARK, EvaluationConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
 from utils.predict import (
     TOKEN_BUDGET,
@@ -21,15 +21,21 @@ from utils.predict import (
     predict,
     use_bf16,
 )
+from utils.run_record import model_summary
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
-NAMES = {"scm": "SCM", "qwen-full": "Qwen, full detection", "qwen-partial": "Qwen, naive partial"}
+NAMES = {
+    "scm": "SCM",
+    "scm-holistic": "SCM, holistic scorer at every token",
+    "qwen-full": "Qwen",
+    "qwen-partial": "Qwen",
+}
 POSITIONAL = ("row",)  # the first words of the command line
 
 
-@dataclass
-class TestConfig:
+@dataclass(kw_only=True)
+class TestConfig(EvaluationConfig):
     """Options of the test."""
 
     row: Literal["scm", "qwen-full", "qwen-partial"] = field(
@@ -40,8 +46,6 @@ class TestConfig:
         }
     )
     model_path: str = field(metadata={"help": "Output folder of the training step."})
-    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
-    output_dir: str = field(metadata={"help": "Folder for metrics, predictions and the figure."})
     score_with: ScoreWith = field(
         default="token",
         metadata={
@@ -54,16 +58,13 @@ class TestConfig:
         metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
     )
     token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
-    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
-    seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.row != "scm" and self.score_with != "token":
             raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
-        for name in ("token_budget", "bootstrap"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        if self.token_budget < 1:
+            raise InputError(f"--token-budget: {self.token_budget} is below 1")
 
 
 def main(config: TestConfig) -> None:
@@ -97,8 +98,8 @@ def main(config: TestConfig) -> None:
         return Scores(None, scores.response_prob) if config.row == "qwen-full" else scores
 
     is_variant = config.row == "scm" and not token_scorer
-    variant = ", holistic scorer at every token" if is_variant else ""
-    run_evaluation(config, data, NAMES[config.row] + variant, score)
+    row = "scm-holistic" if is_variant else config.row
+    run_evaluation(config, data, row, NAMES[row], score, model_summary(Path(config.model_path)))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm import tqdm
 
 from utils.cli import run_command
-from utils.evaluation import MARK, run_evaluation
-from utils.files import InputError, refuse_overwrite
+from utils.evaluation import MARK, EvaluationConfig, run_evaluation
+from utils.files import refuse_overwrite
 from utils.predict import Scores
 from utils.splits import Examples, load_examples, load_processed
 from utils.tokenization import load_tokenizer
@@ -28,11 +28,9 @@ POSITIONAL = ("method",)  # the first words of the command line
 
 
 @dataclass
-class FloorConfig:
+class FloorConfig(EvaluationConfig):
     """Options of the floor."""
 
-    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
-    output_dir: str = field(metadata={"help": "Folder for metrics and predictions."})
     method: Literal["tfidf", "length"] = field(
         default="tfidf",
         metadata={
@@ -44,13 +42,6 @@ class FloorConfig:
         default="partial",
         metadata={"help": "partial: full detection, and every prefix as well. full: that alone."},
     )
-    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
-    seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
-
-    def __post_init__(self) -> None:
-        if self.bootstrap < 1:
-            raise InputError(f"--bootstrap: {self.bootstrap} is below 1")
 
 
 def main(config: FloorConfig) -> None:
@@ -104,7 +95,7 @@ def main(config: FloorConfig) -> None:
         return Scores(token_probs, probabilities(best, split))
 
     names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
-    run_evaluation(config, data, names[config.method], score)
+    run_evaluation(config, data, config.method, names[config.method], score)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 from utils.annotation import Parsed  # noqa: E402
 from utils.fineharm import read_split  # noqa: E402
 from utils.get_backbone import BackboneConfig, build_tiny  # noqa: E402
+from utils.predictions import Predictions  # noqa: E402
 from utils.prepare_data import DataConfig  # noqa: E402
 from utils.prepare_data import main as prepare  # noqa: E402
 from utils.sources import Row  # noqa: E402
@@ -64,6 +65,26 @@ def parsed(*responses: str, labels: Sequence[int] = (), prompt: str = "") -> lis
 def no_score(sentences: list[str]) -> np.ndarray:
     """A sentence scorer nobody may call."""
     raise AssertionError("scored")
+
+
+def random_split(count: int = 40, seed: int = 0, partial: bool = True) -> Predictions:
+    """Returns predictions of which harmful responses' are higher; two responses a prompt."""
+    random = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    lengths = random.integers(1, 30, count)
+    harmful = np.repeat(label, lengths)
+    probs = (random.random(len(harmful)) * 0.7 + 0.3 * harmful).astype(np.float32)
+    token_labels = np.where(random.random(len(harmful)) < 0.4, harmful, 0).astype(np.int8)
+    bounds = np.cumsum(lengths)[:-1]
+    return Predictions(
+        ids=[f"r{number}" for number in range(count)],
+        label=label,
+        group=np.arange(count) // 2,
+        token_labels=np.split(token_labels, bounds),
+        pieces=[[("some", " wörd", "", "s", " 中", ".")[t % 6] for t in range(n)] for n in lengths],
+        response_prob=probs[np.cumsum(lengths) - 1],
+        token_probs=np.split(probs, bounds) if partial else None,
+    )
 
 
 @pytest.fixture(scope="session")

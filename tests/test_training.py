@@ -143,9 +143,16 @@ def test_the_report_is_complete_and_consistent(tested):
     assert picture.shape[1] > 600 and len(np.unique(picture)) > 20
 
 
+def score_as(row: str, model: Path, data: Path, out: Path, **options) -> None:
+    """Tests a checkpoint as a causal row."""
+    evaluate(
+        CausalConfig(str(data), str(out), row=row, model_path=str(model), bootstrap=50, **options)
+    )
+
+
 def test_holistic_at_every_token_is_a_named_variant(trained, tiny_data, tmp_path):
     out = tmp_path / "metrics"
-    evaluate(CausalConfig("scm", str(trained), str(tiny_data), str(out), "holistic", bootstrap=50))
+    score_as("scm", trained, tiny_data, out, score_with="holistic")
     scores = np.load(out / "predictions.npz")
     last = scores["test_token_probs"][scores["test_offsets"][1:] - 1]
     np.testing.assert_allclose(last, scores["test_response_prob"], atol=1e-5)
@@ -177,7 +184,7 @@ def test_qwen_full_and_partial_are_one_model(baseline, tiny_data, tmp_path):
     last = partial["test_token_probs"][partial["test_offsets"][1:] - 1]
     np.testing.assert_allclose(last, full["test_response_prob"], atol=1e-5)
     assert json.loads((tmp_path / "full" / "metrics.json").read_text()).keys() == {
-        "method", "responses", "full"
+        "row", "method", "responses", "full"
     }  # fmt: skip
     fresh = load_file(baseline / "model.safetensors")["token_classifier.bias"]
     assert (fresh == 0).all()  # nothing has trained the token scorer
@@ -186,9 +193,9 @@ def test_qwen_full_and_partial_are_one_model(baseline, tiny_data, tmp_path):
 def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_data, tmp_path):
     for model, row in ((baseline, "scm"), (trained, "qwen-full"), (trained, "qwen-partial")):
         with pytest.raises(InputError, match="config.json: field 'alpha': it was trained as"):
-            evaluate(CausalConfig(row, str(model), str(tiny_data), str(tmp_path / "out")))
+            score_as(row, model, tiny_data, tmp_path / "out")
     with pytest.raises(InputError, match="--score-with: the row qwen-full has its holistic scorer"):
-        CausalConfig("qwen-full", "m", "d", "o", score_with="holistic")
+        CausalConfig("d", "o", row="qwen-full", model_path="m", score_with="holistic")
     done = run("bash", "scripts/run-qwen-partial.sh", "--output-dir", "x", check=False)
     assert done.returncode == 2 and "nothing is trained here" in done.stderr
 
@@ -197,7 +204,8 @@ def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_d
 def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path):
     for detection in ("full", "partial"):
         out = str(tmp_path / detection)
-        measure_floor(FloorConfig(str(tiny_data), out, method, detection, bootstrap=50))
+        options = {"method": method, "detection": detection, "bootstrap": 50}
+        measure_floor(FloorConfig(str(tiny_data), out, **options))
     full = json.loads((tmp_path / "full" / "metrics.json").read_text())
     assert "partial" not in full and 0 <= full["full"]["test"]["auroc"]["value"] <= 1
     both = json.loads((tmp_path / "partial" / "metrics.json").read_text())
@@ -218,7 +226,7 @@ def test_same_seed_same_weights_other_seed_others(config):
     assert largest_gap(folders[0], folders[2]) > 0
     for folder in folders[:2]:
         out = f"{folder}-metrics"
-        evaluate(CausalConfig("scm", folder, config.data_dir, out, bootstrap=50))
+        score_as("scm", folder, config.data_dir, out)
     one, two = (Path(f"{folder}-metrics", "metrics.json").read_bytes() for folder in folders[:2])
     assert one == two  # trained and tested twice: the same to the bit
 

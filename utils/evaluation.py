@@ -6,29 +6,29 @@ split, stands beside it and is named as optimistic.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from utils.conformal import calibrate
 from utils.files import InputError, atomic_folder, read_json, write_json
 from utils.metrics import (
     FULL_THETAS,
     MAX_K,
     THETAS,
-    Outcome,
-    full_outcome,
+    by_length,
     interval_metrics,
-    partial_outcome,
     point_metrics,
     select_full,
     select_partial,
     stop_histogram,
 )
 from utils.predict import Scores
+from utils.predictions import FILE, SPLITS, Predictions, collect, save_predictions
 from utils.report import format_table, plot_stop_positions
 from utils.run_record import start_record, write_record
 from utils.splits import Examples, ProcessedData, load_examples
+from utils.tokenization import load_tokenizer
 
 MARK = "metrics.json"  # each output folder of a test holds it
 
@@ -37,118 +37,144 @@ Scorer = Callable[[Examples, str], Scores]
 
 
 def evaluate(
-    valid: Examples,
-    valid_scores: Scores,
-    test: Examples,
-    test_scores: Scores,
+    valid: Predictions,
+    test: Predictions,
     resamples: int,
     seed: int,
+    target_false_alarm: float = 0.0,
+    target_k: int = 4,
 ) -> dict[str, Any]:
     """Chooses thresholds on validation and measures the test split.
 
     Args:
-        valid: Validation examples.
-        valid_scores: Their scores.
-        test: Test examples.
-        test_scores: Their scores.
+        valid: Validation split.
+        test: Test split.
         resamples: Bootstrap samples of the 95 % intervals.
         seed: Of the bootstrap.
+        target_false_alarm: Adds "partial_conformal": delay-k whose θ promises at most this share
+            of false alarms (see `utils.conformal`); 0 for none.
+        target_k: Its k.
 
     Returns:
         The content of metrics.json; NaN where undefined.
     """
-
-    def full(examples: Examples, scores: Scores, theta: float) -> Outcome:
-        return full_outcome(scores.response_prob, *truth(examples), theta)
-
-    def partial(examples: Examples, scores: Scores, theta: float, k: int) -> Outcome:
-        return partial_outcome(scores.token_probs, *truth(examples), theta, k)
-
-    def truth(examples: Examples) -> tuple:
-        return examples.response_token_labels, examples.response_label, examples.prompt_group
-
-    theta = select_full(valid_scores.response_prob, valid.response_label, FULL_THETAS)
+    theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
+    outcome = test.full(theta)
     result: dict[str, Any] = {
         "responses": {
             name: {
-                "all": len(examples),
-                "harmful": int(examples.response_label.sum()),
-                "prompts": len(set(examples.prompt_group.tolist())),
+                "all": len(split),
+                "harmful": int(split.label.sum()),
+                "prompts": len(set(split.group.tolist())),
             }
-            for name, examples in (("valid", valid), ("test", test))
+            for name, split in (("valid", valid), ("test", test))
         },
         "full": {
             "theta": theta,
             "chosen_on": "valid",
-            "valid": point_metrics(full(valid, valid_scores, theta)),
-            "test": interval_metrics(full(test, test_scores, theta), resamples, seed),
+            "valid": point_metrics(valid.full(theta)),
+            "test": interval_metrics(outcome, resamples, seed),
+            "by_length": by_length(outcome, test.lengths),
         },
     }
-    if test_scores.token_probs is None:
+    if test.token_probs is None:
         return result
-    for key, chosen_on, examples, scores in (
-        ("partial", "valid", valid, valid_scores),
-        ("partial_paper_protocol", "test", test, test_scores),
+    for key, chosen_on, split in (
+        ("partial", "valid", valid),
+        ("partial_paper_protocol", "test", test),
+        ("partial_conformal", "valid", valid),
     ):
-        label = examples.response_label
-        theta, k = select_partial(scores.token_probs, label, THETAS, MAX_K)
-        outcome = partial(test, test_scores, theta, k)
+        if key != "partial_conformal":
+            theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
+        elif target_false_alarm:
+            k = target_k
+            theta = calibrate(valid.token_probs, valid.label, k, target_false_alarm)
+        else:
+            continue
+        outcome = test.partial(theta, k)
         result[key] = {
             "theta": theta,
             "k": k,
             "chosen_on": chosen_on,
-            "valid": point_metrics(partial(valid, valid_scores, theta, k)),
+            "valid": point_metrics(valid.partial(theta, k)),
             "test": interval_metrics(outcome, resamples, seed),
             "stop_histogram": stop_histogram(outcome).tolist(),
+            "by_length": by_length(outcome, test.lengths),
         }
+    if target_false_alarm:
+        result["partial_conformal"]["target_false_alarm"] = target_false_alarm
     return result
 
 
-def run_evaluation(config: Any, data: ProcessedData, method: str, score: Scorer) -> dict[str, Any]:
+@dataclass
+class EvaluationConfig:
+    """Options that the tests of all rows share."""
+
+    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
+    output_dir: str = field(metadata={"help": "Folder for metrics, predictions and the figure."})
+    name: str = field(default="", metadata={"help": "Name of the row in tables; default its own."})
+    target_false_alarm: float = field(
+        default=0.0,
+        metadata={
+            "help": "Also report delay-k detection whose θ is calibrated on benign validation"
+            " responses to let through at most this share of false alarms; 0 for none."
+        },
+    )
+    target_k: int = field(default=4, metadata={"help": "k of --target-false-alarm."})
+    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
+    seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+
+    def __post_init__(self) -> None:
+        for name in ("bootstrap", "target_k"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        if not 0 <= self.target_false_alarm < 1:
+            raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
+
+
+def run_evaluation(
+    config: EvaluationConfig,
+    data: ProcessedData,
+    row: str,
+    method: str,
+    score: Scorer,
+    model: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Scores validation and test, writes the report folder and prints the table.
 
     Args:
-        config: The stage's dataclass, with output_dir, bootstrap, seed and overwrite.
+        config: The options.
         data: Processed data.
-        method: Name of the row.
+        row: Key of the row, as in the README: "scm", "qwen-full", "tfidf", …
+        method: Name of the row, unless the options name it.
         score: The method.
+        model: What the run record says of the model (`model_summary`).
 
     Returns:
         The content of metrics.json.
     """
     began, folder = time.monotonic(), Path(config.output_dir)
-    record = start_record(config, data.summary())
-    splits = {name: load_examples(data, name) for name in ("valid", "test")}
-    for name, examples in splits.items():
+    record = start_record(config, data.summary()) | {"model": model}
+    tokenizer = load_tokenizer(data.folder / "tokenizer")
+    splits = {}
+    for name in SPLITS:
+        examples = load_examples(data, name)
         if len(set(examples.response_label.tolist())) < 2:
             raise InputError(f"{data.folder}: split '{name}' lacks a class")
-    scores = {name: score(examples, name) for name, examples in splits.items()}
-    result = {"method": method} | evaluate(
-        splits["valid"], scores["valid"], splits["test"], scores["test"],
-        config.bootstrap, config.seed,
+        splits[name] = collect(examples, score(examples, name), tokenizer)
+    method = config.name or method
+    result = {"row": row, "method": method} | evaluate(
+        splits["valid"], splits["test"], config.bootstrap, config.seed,
+        config.target_false_alarm, config.target_k,
     )  # fmt: skip
     with atomic_folder(folder, MARK, config.overwrite) as partial:
-        write_json(partial / "metrics.json", result)
-        result = read_json(partial / "metrics.json")  # NaN has become null
-        np.savez_compressed(partial / "predictions.npz", **_arrays(splits, scores))
+        write_json(partial / MARK, result)
+        result = read_json(partial / MARK)  # NaN has become null
+        save_predictions(partial / FILE, splits)
         if "partial" in result:
             plot_stop_positions(result["partial"], method, partial / "stop_positions.png")
         write_record(partial, record, started=began)
     print(format_table(result))
     print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return result
-
-
-def _arrays(splits: dict[str, Examples], scores: dict[str, Scores]) -> dict[str, np.ndarray]:
-    """Flattens the ragged columns: response i of a split holds offsets[i] … offsets[i + 1]."""
-    arrays = {}
-    for name, examples in splits.items():
-        arrays[f"{name}_ids"] = np.array(examples.ids)
-        arrays[f"{name}_response_label"] = examples.response_label.astype(np.int8)
-        arrays[f"{name}_prompt_group"] = examples.prompt_group
-        arrays[f"{name}_offsets"] = np.cumsum([0, *examples.response_lengths])
-        arrays[f"{name}_token_labels"] = np.concatenate(examples.response_token_labels)
-        arrays[f"{name}_response_prob"] = scores[name].response_prob
-        if scores[name].token_probs is not None:
-            arrays[f"{name}_token_probs"] = np.concatenate(scores[name].token_probs)
-    return arrays

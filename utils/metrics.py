@@ -7,6 +7,7 @@ iff its k-th largest probability reaches θ: `kth_largest` once, and every (θ, 
 Source: arXiv 2506.09996, section on evaluation.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -261,6 +262,41 @@ def select_full(response_prob: np.ndarray, label: np.ndarray, thetas: Sequence[f
     scores = _macro_f1(flagged, np.asarray(label) == 1)
     best = np.flatnonzero(scores == scores.max())
     return float(thetas[best[np.abs(best - best.mean()).argmin()]])
+
+
+def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dict[str, float]]:
+    """Returns the point metrics of each quartile of response length.
+
+    Delay-k detection favours long responses, which have more tokens to reach k with; this shows
+    how much.
+
+    Args:
+        outcome: N responses.
+        lengths: int [N], tokens of each.
+        parts: How many parts of like size; equally long responses stay together.
+
+    Returns:
+        A row for each part that has a response: from, to (tokens), responses, harmful, and the
+        metrics.
+    """
+    edges = np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:-1], method="higher")
+    part_of = np.searchsorted(edges, lengths, side="right")
+    rows = []
+    for part in np.unique(part_of):
+        chosen = part_of == part
+        within = dataclasses.replace(
+            outcome, **{name: values[chosen] for name, values in vars(outcome).items()}
+        )
+        rows.append(
+            {
+                "from": int(lengths[chosen].min()),
+                "to": int(lengths[chosen].max()),
+                "responses": int(chosen.sum()),
+                "harmful": int(within.label.sum()),
+                **point_metrics(within),
+            }
+        )
+    return rows
 
 
 def stop_histogram(outcome: Outcome) -> np.ndarray:

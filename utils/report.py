@@ -21,6 +21,7 @@ ROWS = {
     "full": "full detection",
     "partial": "partial detection",
     "partial_paper_protocol": "partial, (θ, k) chosen on test: optimistic",
+    "partial_conformal": "partial, θ calibrated for a share of false alarms",
 }
 
 
@@ -33,6 +34,11 @@ def interval(metric: dict[str, float | None], digits: int = 1) -> str:
     """Formats a metric with its 95 % interval, in percent."""
     low, high = percent(metric["low"], digits), percent(metric["high"], digits)
     return f"{percent(metric['value'], digits)} [{low}, {high}]"
+
+
+def threshold(theta: float | None) -> str:
+    """Formats a threshold; one that nothing reaches as ∞."""
+    return "∞" if theta is None else f"{theta:.4g}"
 
 
 def format_table(result: dict[str, Any]) -> str:
@@ -48,7 +54,7 @@ def format_table(result: dict[str, Any]) -> str:
             continue
         row = result[key]
         values = row["test"]
-        setting = f"θ {row['theta']}" + (f", k {row['k']}" if "k" in row else "")
+        setting = f"θ {threshold(row['theta'])}" + (f", k {row['k']}" if "k" in row else "")
         lines += ["", f"  {title}  ({setting}; chosen on {row['chosen_on']})"]
         for name in ("benign", "harmful"):
             precision, recall, f1 = (

@@ -66,6 +66,20 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
+def model_summary(folder: Path) -> dict[str, Any]:
+    """Returns what a test's record says of the model that a training made; less of another's."""
+    record = read_record(folder) or {}
+    config, git = record.get("config", {}), record.get("git") or {}
+    return {
+        "folder": str(folder),
+        "base_model_path": config.get("base_model_path"),
+        "seed": config.get("seed"),
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+        "seconds": record.get("seconds"),
+    }
+
+
 def check_same_run(folder: Path, old: dict[str, Any], new: dict[str, Any], free: set[str]) -> None:
     """Refuses to resume a run with another configuration or on other data.
 

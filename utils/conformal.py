@@ -1,0 +1,53 @@
+"""False alarms under control: split-conformal calibration of θ on benign responses.
+
+Delay-k detection flags a response iff its k-th largest token probability reaches θ. With that
+statistic s_1 … s_n of n benign validation responses and a target α, let r = ⌈(n + 1)(1 − α)⌉ and θ
+the least number above the r-th smallest s. If a new benign response is exchangeable with those n,
+it is flagged with a probability of at most α, whatever the detector and whatever n: its rank among
+the n + 1 is uniform, and only ranks above r are flagged. Where (n + 1)α < 1 no finite θ can promise
+that, and nothing is ever flagged.
+
+The promise holds on average over validation sets, for a k that was not chosen on these responses,
+and for streams like those of validation. Responses to one prompt are not independent: with many of
+them the promise weakens.
+
+Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils.metrics import kth_largest
+
+
+def conformal_theta(statistics: np.ndarray, target: float) -> float:
+    """Returns the least θ that keeps a new benign response's false-alarm probability at `target`.
+
+    Args:
+        statistics: float [n], a benign response is flagged iff its statistic reaches θ.
+        target: α, above 0 and below 1.
+
+    Returns:
+        θ; infinite where n is too small to promise so little.
+    """
+    ordered = np.sort(np.asarray(statistics, dtype=float))
+    # rounded first: 1 - 0.9 is not quite 0.1, and must not cost a rank
+    rank = int(np.ceil(round((len(ordered) + 1) * (1 - target), 9)))
+    if rank > len(ordered):
+        return np.inf
+    # scores are float32, and θ would be rounded to that when it is compared with them
+    return float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf)))
+
+
+def calibrate(token_probs: Sequence[np.ndarray], label: np.ndarray, k: int, target: float) -> float:
+    """Returns the conformal θ of delay-k detection from a validation split.
+
+    Args:
+        token_probs: [N] float arrays [T].
+        label: int [N]; only benign responses count.
+        k: Of delay-k detection, fixed beforehand.
+        target: Largest false-alarm probability.
+    """
+    benign = [probs for probs, harmful in zip(token_probs, label, strict=True) if not harmful]
+    return conformal_theta(kth_largest(benign, k)[:, k - 1], target)
