@@ -2,17 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from model.loading import Attention, load_pretrained, read_config
 from utils.alignment import IGNORE_INDEX
-from utils.files import InputError, read_json, sha256_file
+from utils.files import InputError
 from utils.loss import dual_task_loss
 
 ARCHITECTURE = "QwenForDualTask"
@@ -20,8 +19,6 @@ ARCHITECTURE = "QwenForDualTask"
 TOKEN_DROPOUT, PAPER_ALPHA, PAPER_LOGIC_WEIGHT = 0.1, 0.6, 1.0
 
 HEADS = {"token_classifier.weight", "token_classifier.bias", "sequence_classifier.weight"}
-
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 @dataclass
@@ -171,15 +168,16 @@ def load_backbone(
     Raises:
         InputError: The folder is missing or holds no Qwen2 model in safetensors.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     if config.get("model_type") != "qwen2":
         raise InputError(
             f"{folder}/config.json: field 'model_type': '{config.get('model_type')}' is not 'qwen2'"
         )
-    return _load(
+    return load_pretrained(
+        QwenForDualTask,
         folder,
         attention,
-        fresh_heads=True,
+        fresh=HEADS,
         num_token_labels=2,
         num_sequence_labels=2,
         alpha=alpha,
@@ -197,64 +195,11 @@ def load_dual_task(folder: Path) -> QwenForDualTask:
     Raises:
         InputError: The folder is no dual-task checkpoint.
     """
-    architectures = _read_config(folder).get("architectures") or []
+    architectures = read_config(folder).get("architectures") or []
     if ARCHITECTURE not in architectures:
         found = ", ".join(architectures) or "none"
         raise InputError(
             f"{folder}/config.json: field 'architectures': {found}; a dual-task checkpoint"
             f" ({ARCHITECTURE}) was expected, train one with scripts/run-scm.sh"
         )
-    return _load(folder)
-
-
-def backbone_summary(folder: Path) -> dict[str, str]:
-    """Returns what a run record says of its backbone: the SHA-256 of each of its weight files."""
-    _tensor_names(folder)
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return {"folder": str(folder)} | {path.name: sha256_file(path) for path in files}
-
-
-def _read_config(folder: Path) -> dict:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (a model was expected)")
-    return read_json(folder / "config.json")
-
-
-def _tensor_names(folder: Path) -> set[str]:
-    names: set[str] = set()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                names |= set(tensors.keys())
-        except Exception as error:  # safetensors raises its own bare SafetensorError
-            raise InputError(f"{path}: cannot be read: {error}") from error
-    if not names:
-        raise InputError(f"{folder}: holds no *.safetensors (other formats are not loaded)")
-    return names
-
-
-def _load(
-    folder: Path, attention: Attention = "sdpa", fresh_heads: bool = False, **config_changes
-) -> QwenForDualTask:
-    _tensor_names(folder)
-    try:
-        config = Qwen2Config.from_pretrained(folder)
-        config.update(config_changes)
-        model, report = QwenForDualTask.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            attn_implementation=attention,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{folder}: cannot be loaded: {reason}") from error
-    missing = set(report["missing_keys"]) - (HEADS if fresh_heads else set())
-    for problem in (missing, report["unexpected_keys"], report["mismatched_keys"]):
-        if problem:
-            names = ", ".join(str(name) for name in sorted(problem)[:3])
-            raise InputError(f"{folder}: weights do not fit the model, for one: {names}")
-    return model
+    return load_pretrained(QwenForDualTask, folder)

@@ -8,9 +8,10 @@ import pytest
 
 from model import export_classifier
 from model.export_classifier import ExportConfig
-from test import causal, floor
+from test import causal, floor, modernbert
 from tests.conftest import ROOT, run
-from train.train_qwen import TrainConfig
+from train.train_qwen import QwenConfig
+from train.training import TrainConfig
 from utils import benchmark_annotation, get_backbone, prepare_data
 from utils.build_fineharm import BuildConfig
 from utils.cli import parse
@@ -21,6 +22,7 @@ from utils.summarize import SummaryConfig
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
 TAKES_NO_FLAGS = {"setup.sh", "run-tests.sh", "run-demo.sh", "run-qwen-partial.sh"}
+TAKES_NO_FLAGS |= {"run-modernbert-partial.sh", "run-ablations.sh", "run-table.sh"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -32,8 +34,9 @@ def test_scripts_are_sound_shell(script):
     assert path.stat().st_mode & 0o111
 
 
+ROWS = ("scm", "qwen-full", "qwen-partial", "modernbert-full", "modernbert-partial")
 HELPFUL = [[name] for name in SCRIPTS if name not in TAKES_NO_FLAGS]
-HELPFUL += [[f"run-{row}.sh", "test"] for row in ("scm", "qwen-full", "qwen-partial")]
+HELPFUL += [[f"run-{row}.sh", "test"] for row in ROWS]
 
 
 @pytest.mark.parametrize("words", HELPFUL, ids=" ".join)
@@ -59,11 +62,19 @@ PARSERS = {
     "scripts/run-data.sh": (DataConfig, prepare_data.POSITIONAL),
     "scripts/get-backbone.sh": (BackboneConfig, get_backbone.POSITIONAL),
     "scripts/run-floor.sh": (floor.FloorConfig, floor.POSITIONAL),
-    "scripts/run-scm.sh": (TrainConfig, ()),
+    "scripts/run-scm.sh": (QwenConfig, ()),
     "scripts/run-scm.sh test": (causal.TestConfig, (), "--row", "scm"),
-    "scripts/run-qwen-full.sh": (TrainConfig, ()),
+    "scripts/run-qwen-full.sh": (QwenConfig, ()),
     "scripts/run-qwen-full.sh test": (causal.TestConfig, (), "--row", "qwen-full"),
     "scripts/run-qwen-partial.sh test": (causal.TestConfig, (), "--row", "qwen-partial"),
+    "scripts/run-modernbert-full.sh": (TrainConfig, ()),
+    "scripts/run-modernbert-full.sh test": (modernbert.TestConfig, (), "--row", "modernbert-full"),
+    "scripts/run-modernbert-partial.sh test": (
+        modernbert.TestConfig,
+        (),
+        "--row",
+        "modernbert-partial",
+    ),
     "utils.build_fineharm": (BuildConfig, ()),
     "utils.summarize": (SummaryConfig, ()),
     "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),

@@ -24,7 +24,7 @@ from test.causal import main as evaluate
 from test.floor import FloorConfig
 from test.floor import main as measure_floor
 from tests.conftest import ROOT, run
-from train.train_qwen import TrainConfig
+from train.train_qwen import QwenConfig
 from train.train_qwen import main as train
 from utils.files import InputError
 from utils.predict import predict
@@ -37,15 +37,15 @@ FAST = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-3, "logging_
 
 
 @pytest.fixture()
-def config(tiny, tiny_data, tmp_path) -> TrainConfig:
+def config(tiny, tiny_data, tmp_path) -> QwenConfig:
     """One epoch of six steps on the tiny model, in float32."""
-    return TrainConfig(
+    return QwenConfig(
         str(tmp_path / "run"), str(tiny_data), str(tiny), epochs=1, eval_steps=3,
         precision="fp32", **FAST,
     )  # fmt: skip
 
 
-def words_of(config: TrainConfig, *more: str) -> list[str]:
+def words_of(config: QwenConfig, *more: str) -> list[str]:
     """The command line of a configuration."""
     words = [
         "--output-dir", config.output_dir, "--data-dir", config.data_dir,
@@ -71,7 +71,7 @@ def largest_gap(one, other) -> float:
 def trained(tiny, tiny_data, tmp_path_factory) -> Path:
     """A run of the real shell script."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    config = TrainConfig(
+    config = QwenConfig(
         str(folder), str(tiny_data), str(tiny), epochs=2, eval_steps=0.25, precision="fp32", **FAST
     )
     run("bash", "scripts/run-scm.sh", *words_of(config))
@@ -163,7 +163,7 @@ def test_holistic_at_every_token_is_a_named_variant(trained, tiny_data, tmp_path
 def baseline(tiny, tiny_data, tmp_path_factory) -> Path:
     """A run of the full-detection baseline's script."""
     folder = tmp_path_factory.mktemp("baseline") / "qwen"
-    config = TrainConfig(
+    config = QwenConfig(
         str(folder), str(tiny_data), str(tiny), epochs=1, eval_steps=0.5, precision="fp32", **FAST
     )
     run("bash", "scripts/run-qwen-full.sh", *words_of(config))

@@ -1,76 +1,34 @@
-"""Trains SCM: a Qwen2 backbone with a token scorer and a holistic scorer (scripts/run-scm.sh)."""
+"""Trains SCM: a Qwen2 backbone with a token scorer and a holistic scorer (scripts/run-scm.sh).
+
+With --alpha 0 --beta 0 it is the full-detection baseline (scripts/run-qwen-full.sh).
+"""
 
 import math
 import os
-import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback
 
-from model.frozen import feed_from_cache, put_frozen_layers
-from model.qwen_dual_task import Attention, backbone_summary, load_backbone
-from model.trainable import add_lora, freeze_all_but_last, parameter_counts
-from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
+from model.frozen import feed_from_cache
+from model.qwen_dual_task import load_backbone
+from model.trainable import add_lora, freeze_all_but_last
+from train.training import TrainConfig, run_training
 from utils.cli import run_command
-from utils.files import InputError, refuse_overwrite
-from utils.predict import Precision, default_device, use_bf16
-from utils.run_record import RECORD, check_same_run, read_record, start_record, write_record
-from utils.splits import load_examples, load_processed
-from utils.tokenization import load_tokenizer
-
-# Options a resumed run may change: none of them changes what is computed.
-FREE_ON_RESUME = {"resume", "overwrite", "output_dir", "base_model_path", "data_dir"}
-FREE_ON_RESUME |= {"logging_steps", "save_total_limit", "num_workers"}
+from utils.files import InputError
+from utils.predict import default_device, use_bf16
+from utils.splits import Examples
 
 
 @dataclass
-class TrainConfig:
-    """Options of training. Defaults are the paper's (shared recipe, Qwen2.5 backbones)."""
+class QwenConfig(TrainConfig):
+    """Options of training SCM, or the Qwen baseline."""
 
-    output_dir: str = field(metadata={"help": "Folder of the run; the best model at its root."})
-    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
-    base_model_path: str = field(metadata={"help": "Qwen2-family model folder (safetensors)."})
     alpha: float = field(
         default=0.6, metadata={"help": "Weight of the token loss; 0 trains full detection."}
     )
     beta: float = field(default=1.0, metadata={"help": "Weight of the logic loss (paper's β)."})
     token_dropout: float = field(default=0.1, metadata={"help": "Dropout before the token scorer."})
-    epochs: float = field(default=3.0, metadata={"help": "Passes over the training split."})
-    batch_size: int = field(
-        default=16, metadata={"help": "Responses an optimiser step sees, over all processes."}
-    )
-    micro_batch_size: int = field(
-        default=8, metadata={"help": "Responses one device holds at once: memory, not results."}
-    )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    scheduler: Literal["exponential", "linear", "cosine", "constant"] = field(
-        default="exponential", metadata={"help": "Learning-rate schedule."}
-    )
-    lr_gamma: float = field(
-        default=0.99, metadata={"help": "Decay an optimiser step, of --scheduler exponential."}
-    )
-    warmup_ratio: float = field(
-        default=0.0, metadata={"help": "Share of the steps with a rising rate; not exponential."}
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 for none."})
-    precision: Precision = field(
-        default="auto",
-        metadata={"help": "auto: bf16 mixed precision on hardware made for it (GPU, AMX)."},
-    )
-    attention: Attention = field(
-        default="sdpa",
-        metadata={"help": "eager is the fastest for short texts on a CPU; memory is quadratic."},
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations: less memory, more time."}
-    )
     last_layers: int = field(
         default=0, metadata={"help": "Train only the last N layers, norm and heads; 0 trains all."}
     )
@@ -86,212 +44,51 @@ class TrainConfig:
     )
     lora_alpha: int = field(default=32, metadata={"help": "LoRA's scale numerator."})
     lora_dropout: float = field(default=0.05, metadata={"help": "LoRA's dropout."})
-    eval_steps: float = field(
-        default=0.1,
-        metadata={"help": "Validate and save every N optimiser steps; below 1, a share of all."},
-    )
-    eval_tokens: int = field(default=8192, metadata={"help": "Padded tokens a validation batch."})
-    best_metric: Literal["macro_f1", "full_auroc", "loss"] = field(
-        default="macro_f1", metadata={"help": "Validation metric that picks the best checkpoint."}
-    )
-    logging_steps: int = field(default=10, metadata={"help": "Log every N optimiser steps."})
-    save_total_limit: int = field(
-        default=2, metadata={"help": "Checkpoints kept for --resume, the best included."}
-    )
-    num_workers: int = field(default=0, metadata={"help": "Processes that collate batches."})
-    seed: int = field(default=42, metadata={"help": "Of heads, dropout and order."})
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint; start if there is none."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run first."})
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "token_dropout", "warmup_ratio", "lora_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not in 0…1")
-        positive = "epochs batch_size micro_batch_size learning_rate eval_steps logging_steps"
-        for name in positive.split():
-            if not 0 < getattr(self, name) < math.inf:  # false for NaN, too
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
-        for name in ("last_layers", "lora_rank", "seed", "max_grad_norm", "weight_decay", "beta"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not >= 0")
-        if self.eval_steps >= 1 and self.eval_steps % 1:
-            raise InputError(f"--eval-steps: {self.eval_steps} is neither a share nor whole")
-        if self.warmup_ratio == 1:
-            raise InputError("--warmup-ratio: 1 leaves nothing to train with")
+        super().__post_init__()
+        self.check_range(0, 1, "alpha", "token_dropout", "lora_dropout")
+        self.check_range(0, math.inf, "beta", "last_layers", "lora_rank")
         if self.last_layers and self.lora_rank:
             raise InputError("--last-layers and --lora-rank exclude each other")
         if self.frozen_cache and not self.last_layers:
             raise InputError("--frozen-cache: no layer is frozen without --last-layers")
         if self.frozen_cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("--frozen-cache: each process would write it; take one process")
-        if self.scheduler == "exponential" and self.warmup_ratio:
-            raise InputError("--warmup-ratio: the exponential schedule has no warm-up")
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other")
 
 
-def accumulation_steps(config: TrainConfig) -> int:
-    """Returns how many micro-batches make the effective batch, on each process.
+def main(config: QwenConfig) -> None:
+    """Trains SCM."""
 
-    Raises:
-        InputError: The effective batch does not divide into whole micro-batches.
-    """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(config.micro_batch_size, config.batch_size)
-    if config.batch_size % (micro * world):
-        raise InputError(
-            f"--batch-size: {config.batch_size} is not a multiple of micro batch {micro} × {world}"
-            " processes"
+    def make_model(
+        backbone: dict[str, str], train: Examples, valid: Examples
+    ) -> tuple[nn.Module, list[nn.Module]]:
+        model = load_backbone(
+            Path(config.base_model_path),
+            alpha=config.alpha,
+            logic_weight=config.beta,
+            token_dropout=config.token_dropout,
+            attention=config.attention,
         )
-    return config.batch_size // (micro * world)
+        if config.lora_rank:
+            return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout), []
+        if config.last_layers:
+            freeze_all_but_last(model, config.last_layers)
+        frozen = []
+        if config.frozen_cache:
+            frozen = feed_from_cache(
+                model.to(default_device()),
+                (train, valid),
+                Path(config.frozen_cache),
+                backbone=" ".join(value for key, value in backbone.items() if key != "folder"),
+                bf16=use_bf16(config.precision, default_device()),
+                token_budget=config.eval_tokens,
+            )
+        return model, frozen
 
-
-def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """Translates our options into the Trainer's."""
-    device = default_device()
-    return TrainingArguments(
-        output_dir=config.output_dir,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=min(config.micro_batch_size, config.batch_size),
-        gradient_accumulation_steps=accumulation_steps(config),
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="constant" if config.scheduler == "exponential" else config.scheduler,
-        warmup_steps=config.warmup_ratio,
-        max_grad_norm=config.max_grad_norm,
-        bf16=use_bf16(config.precision, device),
-        use_cpu=device.type == "cpu",
-        activation_checkpointing=config.gradient_checkpointing,
-        eval_strategy="steps",
-        eval_steps=config.eval_steps,
-        save_strategy="steps",
-        save_steps=config.eval_steps,
-        save_total_limit=config.save_total_limit,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{config.best_metric}",
-        greater_is_better=config.best_metric != "loss",
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-        disable_tqdm=False,
-        dataloader_num_workers=config.num_workers,
-        dataloader_pin_memory=device.type == "cuda",
-        report_to="none",
-        seed=config.seed,
-        data_seed=config.seed,
-    )
-
-
-def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> None:
-    """Puts the best model at the root of the run folder, config.json last.
-
-    Every process calls it, since sharded weights are gathered from all; the first one writes.
-    """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):  # LoRA: plain weights, no adapter needed to load them
-        model = model.merge_and_unload()
-        weights = model.state_dict()
-    elif frozen:
-        put_frozen_layers(model.cpu(), frozen)
-        weights = model.state_dict()
-    else:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if not trainer.is_world_process_zero():
-        return
-    partial = folder / ".best.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=weights)
-    trainer.processing_class.save_pretrained(partial)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, folder / path.name)
-    partial.rmdir()
-
-
-def main(config: TrainConfig) -> None:
-    """Trains, validates as it goes, and leaves the best checkpoint at the run's root."""
-    began, folder = time.monotonic(), Path(config.output_dir)
-    tokenizer = load_tokenizer(Path(config.base_model_path))
-    data = load_processed(Path(config.data_dir), tokenizer)
-    train, valid = load_examples(data, "train"), load_examples(data, "valid")
-    record = start_record(config, data.summary())
-    record["backbone"] = backbone_summary(Path(config.base_model_path))
-    earlier = read_record(folder) if config.resume else None
-    if earlier is None:
-        refuse_overwrite(folder, config.overwrite, RECORD)
-    else:
-        check_same_run(folder, earlier, record, FREE_ON_RESUME)
-        if earlier["status"] == "finished":
-            print(f"{folder}: the run is finished already")
-            return
-        told = {name: earlier[name] for name in ("started", "argv", "git")}
-        record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
-    set_seed(config.seed)
-    model = load_backbone(
-        Path(config.base_model_path),
-        alpha=config.alpha,
-        logic_weight=config.beta,
-        token_dropout=config.token_dropout,
-        attention=config.attention,
-    )
-    if config.last_layers:
-        freeze_all_but_last(model, config.last_layers)
-    if config.lora_rank:
-        model = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
-    record["parameters"] = parameter_counts(model)
-    frozen = []
-    if config.frozen_cache:
-        frozen = feed_from_cache(
-            model.to(default_device()),
-            (train, valid),
-            Path(config.frozen_cache),
-            backbone=" ".join(
-                value for key, value in record["backbone"].items() if key != "folder"
-            ),
-            bf16=use_bf16(config.precision, default_device()),
-            token_budget=config.eval_tokens,
-        )
-    trainer = DualTaskTrainer(
-        model=model,
-        args=training_arguments(config),
-        train_dataset=train,
-        processing_class=tokenizer,
-        valid=valid,
-        effective_batch_size=config.batch_size,
-        scheduler=config.scheduler,
-        lr_gamma=config.lr_gamma,
-        eval_tokens=config.eval_tokens,
-        score_with="token" if config.alpha else "holistic",  # nothing trains the token scorer at 0
-    )
-    if config.lora_rank and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")
-    checkpoint = last_complete_checkpoint(folder) if earlier else None
-    if trainer.is_world_process_zero():
-        if earlier is None and folder.exists():
-            shutil.rmtree(folder)  # --overwrite: only now that everything else is in place
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_later_checkpoints(folder, checkpoint)
-        write_record(folder, record)
-        step = int(checkpoint.name.rpartition("-")[2]) + 1 if checkpoint else None
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        trainer.add_callback(TensorBoardCallback(writer))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    publish(trainer, folder, frozen)
-    if trainer.is_world_process_zero():
-        state = trainer.state
-        write_record(
-            folder,
-            record,
-            started=began,
-            best={"step": state.best_global_step, f"valid_{config.best_metric}": state.best_metric},
-            bf16=trainer.args.bf16,
-            resumed_from=checkpoint.name if checkpoint else None,
-            log=state.log_history,
-        )
-        print(f"best checkpoint: step {state.best_global_step}; model in {folder}")
+    # nothing trains the token scorer at 0
+    run_training(config, make_model, score_with="token" if config.alpha else "holistic")
 
 
 if __name__ == "__main__":
-    run_command(TrainConfig, main)
+    run_command(QwenConfig, main)

@@ -13,13 +13,22 @@ from torch.optim.lr_scheduler import ExponentialLR
 from transformers import Trainer
 
 from utils.files import InputError
-from utils.metrics import MAX_K, THETAS, partial_outcome, point_metrics, select_partial
+from utils.metrics import (
+    FULL_THETAS,
+    MAX_K,
+    THETAS,
+    full_outcome,
+    partial_outcome,
+    point_metrics,
+    select_full,
+    select_partial,
+)
 from utils.predict import LOSS_PARTS, ScoreWith, predict
 from utils.splits import Examples, LengthGroupedSampler, collate, count_items
 
 
 class DualTaskTrainer(HfMultiTaskTrainer):
-    """Trains a `QwenForDualTask`.
+    """Trains a `QwenForDualTask`, or a model of the same `forward` with a holistic scorer alone.
 
     hf-mtask-trainer 0.0.5 keeps the loss parts (`additional_state`); its `log` calls a function
     that transformers 5 removed, never gathers over processes and mixes training with evaluation, so
@@ -75,16 +84,17 @@ class DualTaskTrainer(HfMultiTaskTrainer):
     ):
         """Computes the loss, checks that it is a number and notes its parts."""
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        noted = {name: output[name].detach() for name in LOSS_PARTS if name in output}
         if not math.isfinite(loss.item()):
-            parts = ", ".join(f"{name} {getattr(output, name).item()}" for name in LOSS_PARTS)
+            parts = ", ".join(f"{name} {value.item()}" for name, value in noted.items())
             raise InputError(
                 f"training step {self.state.global_step + 1}: the loss is not a number ({parts});"
                 " a lower --learning-rate, or --precision fp32, may help"
             )
         # each micro-batch holds a share of the step's mean: the shares' mean times their number
         scale = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        parts = {name: getattr(output, name).detach() * scale for name in LOSS_PARTS[1:]}
-        self.additional_state.add_metrics(**parts)
+        del noted["loss"]  # the Trainer logs it itself
+        self.additional_state.add_metrics(**{name: part * scale for name, part in noted.items()})
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -109,16 +119,17 @@ class DualTaskTrainer(HfMultiTaskTrainer):
             with_losses=True,
         )
         label = valid.response_label
-        theta, k = select_partial(scores.token_probs, label, THETAS, MAX_K)
-        outcome = partial_outcome(
-            scores.token_probs, valid.response_token_labels, label, valid.prompt_group, theta, k
-        )
+        truth = (valid.response_token_labels, label, valid.prompt_group)
+        chosen: dict[str, float] = {"theta": select_full(scores.response_prob, label, FULL_THETAS)}
+        outcome = full_outcome(scores.response_prob, *truth, chosen["theta"])
+        chosen["full_auroc"] = point_metrics(outcome)["auroc"]
+        if scores.token_probs is not None:
+            chosen["theta"], chosen["k"] = select_partial(scores.token_probs, label, THETAS, MAX_K)
+            outcome = partial_outcome(scores.token_probs, *truth, chosen["theta"], chosen["k"])
         values = point_metrics(outcome)
-        outcome.score = scores.response_prob
-        values |= {"full_auroc": point_metrics(outcome)["auroc"], "theta": theta, "k": k}
-        kept = ("macro_f1", "false_alarm_rate", "mean_fraction_seen", "full_auroc", "theta", "k")
-        logs = {f"{metric_key_prefix}_{name}": values[name] for name in kept}
-        logs |= {f"{metric_key_prefix}_{name}": value for name, value in scores.losses.items()}
+        kept = ("macro_f1", "false_alarm_rate", "mean_fraction_seen")
+        values = {name: values[name] for name in kept} | chosen | scores.losses
+        logs = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(logs)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs

@@ -16,6 +16,7 @@ from utils.fineharm import find_split, read_split
 
 MARK = "tokenizer.json"  # each output folder of this command holds it
 
+SAMPLE = Path(__file__).parents[1] / "FineHarm" / "sample"
 POSITIONAL = ("name", "output_dir")  # the first words of the command line
 
 
@@ -23,15 +24,27 @@ POSITIONAL = ("name", "output_dir")  # the first words of the command line
 class BackboneConfig:
     """Options of get-backbone."""
 
-    name: Literal["smollm2-135m", "smollm2-tokenizer", "qwen-tokenizer", "tiny"] = field(
+    name: Literal[
+        "smollm2-135m",
+        "smollm2-tokenizer",
+        "qwen-tokenizer",
+        "random-modernbert",
+        "tiny",
+        "tiny-modernbert",
+    ] = field(
         metadata={
             "help": "smollm2-135m: SmolLM2-135M-Instruct as a Qwen2 (538 MB, pretrained)."
             " smollm2-tokenizer: its tokenizer alone. qwen-tokenizer: Qwen2.5's tokenizer."
-            " tiny: a small random Qwen2 with a tokenizer made from FineHarm/sample."
+            " random-modernbert: a ModernBERT of 7 layers, 6 million parameters, not pretrained."
+            " tiny, tiny-modernbert: small and random, for tests."
         }
     )
     output_dir: str = field(metadata={"help": "Folder to write."})
-    seed: int = field(default=42, metadata={"help": "Seed of tiny's weights."})
+    corpus: str = field(
+        default=str(SAMPLE),
+        metadata={"help": "FineHarm folder that the tokenizers of random models are learnt from."},
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of random weights."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the folder if it exists."})
 
 
@@ -194,22 +207,29 @@ def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _learn_tokenizer(corpus: Path, size: int, special_tokens: list[str]):
+    """Learns a byte-level tokenizer from the training responses of a FineHarm folder."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    learnt = ByteLevelBPETokenizer()
+    learnt.train_from_iterator(
+        (record["response"] for _, record in read_split(find_split(corpus, "train"), "train")),
+        vocab_size=size,
+        special_tokens=special_tokens,
+        show_progress=False,
+    )
+    return learnt._tokenizer
+
+
 def build_tiny(folder: Path, config: BackboneConfig) -> None:
     """Writes a random Qwen2 of 0.2 million parameters with a byte-level tokenizer of 1,024 ids."""
     import torch
-    from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-    sample = find_split(Path(__file__).parents[1] / "FineHarm" / "sample", "train")
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        (record["response"] for _, record in read_split(sample, "train")),
-        vocab_size=1024,
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        tokenizer_object=_learn_tokenizer(Path(config.corpus), 1024, ["<|endoftext|>"]),
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
     )
     torch.manual_seed(config.seed)
     model = Qwen2ForCausalLM(
@@ -231,11 +251,47 @@ def build_tiny(folder: Path, config: BackboneConfig) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def build_modernbert(folder: Path, config: BackboneConfig) -> None:
+    """Writes a random ModernBERT: its architecture, few and small layers, nothing pretrained."""
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+
+    is_tiny = config.name == "tiny-modernbert"
+    size, hidden, layers = (1024, 64, 4) if is_tiny else (8192, 256, 7)
+    special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
+    learnt = _learn_tokenizer(Path(config.corpus), size, special)
+    learnt.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    names = {f"{token[1:-1].lower()}_token": token for token in special}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learnt, **names)
+    torch.manual_seed(config.seed)
+    model = ModernBertForMaskedLM(
+        ModernBertConfig(
+            vocab_size=size,
+            hidden_size=hidden,
+            intermediate_size=hidden * 3 // 2,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden // 64 * 2,
+            pad_token_id=0,
+            cls_token_id=1,
+            bos_token_id=1,
+            sep_token_id=2,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
     "smollm2-135m": build_smollm2,
     "smollm2-tokenizer": build_smollm2_tokenizer,
     "qwen-tokenizer": build_qwen_tokenizer,
     "tiny": build_tiny,
+    "random-modernbert": build_modernbert,
+    "tiny-modernbert": build_modernbert,
 }
 
 

@@ -74,7 +74,8 @@ def predict(
     What labels a token has does not decide whether it is scored.
 
     Args:
-        model: A `QwenForDualTask`, or a wrapper that calls one.
+        model: A `QwenForDualTask`, a model of the same `forward` that has a holistic scorer alone,
+            or a wrapper that calls one.
         examples: N examples.
         score_with: Which scorer gives the token probabilities.
         bf16: Compute in bfloat16.
@@ -97,7 +98,7 @@ def predict(
     loss_inputs = {"num_items_in_batch": torch.tensor([labelled, len(examples)], device=device)}
     token_probs: dict[int, np.ndarray] = {}
     response_prob: dict[int, float] = {}
-    losses = dict.fromkeys(LOSS_PARTS, 0.0)
+    losses: dict[str, float] = {}
     batches = list(token_budget_batches(np.maximum(examples.lengths, pad_to), token_budget))
     rank, world = _rank_and_world()
     # sharded models need every process in every forward pass: the last round is topped up
@@ -120,22 +121,27 @@ def predict(
                     **(loss_inputs if with_losses else {}),
                     holistic_everywhere=score_with == "holistic",
                 )
+            whole = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)
             everywhere = (
                 output.token_logits if score_with == "token" else output.holistic_everywhere
             )
-            probs = everywhere.float().softmax(-1)[..., 1].cpu().numpy()  # (batch, seq_len)
-            whole = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)
+            if everywhere is not None:
+                probs = everywhere.float().softmax(-1)[..., 1].cpu().numpy()  # (batch, seq_len)
             for row, index in enumerate(indices.tolist()):
-                start, end = examples.response_start[index], len(examples.input_ids[index])
-                token_probs[index] = probs[row, start:end].copy()
                 response_prob[index] = float(whole[row])
-                if not (np.isfinite(token_probs[index]).all() and np.isfinite(whole[row])):
+                finite = np.isfinite(whole[row])
+                if everywhere is not None:
+                    start, end = examples.response_start[index], len(examples.input_ids[index])
+                    token_probs[index] = probs[row, start:end].copy()
+                    finite &= np.isfinite(token_probs[index]).all()
+                if not finite:
                     raise InputError(
                         f"record '{examples.ids[index]}': the model's score is not a number;"
                         " its weights are spoilt"
                     )
             for name in LOSS_PARTS if with_losses and number < len(batches) else ():
-                losses[name] += float(getattr(output, name))
+                if name in output:
+                    losses[name] = losses.get(name, 0.0) + float(output[name])
             bar.update()
     model.train(was_training)
     if world > 1:
@@ -144,10 +150,14 @@ def predict(
         for their_probs, their_prob, _ in shares:
             token_probs |= their_probs
             response_prob |= their_prob
-        losses = {name: sum(share[2][name] for share in shares) for name in LOSS_PARTS}
+        losses = {
+            name: sum(share[2].get(name, 0.0) for share in shares)
+            for name in LOSS_PARTS
+            if any(name in share[2] for share in shares)
+        }
     order = range(len(examples))
     return Scores(
-        token_probs=[token_probs[index] for index in order],
+        token_probs=[token_probs[index] for index in order] if token_probs else None,
         response_prob=np.array([response_prob[index] for index in order], dtype=np.float32),
         losses=losses if with_losses else None,
     )

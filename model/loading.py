@@ -1,0 +1,88 @@
+"""Reading model folders: safetensors only, no remote code, every weight accounted for."""
+
+from collections.abc import Set
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from utils.files import InputError, read_json, sha256_file
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def backbone_summary(folder: Path) -> dict[str, str]:
+    """Returns what a run record says of its backbone: the SHA-256 of each of its weight files."""
+    _tensor_names(folder)
+    files = sorted(Path(folder).glob("*.safetensors"))
+    return {"folder": str(folder)} | {path.name: sha256_file(path) for path in files}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns a model folder's config.json.
+
+    Raises:
+        InputError: No such folder, or no readable config.json.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (a model was expected)")
+    return read_json(folder / "config.json")
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    names: set[str] = set()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                names |= set(tensors.keys())
+        except Exception as error:  # safetensors raises its own bare SafetensorError
+            raise InputError(f"{path}: cannot be read: {error}") from error
+    if not names:
+        raise InputError(f"{folder}: holds no *.safetensors (other formats are not loaded)")
+    return names
+
+
+def load_pretrained(
+    model_class: type[Model],
+    folder: Path,
+    attention: Attention = "sdpa",
+    fresh: Set[str] = frozenset(),
+    **config_changes: Any,
+) -> Model:
+    """Loads a model in float32 and accounts for every weight.
+
+    Args:
+        model_class: The model.
+        folder: Model folder with safetensors.
+        attention: How attention is computed; changes speed and memory, not what is computed.
+        fresh: Weights that the folder may lack; they start at random.
+        config_changes: Fields of the configuration to set.
+
+    Raises:
+        InputError: The folder cannot be read, or its weights do not fit the model.
+    """
+    _tensor_names(folder)
+    try:
+        config = model_class.config_class.from_pretrained(folder)
+        config.update(config_changes)
+        model, report = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{folder}: cannot be loaded: {reason}") from error
+    missing = set(report["missing_keys"]) - fresh
+    for problem in (missing, report["unexpected_keys"], report["mismatched_keys"]):
+        if problem:
+            names = ", ".join(str(name) for name in sorted(problem)[:3])
+            raise InputError(f"{folder}: weights do not fit the model, for one: {names}")
+    return model

@@ -1,0 +1,78 @@
+"""Tests ModernBERT, full detection and partial (scripts/run-modernbert-{full,partial}.sh test).
+
+It is bidirectional: partial detection encodes every prefix anew.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from model.modernbert import load_full_detection
+from utils.cli import run_command
+from utils.evaluation import MARK, EvaluationConfig, run_evaluation
+from utils.files import InputError, refuse_overwrite
+from utils.metrics import MAX_K, THETAS
+from utils.predict import TOKEN_BUDGET, Precision, Scores, default_device, predict, use_bf16
+from utils.prefixes import StopEarly, predict_prefixes
+from utils.run_record import model_summary
+from utils.splits import Examples, load_processed
+from utils.tokenization import load_tokenizer
+
+POSITIONAL = ("row",)  # the first words of the command line
+
+
+@dataclass(kw_only=True)
+class TestConfig(EvaluationConfig):
+    """Options of the test."""
+
+    row: Literal["modernbert-full", "modernbert-partial"] = field(
+        metadata={"help": "Row of the paper's table."}
+    )
+    model_path: str = field(metadata={"help": "Output folder of the training step."})
+    stride: int = field(
+        default=1,
+        metadata={"help": "Partial: score every N-th prefix only, a coarse sweep; 1 for all."},
+    )
+    stop_early: bool = field(
+        default=False,
+        metadata={
+            "help": "Partial: leave a response once every (θ, k) of the sweep has fired. No"
+            " decision changes; AUROC then ranks by the scores so far."
+        },
+    )
+    precision: Precision = field(
+        default="fp32",
+        metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
+    )
+    token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("stride", "token_budget"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
+            raise InputError("--stride, --stop-early: full detection scores no prefixes")
+
+
+def main(config: TestConfig) -> None:
+    """Scores validation and test and reports."""
+    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
+    folder, device = Path(config.model_path), default_device()
+    data = load_processed(Path(config.data_dir), load_tokenizer(folder))
+    model = load_full_detection(folder).to(device)
+    bf16 = use_bf16(config.precision, device)
+    # the hardest (θ, k) of the sweep: when it has fired, all others have
+    stop = StopEarly(max(THETAS), MAX_K) if config.stop_early else None
+
+    def score(examples: Examples, split: str) -> Scores:
+        shared = {"bf16": bf16, "token_budget": config.token_budget, "description": split}
+        if config.row == "modernbert-full":
+            return predict(model, examples, **shared)
+        return predict_prefixes(model, examples, stride=config.stride, stop_early=stop, **shared)
+
+    run_evaluation(config, data, config.row, "ModernBERT", score, model_summary(folder))
+
+
+if __name__ == "__main__":
+    run_command(TestConfig, main, POSITIONAL)

@@ -1,0 +1,209 @@
+"""The bidirectional baseline, and partial detection by encoding every prefix."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from model.modernbert import load_encoder, load_full_detection
+from model.qwen_dual_task import load_backbone
+from test.modernbert import TestConfig as ModernBertConfig
+from test.modernbert import main as evaluate
+from tests.conftest import run
+from utils import prefixes
+from utils.files import InputError
+from utils.get_backbone import BackboneConfig, build_modernbert
+from utils.metrics import MAX_K, THETAS, delay_k
+from utils.predict import predict
+from utils.predictions import load_predictions
+from utils.prefixes import StopEarly, predict_prefixes, scored_places, spread
+from utils.prepare_data import DataConfig
+from utils.prepare_data import main as prepare
+from utils.splits import load_examples, load_processed
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    """A random ModernBERT of 0.3 million parameters with its tokenizer."""
+    folder = tmp_path_factory.mktemp("backbone") / "modernbert"
+    folder.mkdir()
+    build_modernbert(folder, BackboneConfig("tiny-modernbert", str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder_data(tmp_path_factory, encoder, small_fineharm) -> Path:
+    """The small corpus, processed for it."""
+    folder = tmp_path_factory.mktemp("data") / "modernbert"
+    prepare(DataConfig(str(folder), str(encoder), str(small_fineharm), max_length=96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def examples(encoder_data):
+    return load_examples(load_processed(encoder_data, None), "test")
+
+
+@pytest.fixture(scope="module")
+def model(encoder):
+    torch.manual_seed(0)
+    model = load_encoder(encoder).eval()
+    for name, weight in model.named_parameters():  # scores that differ visibly
+        if weight.ndim == 2 and "embeddings" not in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    return model
+
+
+def test_prefixes_of_a_causal_model_are_its_single_pass(tiny, tiny_data):
+    examples = load_examples(load_processed(tiny_data, None), "test")
+    torch.manual_seed(0)
+    causal = load_backbone(tiny, alpha=0.0, logic_weight=0.0, token_dropout=0.1)
+    once = predict(causal, examples, score_with="holistic")
+    loop = predict_prefixes(causal, examples)
+    np.testing.assert_allclose(loop.response_prob, once.response_prob, atol=1e-5)
+    for ours, theirs in zip(loop.token_probs, once.token_probs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_each_score_is_that_of_the_prefix_alone(model, examples):
+    scores = predict_prefixes(model, examples, token_budget=500)
+    for index in (0, 7):
+        ids, start = examples.input_ids[index], int(examples.response_start[index])
+        for place, prob in enumerate(scores.token_probs[index]):
+            prefix = torch.tensor(ids[: start + place + 1]).long()[None]
+            alone = model(input_ids=prefix).holistic_logits.softmax(-1)[0, 1].item()
+            assert prob == pytest.approx(alone, abs=1e-5)
+    # a bidirectional model's earlier scores are no by-product of its last
+    assert max(np.ptp(probs) for probs in scores.token_probs) > 1e-3
+    whole = predict(model, examples)
+    assert whole.token_probs is None
+    np.testing.assert_allclose(scores.response_prob, whole.response_prob, atol=1e-5)
+
+
+def test_stride_by_hand():
+    assert scored_places(7, 3).tolist() == [2, 5, 6]
+    assert scored_places(6, 3).tolist() == [2, 5]
+    assert scored_places(2, 3).tolist() == [1]
+    assert scored_places(3, 1).tolist() == [0, 1, 2]
+    probs = np.array([0.5, 0.7, 0.9])
+    expected = [0, 0, 0.5, 0.5, 0.5, 0.7, 0.9]
+    np.testing.assert_allclose(spread(scored_places(7, 3), probs, 7), expected)
+
+
+@given(length=st.integers(1, 200), stride=st.integers(1, 50))
+@settings(deadline=None)
+def test_a_coarse_sweep_never_looks_ahead(length, stride):
+    places = scored_places(length, stride)
+    assert places[-1] == length - 1 and len(set(places.tolist())) == len(places)
+    told = spread(places, (places + 1).astype(float), length)  # each score says when it was made
+    assert all(told[token] <= token + 1 for token in range(length))
+    assert told[-1] == length
+
+
+def test_a_stride_scores_those_prefixes_exactly(model, examples):
+    every = predict_prefixes(model, examples)
+    some = predict_prefixes(model, examples, stride=5)
+    for fine, coarse in zip(every.token_probs, some.token_probs, strict=True):
+        places = scored_places(len(fine), 5)
+        np.testing.assert_allclose(coarse[places], fine[places], atol=1e-5)
+    np.testing.assert_allclose(some.response_prob, every.response_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_stopping_early_changes_no_decision_and_saves_passes(model, examples, stride, monkeypatch):
+    monkeypatch.setattr(prefixes, "ROUND", 4)
+    every = predict_prefixes(model, examples, stride=stride)
+    theta = float(np.quantile(np.concatenate(every.token_probs), 0.6))
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    early = predict_prefixes(
+        model, examples, stride=stride, stop_early=StopEarly(theta, 5), token_budget=1
+    )
+    handle.remove()
+    assert len(calls) < sum(len(scored_places(n, stride)) for n in examples.response_lengths)
+    for fine, cut in zip(every.token_probs, early.token_probs, strict=True):
+        for k in range(1, 6):
+            for lower in (theta, theta / 2):
+                assert delay_k(cut, lower, k) == delay_k(fine, lower, k)
+    np.testing.assert_allclose(early.response_prob, every.response_prob, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def trained(encoder, encoder_data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "modernbert"
+    run(
+        "bash", "scripts/run-modernbert-full.sh", "--output-dir", folder, "--data-dir",
+        encoder_data, "--base-model-path", encoder, "--learning-rate", "1e-3", "--eval-steps", "1",
+        "--precision", "fp32",
+    )  # fmt: skip
+    return folder
+
+
+def test_full_and_partial_from_the_scripts(trained, encoder_data, tmp_path):
+    for row in ("full", "partial"):
+        run(
+            "bash", f"scripts/run-modernbert-{row}.sh", "test", "--model-path", trained,
+            "--data-dir", encoder_data, "--output-dir", tmp_path / row, "--bootstrap", "50",
+        )  # fmt: skip
+    full, partial = (
+        load_predictions(tmp_path / row / "predictions.npz")["test"] for row in ("full", "partial")
+    )
+    assert full.token_probs is None
+    np.testing.assert_allclose(full.response_prob, partial.response_prob, atol=1e-5)
+    last = [probs[-1] for probs in partial.token_probs]
+    np.testing.assert_allclose(last, full.response_prob, atol=1e-5)
+    result = json.loads((tmp_path / "partial" / "metrics.json").read_text())
+    assert result["row"] == "modernbert-partial" and result["partial"]["k"] <= MAX_K
+    log = json.loads((trained / "run.json").read_text())["log"]
+    assert any("eval_full_auroc" in entry for entry in log)
+    assert not any("token_loss" in entry for entry in log)
+
+
+def test_the_checkpoint_is_a_plain_classifier(trained, encoder_data):
+    examples = load_examples(load_processed(encoder_data, None), "test")
+    plain = AutoModelForSequenceClassification.from_pretrained(trained).eval()
+    assert plain.config.id2label == {0: "benign", 1: "harmful"}
+    ours = predict(load_full_detection(trained), examples).response_prob
+    with torch.inference_mode():
+        ids = torch.tensor(examples.input_ids[0]).long()[None]
+        assert plain(ids).logits.softmax(-1)[0, 1].item() == pytest.approx(ours[0], abs=1e-5)
+
+
+def test_bad_input(encoder, tiny, encoder_data, tmp_path):
+    with pytest.raises(InputError, match="field 'model_type': 'qwen2' is not 'modernbert'"):
+        load_encoder(tiny)
+    with pytest.raises(InputError, match="field 'architectures': ModernBertForMaskedLM; a trained"):
+        load_full_detection(encoder)
+    for wrong, message in (
+        ({"stride": 0}, "--stride: 0 is below 1"),
+        ({"row": "modernbert-full", "stop_early": True}, "full detection scores no prefixes"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ModernBertConfig("d", "o", **{"row": "modernbert-partial", "model_path": "m"} | wrong)
+    with pytest.raises(InputError, match="prepared with another tokenizer"):
+        evaluate(ModernBertConfig(str(encoder_data), str(tmp_path / "o"), row="modernbert-full",
+                                  model_path=str(tiny)))  # fmt: skip
+    done = run("bash", "scripts/run-modernbert-partial.sh", "--output-dir", "x", check=False)
+    assert done.returncode == 2 and "nothing is trained here" in done.stderr
+
+
+def test_a_score_that_is_no_number_is_refused(model, examples):
+    weight = model.classifier.weight.data.clone()
+    model.classifier.weight.data.fill_(float("nan"))
+    try:
+        with pytest.raises(InputError, match="record '.*': the model's score is not a number"):
+            predict_prefixes(model, examples)
+    finally:
+        model.classifier.weight.data.copy_(weight)
+
+
+def test_the_whole_sweep_stops_early_at_its_hardest_corner():
+    hardest = np.array([max(THETAS)] * MAX_K)
+    for theta in THETAS:
+        assert all(delay_k(hardest, theta, k) == k - 1 for k in range(1, MAX_K + 1))

@@ -1,0 +1,19 @@
+"""Trains the bidirectional baseline for full detection (scripts/run-modernbert-full.sh)."""
+
+from pathlib import Path
+
+from model.modernbert import load_encoder
+from train.training import TrainConfig, run_training
+from utils.cli import run_command
+
+
+def main(config: TrainConfig) -> None:
+    """Trains the baseline."""
+    folder = Path(config.base_model_path)
+    run_training(
+        config, lambda *_: (load_encoder(folder, config.attention), []), score_with="holistic"
+    )
+
+
+if __name__ == "__main__":
+    run_command(TrainConfig, main)
