@@ -12,9 +12,10 @@ from test import causal, floor, modernbert
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
-from utils import benchmark_annotation, get_backbone, prepare_data
+from utils import benchmark_annotation, examples_page, get_backbone, prepare_data
 from utils.build_fineharm import BuildConfig
 from utils.cli import parse
+from utils.examples_page import ExamplesConfig
 from utils.get_backbone import BackboneConfig
 from utils.prepare_data import DataConfig
 from utils.summarize import SummaryConfig
@@ -77,6 +78,7 @@ PARSERS = {
     ),
     "utils.build_fineharm": (BuildConfig, ()),
     "utils.summarize": (SummaryConfig, ()),
+    "scripts/make-examples.sh": (ExamplesConfig, examples_page.POSITIONAL),
     "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
     "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),
