@@ -6,9 +6,7 @@ against padding alone and against the release's way as far as it is known: one p
 call a sentence, tokens decoded one by one to find their words, everything padded.
 """
 
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from utils.predict import Precision, Scores, autocast, default_device, predict, 
 from utils.prepare_data import encode_split, to_dataset
 from utils.run_record import start_record
 from utils.splits import Examples, collate, count_items, to_examples
+from utils.timing import compare
 from utils.tokenization import leading_ids, load_tokenizer
 
 
@@ -49,27 +48,6 @@ class BenchmarkConfig:
         for name in ("records", "samples", "padded_length", "repeats"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
-
-
-def compare(ways: dict[str, Callable[[], object]], repeats: int) -> dict:
-    """Times several ways in turn.
-
-    Args:
-        ways: What to time; one is "ours".
-        repeats: How often.
-
-    Returns:
-        "seconds": the median of each way; "ratio": how many times longer than ours it took; "all".
-    """
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - began)
-    seconds = {name: statistics.median(values) for name, values in times.items()}
-    ratio = {name: value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
-    return {"seconds": seconds, "ratio": ratio, "all": times}
 
 
 def padded_dataset(encoded: list[EncodedRecord], length: int) -> datasets.Dataset:

@@ -1,0 +1,138 @@
+"""Speed of detection: scoring, prefixes, thresholds (scripts/run-benchmark.sh detection).
+
+Scoring by a causal model is measured against one plain forward pass of its backbone over the same
+tokens; scoring every prefix by a bidirectional model against the same prefixes, each padded to its
+full response. All ways in turn, several times; medians are compared, and so are the scores.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model.modernbert import load_encoder
+from model.qwen_dual_task import load_backbone
+from utils.alignment import Layout
+from utils.cli import run_command
+from utils.files import InputError, refuse_file, write_json
+from utils.fineharm import find_split, read_split
+from utils.metrics import MAX_K, THETAS, macro_f1_table
+from utils.predict import TOKEN_BUDGET, predict
+from utils.prefixes import predict_prefixes
+from utils.prepare_data import encode_split
+from utils.run_record import start_record
+from utils.splits import Examples, collate, to_examples, token_budget_batches
+from utils.timing import compare
+from utils.tokenization import leading_ids, load_tokenizer
+
+
+@dataclass
+class BenchmarkConfig:
+    """Options of the benchmark."""
+
+    base_model_path: str = field(metadata={"help": "Qwen2-family model folder."})
+    encoder_path: str = field(metadata={"help": "ModernBERT folder."})
+    input_dir: str = field(default="FineHarm/sample", metadata={"help": "FineHarm folder."})
+    output: str = field(default="detection.json", metadata={"help": "JSON file to write."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
+    samples: int = field(default=32, metadata={"help": "Responses to score."})
+    max_length: int = field(default=4096, metadata={"help": "Tokens of a sequence."})
+    repeats: int = field(default=5, metadata={"help": "Repetitions; the median counts."})
+    seed: int = field(default=42, metadata={"help": "Of heads and made-up scores."})
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_length", "repeats"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+
+
+def read_examples(config: BenchmarkConfig, model_path: str) -> Examples:
+    """Encodes the first training records of both classes for a model."""
+    tokenizer = load_tokenizer(Path(model_path))
+    records = read_split(find_split(Path(config.input_dir), "train"), "train")
+    layout = Layout("newline", config.max_length, tuple(leading_ids(tokenizer)))
+    return to_examples(
+        encode_split(records[: config.samples], tokenizer.backend_tokenizer, layout, num_workers=0)
+    )
+
+
+@torch.inference_mode()
+def plain_pass(backbone: torch.nn.Module, examples: Examples) -> None:
+    """Runs a backbone once over all tokens, in the batches that scoring makes."""
+    for indices in token_budget_batches(examples.lengths, TOKEN_BUDGET):
+        batch = collate([examples[index] for index in indices])
+        backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+@torch.inference_mode()
+def padded_prefixes(model: torch.nn.Module, examples: Examples) -> list[np.ndarray]:
+    """Scores every prefix of each response, padded to the full response; [N] arrays [T]."""
+    scores = []
+    for ids, start in zip(examples.input_ids, examples.response_start, strict=True):
+        whole = torch.from_numpy(ids.astype(np.int64))
+        ends = torch.arange(int(start) + 1, len(ids) + 1)  # a row a prefix
+        mask = (torch.arange(len(ids)) < ends[:, None]).long()  # (prefixes, seq_len)
+        rows = max(1, TOKEN_BUDGET // len(ids))
+        logits = [
+            model(input_ids=whole * part, attention_mask=part).holistic_logits
+            for part in mask.split(rows)
+        ]
+        scores.append(torch.cat(logits).softmax(-1)[:, 1].numpy())
+    return scores
+
+
+def main(config: BenchmarkConfig) -> None:
+    """Measures, prints the ratios and writes them."""
+    refuse_file(Path(config.output), config.overwrite)
+    result = start_record(config) | {"status": "finished"}
+    torch.manual_seed(config.seed)
+
+    examples = read_examples(config, config.base_model_path)
+    causal = load_backbone(
+        Path(config.base_model_path), alpha=0.6, logic_weight=1.0, token_dropout=0.1
+    ).eval()
+    ways = {
+        "ours": lambda: predict(causal, examples),
+        "plain": lambda: plain_pass(causal.model, examples),
+    }
+    result["causal"] = compare(ways, config.repeats)
+    times = 1 / result["causal"]["ratio"]["plain"]
+    tokens = int(examples.lengths.sum())
+    print(f"causal: scoring {tokens} tokens takes {times:.2f} times a plain forward pass")
+
+    examples = read_examples(config, config.encoder_path)
+    encoder = load_encoder(Path(config.encoder_path)).eval()
+    scores = {}
+
+    def ours() -> None:
+        scores["ours"] = predict_prefixes(encoder, examples).token_probs
+
+    def padded() -> None:
+        scores["padded"] = padded_prefixes(encoder, examples)
+
+    result["prefixes"] = compare({"ours": ours, "padded": padded}, config.repeats)
+    gap = max(np.abs(a - b).max() for a, b in zip(scores["ours"], scores["padded"], strict=True))
+    result["prefixes"]["largest_score_difference"] = float(gap)
+    rate = len(examples) / result["prefixes"]["seconds"]["ours"]
+    ratio = result["prefixes"]["ratio"]["padded"]
+    print(
+        f"every prefix: {rate:.2f} samples/s, {ratio:.2f} times as many as padded to the full"
+        f" response; largest score difference {gap:.1e}"
+    )
+
+    random = np.random.default_rng(config.seed)
+    probs = list(random.random((3000, 400), dtype=np.float32))
+    label = random.integers(0, 2, len(probs))
+    sweep = compare({"ours": lambda: macro_f1_table(probs, label, THETAS, MAX_K)}, config.repeats)
+    result["sweep"] = sweep
+    print(
+        f"all {len(THETAS) * MAX_K} (θ, k) of 3,000 responses of 400 tokens:"
+        f" {sweep['seconds']['ours']:.2f} s"
+    )
+    write_json(Path(config.output), result)
+    print(f"written to {config.output}")
+
+
+if __name__ == "__main__":
+    run_command(BenchmarkConfig, main)
