@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from utils.conformal import calibrate
 from utils.files import InputError, atomic_folder, read_json, write_json
@@ -16,6 +16,7 @@ from utils.metrics import (
     FULL_THETAS,
     MAX_K,
     THETAS,
+    Outcome,
     by_length,
     interval_metrics,
     point_metrics,
@@ -34,6 +35,45 @@ MARK = "metrics.json"  # each output folder of a test holds it
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.
 Scorer = Callable[[Examples, str], Scores]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The thresholds of one kind of detection.
+
+    Attributes:
+        theta: θ.
+        k: k of delay-k detection; None for full detection.
+        chosen_on: The split that chose them.
+    """
+
+    theta: float
+    k: int | None
+    chosen_on: Literal["valid", "test"]
+
+    def decide(self, split: Predictions) -> Outcome:
+        """Judges a split."""
+        return split.full(self.theta) if self.k is None else split.partial(self.theta, self.k)
+
+
+def choose_settings(
+    valid: Predictions, test: Predictions, target_false_alarm: float = 0.0, target_k: int = 4
+) -> dict[str, Setting]:
+    """Chooses the thresholds of every kind of detection; the arguments are those of `evaluate`."""
+    theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
+    settings = {"full": Setting(theta, None, "valid")}
+    if test.token_probs is None:
+        return settings
+    for key, chosen_on, split in (
+        ("partial", "valid", valid),
+        ("partial_paper_protocol", "test", test),
+    ):
+        theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
+        settings[key] = Setting(theta, k, chosen_on)
+    if target_false_alarm:
+        theta = calibrate(valid.token_probs, valid.label, target_k, target_false_alarm)
+        settings["partial_conformal"] = Setting(theta, target_k, "valid")
+    return settings
 
 
 def evaluate(
@@ -58,8 +98,6 @@ def evaluate(
     Returns:
         The content of metrics.json; NaN where undefined.
     """
-    theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
-    outcome = test.full(theta)
     result: dict[str, Any] = {
         "responses": {
             name: {
@@ -68,40 +106,21 @@ def evaluate(
                 "prompts": len(set(split.group.tolist())),
             }
             for name, split in (("valid", valid), ("test", test))
-        },
-        "full": {
-            "theta": theta,
-            "chosen_on": "valid",
-            "valid": point_metrics(valid.full(theta)),
-            "test": interval_metrics(outcome, resamples, seed),
-            "by_length": by_length(outcome, test.lengths),
-        },
+        }
     }
-    if test.token_probs is None:
-        return result
-    for key, chosen_on, split in (
-        ("partial", "valid", valid),
-        ("partial_paper_protocol", "test", test),
-        ("partial_conformal", "valid", valid),
-    ):
-        if key != "partial_conformal":
-            theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
-        elif target_false_alarm:
-            k = target_k
-            theta = calibrate(valid.token_probs, valid.label, k, target_false_alarm)
-        else:
-            continue
-        outcome = test.partial(theta, k)
+    settings = choose_settings(valid, test, target_false_alarm, target_k)
+    for key, setting in settings.items():
+        outcome, is_partial = setting.decide(test), setting.k is not None
         result[key] = {
-            "theta": theta,
-            "k": k,
-            "chosen_on": chosen_on,
-            "valid": point_metrics(valid.partial(theta, k)),
+            "theta": setting.theta,
+            **({"k": setting.k} if is_partial else {}),
+            "chosen_on": setting.chosen_on,
+            "valid": point_metrics(setting.decide(valid)),
             "test": interval_metrics(outcome, resamples, seed),
-            "stop_histogram": stop_histogram(outcome).tolist(),
+            **({"stop_histogram": stop_histogram(outcome).tolist()} if is_partial else {}),
             "by_length": by_length(outcome, test.lengths),
         }
-    if target_false_alarm:
+    if "partial_conformal" in result:
         result["partial_conformal"]["target_false_alarm"] = target_false_alarm
     return result
 
