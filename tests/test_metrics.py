@@ -9,12 +9,15 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from utils.metrics import (
     MISSED,
     Outcome,
+    auroc_at_equal_length,
+    bootstrap,
     delay_k,
     full_outcome,
     interval_metrics,
     kth_largest,
     macro_f1_table,
     metrics,
+    paired_test,
     partial_outcome,
     point_metrics,
     select_full,
@@ -127,6 +130,48 @@ def test_intervals_resample_prompts_not_responses():
     assert first["low"] < first["value"] < first["high"]
     assert wide["high"] - wide["low"] > 2 * (first["high"] - first["low"])
     assert first == interval_metrics(alone, 500, seed=1, chunk=7)["accuracy"]
+
+
+def test_paired_test_by_hand():
+    found = paired_test(1.5, np.array([-1.0, 1, 2, 3, np.nan]))
+    assert found["value"] == 1.5 and found["p"] == pytest.approx(2 * (1 + 1) / (4 + 1))
+    assert paired_test(-1.5, np.array([1.0, -1, -2, -3]))["p"] == found["p"]
+    assert paired_test(2.0, np.full(99, 2.0))["p"] == pytest.approx(2 / 100)  # never 0
+    nothing = paired_test(0.0, np.zeros(99))
+    assert nothing == {"value": 0, "low": 0, "high": 0, "p": 1}
+    assert np.isnan(list(paired_test(np.nan, np.full(9, np.nan)).values())).all()
+
+
+def test_detectors_of_the_same_responses_share_their_samples():
+    """So the difference of two that are wrong about one response each varies by those two alone."""
+    label = np.arange(40) % 2
+    one, other = (
+        make(label, np.where(np.arange(40) == wrong, 1 - label, label)) for wrong in (0, 2)
+    )
+    samples = [
+        bootstrap(lambda w, of=outcome: metrics(of, w), outcome.group, 50, seed=3)["accuracy"]
+        for outcome in (one, other)
+    ]
+    assert len(samples[0]) == 50 and (samples[0] != samples[1]).any()
+    again = bootstrap(lambda w: {"counts": w[:, 2] - w[:, 0]}, one.group, 50, seed=3, chunk=7)
+    np.testing.assert_allclose(samples[0] - samples[1], again["counts"] / 40, atol=1e-12)
+
+
+def test_auroc_at_equal_length_by_hand():
+    lengths = np.array([1, 1, 1, 9, 9])
+    outcome = make([1, 0, 0, 1, 0], [1] * 5, score=[0.5, 0.4, 0.6, 0.3, 0.2])
+    # short: one of two pairs is right; long: the only one
+    assert auroc_at_equal_length(outcome, lengths) == pytest.approx([2 / 3])
+    weights = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 2, 1], [0, 1, 1, 0, 1]])
+    expected = [1 / 2, (1 + 2) / (2 + 2), np.nan]
+    np.testing.assert_allclose(auroc_at_equal_length(outcome, lengths, weights), expected)
+    # a score that is the length ranks well, and says nothing among equals
+    label = np.array([0, 0, 0, 1, 0, 1, 1, 1])
+    lengths = np.array([1, 1, 1, 1, 9, 9, 9, 9])
+    outcome = make(label, label, score=lengths)
+    assert point_metrics(outcome)["auroc"] == 0.75
+    assert auroc_at_equal_length(outcome, lengths) == 0.5
+    assert np.isnan(auroc_at_equal_length(make([0, 0], [1, 0]), np.array([3, 4]))).all()
 
 
 @given(rows=st.lists(st.tuples(probabilities, st.integers(0, 1)), min_size=2, max_size=10))

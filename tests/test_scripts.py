@@ -12,13 +12,12 @@ from test import causal, floor, modernbert
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
-from utils import benchmark_annotation, examples_page, get_backbone, prepare_data
+from utils import benchmark_annotation, examples_page, get_backbone, prepare_data, tables
 from utils.build_fineharm import BuildConfig
 from utils.cli import parse
 from utils.examples_page import ExamplesConfig
 from utils.get_backbone import BackboneConfig
 from utils.prepare_data import DataConfig
-from utils.summarize import SummaryConfig
 
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
@@ -77,8 +76,8 @@ PARSERS = {
         "modernbert-partial",
     ),
     "utils.build_fineharm": (BuildConfig, ()),
-    "utils.summarize": (SummaryConfig, ()),
     "scripts/make-examples.sh": (ExamplesConfig, examples_page.POSITIONAL),
+    "scripts/make-tables.sh": (tables.TablesConfig, tables.POSITIONAL),
     "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
     "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),

@@ -248,7 +248,8 @@ def paired_test(difference: float, samples: np.ndarray) -> dict[str, float]:
         of zero (zero itself is on either side), one added to both counts, at most 1.
     """
     defined = samples[~np.isnan(samples)]
-    beyond = min((defined <= 0).sum(), (defined >= 0).sum())
+    sign = np.sign(np.round(defined, 12))  # what is equal may differ in its last bit
+    beyond = min((sign <= 0).sum(), (sign >= 0).sum())
     p = min(1.0, 2 * (beyond + 1) / (len(defined) + 1)) if len(defined) else np.nan
     return {**with_interval(difference, samples), "p": float(p)}
 

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# All result tables from the tests' output folders, beside the paper's: Markdown, LaTeX and CSV.
+#   bash scripts/make-tables.sh metrics
+#   bash scripts/make-tables.sh runs --output-dir tables --paper-backbone 7b
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+exec python -m utils.tables "$@"

@@ -1,0 +1,241 @@
+"""The output folders of tests, as rows to compare.
+
+A row is a method by one kind of detection. Runs that differ by their training's seed alone are one
+row. Rows of one test split are a section: only they can be compared.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.evaluation import MARK as RESULT
+from utils.evaluation import Setting, choose_settings
+from utils.files import InputError, read_json
+from utils.metrics import Outcome
+from utils.predictions import FILE, Predictions, load_predictions
+from utils.run_record import RECORD
+
+# Order of the rows. An ablation is SCM under another name; guards are all keys "guard-…".
+ORDER = (
+    "scm",
+    "qwen-full",
+    "qwen-partial",
+    "modernbert-full",
+    "modernbert-partial",
+    "ablation",
+    "scm-holistic",
+    "classifier",
+    "guard",
+    "tfidf",
+    "length",
+)
+KINDS = ("partial", "partial_paper_protocol", "partial_conformal", "full")
+
+# Row key → the method's own name, the paper's name and kind of detection. A run under another name
+# is a variant, of which the paper tells nothing.
+PAPER_ROWS = {
+    "scm": ("SCM", "SCM-{size}", "partial"),
+    "qwen-full": ("Qwen", "Qwen2.5-{size}", "full"),
+    "qwen-partial": ("Qwen", "Qwen2.5-{size}", "partial"),
+    "modernbert-full": ("ModernBERT", "ModernBERT", "full"),
+    "modernbert-partial": ("ModernBERT", "ModernBERT", "partial"),
+}
+
+# what is read of a test folder's files
+NEEDED = {
+    RESULT: ("row", "method"),
+    RECORD: (
+        "config.bootstrap",
+        "config.seed",
+        "data.folder",
+        "data.meta_sha256",
+        "git",
+        "device",
+        "seconds",
+    ),
+}
+
+
+@dataclass
+class Run:
+    """The output folder of one test."""
+
+    folder: Path
+    row: str
+    method: str
+    record: dict[str, Any]  # run.json
+    valid: Predictions
+    test: Predictions
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What the record says of the trained model; nothing for a floor."""
+        return self.record.get("model") or {}
+
+    @property
+    def is_variant(self) -> bool:
+        """Whether the row goes by another name than the paper's method: an ablation, say."""
+        return self.row in PAPER_ROWS and self.method != PAPER_ROWS[self.row][0]
+
+    @property
+    def rank(self) -> tuple:
+        """Sorts runs into the tables' order."""
+        key = "guard" if self.row.startswith("guard-") else self.row
+        if key == "scm" and self.is_variant:
+            key = "ablation"
+        place = ORDER.index(key) if key in ORDER else len(ORDER)
+        return place, self.is_variant, self.method, self.row, str(self.folder)
+
+    @property
+    def same_row(self) -> tuple:
+        """Equal for runs that differ by the training's seed alone."""
+        data = self.record["data"]["meta_sha256"]
+        return self.row, self.method, self.model.get("base_model_path"), data, self.same_split
+
+    @property
+    def same_split(self) -> tuple:
+        """Equal for runs on the same test responses."""
+        split = self.test
+        return tuple(split.ids), tuple(split.label.tolist()), tuple(split.group.tolist())
+
+
+@dataclass
+class Row:
+    """A method by one kind of detection: one run, or one for each seed of the training."""
+
+    name: str
+    kind: str
+    runs: list[Run]
+    settings: list[Setting]
+    outcomes: list[Outcome]
+
+
+def read_run(folder: Path) -> Run:
+    """Reads a test folder.
+
+    Raises:
+        InputError: A file or field is missing, or the predictions are of an older format.
+    """
+    files = {name: read_json(folder / name) for name in NEEDED}
+    for file, fields in NEEDED.items():
+        for name in fields:
+            found: Any = files[file]
+            for key in name.split("."):
+                if not isinstance(found, dict) or key not in found:
+                    raise InputError(f"{folder / file}: field '{name}': missing; test again")
+                found = found[key]
+    result, record = files.values()
+    splits = load_predictions(folder / FILE)
+    for name, split in splits.items():
+        if not len(split):
+            raise InputError(f"{folder / FILE}: split '{name}' holds no response")
+        if result["row"].endswith("-partial") and split.token_probs is None:
+            raise InputError(f"{folder / FILE}: array '{name}_token_probs' is missing")
+    return Run(folder, result["row"], result["method"], record, **splits)
+
+
+def find_runs(runs_dir: Path) -> list[Run]:
+    """Reads all test folders in and below a folder, in the tables' order.
+
+    Raises:
+        InputError: There is none, or one cannot be read.
+    """
+    folders = []
+    for path, below, files in os.walk(runs_dir):
+        below[:] = [name for name in below if not name.startswith(".")]  # hidden or half-written
+        folders += [Path(path)] if RESULT in files else []
+    if not folders:
+        raise InputError(f"{runs_dir}: no test folder in it (none holds {RESULT})")
+    return sorted((read_run(folder) for folder in sorted(folders)), key=lambda run: run.rank)
+
+
+def same_predictions(one: Run, other: Run) -> bool:
+    """Whether two runs scored all responses alike."""
+
+    def scores(split: Predictions) -> np.ndarray:
+        return np.concatenate([split.response_prob, *(split.token_probs or [])])
+
+    pairs = ((one.valid, other.valid), (one.test, other.test))
+    return all(np.array_equal(scores(first), scores(second)) for first, second in pairs)
+
+
+def one_a_seed(runs: list[Run]) -> list[Run]:
+    """Drops copies of a run.
+
+    Args:
+        runs: Of one row.
+
+    Raises:
+        InputError: Two runs of one seed differ.
+    """
+    kept: dict[int | None, Run] = {}
+    for run in runs:
+        seed = run.model.get("seed")
+        first = kept.setdefault(seed, run)
+        if not same_predictions(first, run):
+            raise InputError(
+                f"{first.folder} and {run.folder}: other predictions for one row"
+                f" ('{run.row}', '{run.method}'), one data set and one seed ({seed});"
+                " remove one, or test it with another --name"
+            )
+    return list(kept.values())
+
+
+def rows_of(runs: list[Run], name: str) -> list[Row]:
+    """Returns a row for each kind of detection that the runs of one row report."""
+    chosen = []
+    for run in runs:
+        config = run.record["config"]
+        target = config.get("target_false_alarm", 0.0), config.get("target_k", 4)
+        chosen.append(choose_settings(run.valid, run.test, *target))
+    kinds = [kind for kind in KINDS if all(kind in settings for settings in chosen)]
+    if runs[0].row.endswith("-partial"):
+        kinds.remove("full")  # that is the row "…-full"
+    rows = []
+    for kind in kinds:
+        settings = [one[kind] for one in chosen]
+        outcomes = [one.decide(run.test) for one, run in zip(settings, runs, strict=True)]
+        rows.append(Row(name, kind, runs, settings, outcomes))
+    return rows
+
+
+def names_of(groups: list[list[Run]]) -> list[str]:
+    """Names the rows of a section by their methods, namesakes by what tells them apart, too."""
+    tags = [
+        {
+            "backbone": Path(runs[0].model.get("base_model_path") or "").name,
+            "data": Path(runs[0].record["data"]["folder"]).name,
+            "hash": f"data {runs[0].record['data']['meta_sha256'][:7]}",
+            "folder": str(runs[0].folder),
+        }
+        for runs in groups
+    ]
+    names = []
+    for runs, tag in zip(groups, tags, strict=True):
+        key = runs[0].row, runs[0].method
+        namesakes = [
+            other
+            for others, other in zip(groups, tags, strict=True)
+            if (others[0].row, others[0].method) == key and other is not tag
+        ]
+        telling = [
+            one for one in tag if tag[one] and all(tag[one] != other[one] for other in namesakes)
+        ]
+        names.append(f"{key[1]} ({tag[telling[0]]})" if namesakes else key[1])
+    return names
+
+
+def sections_of(runs: list[Run]) -> list[list[Row]]:
+    """Puts runs together to rows, and rows to sections: one for each test split."""
+    sections: dict[tuple, dict[tuple, list[Run]]] = {}
+    for run in runs:
+        sections.setdefault(run.same_split, {}).setdefault(run.same_row, []).append(run)
+    result = []
+    for groups in sections.values():
+        groups = [one_a_seed(group) for group in groups.values()]
+        named = zip(groups, names_of(groups), strict=True)
+        result.append([row for group, name in named for row in rows_of(group, name)])
+    return result

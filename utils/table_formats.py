@@ -1,0 +1,262 @@
+"""Result tables as Markdown, LaTeX (booktabs) and CSV.
+
+The lines of a table are dicts, the columns of its CSV file: shares from 0 to 1, unrounded, NaN
+where undefined, a tuple where runs differ. Markdown and LaTeX show them rounded, in percent.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from utils.report import ROWS, interval, percent, threshold
+
+BY_CLASS = {
+    f"{label} {short}": f"{label}_{part}"
+    for label in ("benign", "harmful")
+    for short, part in (("P", "precision"), ("R", "recall"), ("F1", "f1"))
+}
+PROVENANCE = ("commit", "device", "training", "test")
+LATEX = {  # what LaTeX reads as a command, or pdflatex has no letter for
+    "\\": r"\textbackslash{}",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "θ": r"$\theta$",
+    "∞": r"$\infty$",
+    "±": r"$\pm$",
+    "–": "--",
+}
+NOTES = """\
+Percent, on the test split. In brackets the 95 % bootstrap interval, prompts resampled; with several
+runs the mean ± standard deviation over training seeds. θ and k were chosen on validation unless the
+row says otherwise. "Seen": share of a detected harmful response that was out when it was stopped.
+
+Delay-k detection favours long responses. "AUROC at equal length" is taken within each quartile of
+response length and averaged, a quartile weighing as many as it has pairs of a harmful and a benign
+response: what length explains of the AUROC is missing in it. Compare the row of length alone too.
+
+The paper's values are of its own backbone on FineHarm (arXiv 2506.09996, Table 2) and no comparison
+unless ours is of the same. It chose SCM's θ and k on the test split; its value stands beside both
+protocols."""
+
+
+@dataclass
+class Section:
+    """The tables of one test split.
+
+    Attributes:
+        data: Name of the data folder.
+        responses: Test responses.
+        harmful: Harmful ones among them.
+        results: Lines of table.csv.
+        paired: Lines of paired.csv; the first compares the section's first row with itself.
+        lengths: Lines of lengths.csv.
+    """
+
+    data: str
+    responses: int
+    harmful: int
+    results: list[dict[str, Any]]
+    paired: list[dict[str, Any]]
+    lengths: list[dict[str, Any]]
+
+    @property
+    def title(self) -> str:
+        return f"{self.data}: {self.responses} test responses ({self.harmful} harmful)"
+
+
+def as_csv(sections: list[Section], table: str) -> str:
+    """Returns all sections' lines of one table; the first four columns tell the section.
+
+    Args:
+        sections: The sections.
+        table: "results", "paired" or "lengths".
+    """
+
+    def plain(value: Any) -> Any:
+        return "; ".join(map(str, value)) if isinstance(value, tuple) else value
+
+    lines = [
+        {
+            "section": number,
+            "data": section.data,
+            "test_responses": section.responses,
+            "test_harmful": section.harmful,
+            **{name: plain(value) for name, value in line.items()},
+        }
+        for number, section in enumerate(sections, start=1)
+        for line in getattr(section, table)
+    ]
+    return pd.DataFrame(lines).to_csv(index=False)
+
+
+def _share(value: float | None) -> str:
+    """Formats a share as percent, an undefined or absent one as a dash."""
+    return percent(None if value is None or math.isnan(value) else value)
+
+
+def _spread(line: dict[str, Any], metric: str) -> str:
+    """Formats a metric with its interval, or its deviation over seeds."""
+    value, low, high, deviation = (
+        line[f"{metric}_{part}"] for part in ("value", "low", "high", "std")
+    )
+    if math.isnan(value):
+        return percent(None)
+    if line["runs"] > 1:
+        return f"{percent(value)} ± {_share(deviation)}"
+    return interval({"value": value, "low": low, "high": high})
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "–"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _cells(line: dict[str, Any]) -> dict[str, str]:
+    """Formats a line of the result table by its columns; what is left out is empty."""
+    cells = {"method": line["method"], "detection": ROWS[line["detection"]]}
+    paper = {"paper's macro F1": percent(line.get("paper_macro_f1"), 2)}
+    if not line["runs"]:
+        return {**cells, "macro F1": "not run", **paper}
+    if line["runs"] > 1:
+        cells["method"] += f" ({line['runs']} runs)"
+    thetas = [threshold(None if math.isinf(theta) else theta) for theta in line["theta"]]
+    if line["k"]:
+        thetas = [f"{theta}, {k}" for theta, k in zip(thetas, line["k"], strict=True)]
+    commits = {"trained": line["train_commit"], "tested": line["test_commit"]}
+    return {
+        **cells,
+        "backbone": PurePath(line["backbone"]).name or "–",
+        "θ, k": "; ".join(dict.fromkeys(thetas)),
+        **{head: _share(line[f"{metric}_value"]) for head, metric in BY_CLASS.items()},
+        "macro F1": _spread(line, "macro_f1"),
+        "false alarms": _spread(line, "false_alarm_rate"),
+        "seen": _share(line["mean_fraction_seen_value"]),
+        "AUROC": _share(line["auroc_value"]),
+        "AUROC at equal length": _share(line["auroc_at_equal_length_value"]),
+        **paper,
+        "commit": "; ".join(f"{what} {', '.join(one)}" for what, one in commits.items() if one),
+        "device": ", ".join(line["device"]),
+        "training": _duration(line["train_seconds"]),
+        "test": _duration(line["test_seconds"]),
+    }
+
+
+def _markdown(rows: list[dict[str, str]]) -> str:
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _paired_cells(line: dict[str, Any]) -> dict[str, str]:
+    value, low, high = (line[f"macro_f1_difference_{part}"] for part in ("value", "low", "high"))
+    return {
+        "method": line["method"],
+        "detection": ROWS[line["detection"]],
+        "difference in macro F1": "–" if math.isnan(value) else
+        interval({"value": value, "low": low, "high": high}),
+        "p": "–" if math.isnan(line["p"]) else f"{line['p']:.4f}",
+    }  # fmt: skip
+
+
+def _length_cells(line: dict[str, Any]) -> dict[str, str]:
+    return {
+        "method": line["method"],
+        "detection": ROWS[line["detection"]],
+        "tokens": f"{line['from_tokens']}–{line['to_tokens']}",
+        "responses": str(line["responses"]),
+        "harmful": _share(line["harmful_share"]),
+        "macro F1": _share(line["macro_f1"]),
+        "false alarms": _share(line["false_alarm_rate"]),
+        "harmful recall": _share(line["harmful_recall"]),
+    }
+
+
+def as_markdown(sections: list[Section]) -> str:
+    """Returns all tables; of the paired tests only those against each section's first row."""
+    blocks = ["# Results", NOTES]
+    for section in sections:
+        blocks += [f"## {section.title}", _markdown([_cells(line) for line in section.results])]
+        first = section.paired[0]["method"], section.paired[0]["detection"]
+        against = [
+            _paired_cells(line)
+            for line in section.paired
+            if (line["against"], line["against_detection"]) == first
+        ][1:]  # not against itself
+        if against:
+            blocks += [
+                f"### Against {first[0]}, {ROWS[first[1]]}: paired bootstrap",
+                f"Percentage points; the same {section.paired[0]['resamples']} resamples of the"
+                " prompts for both rows; p is two-sided. Several runs count with their mean. Every"
+                " pair of rows is in paired.csv.",
+                _markdown(against),
+            ]
+        blocks += [
+            "### By response length",
+            "Quartiles of the test responses' tokens.",
+            _markdown([_length_cells(line) for line in section.lengths]),
+        ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def as_latex(sections: list[Section]) -> str:
+    """Returns the result table of each section as a booktabs table, the paper's line below ours.
+
+    Commit, device and times are comments at a line's end.
+    """
+    tables = [_latex_table(section) for section in sections]
+    return "\n\n".join([r"% needs \usepackage{booktabs,graphicx}", *tables]) + "\n"
+
+
+def _latex_table(section: Section) -> str:
+    rows = [_cells(line) for line in section.results]
+    heads = [head for head in rows[0] if head not in ("paper's macro F1", *PROVENANCE)]
+    lines = []
+    for line, cells in zip(section.results, rows, strict=True):
+        lines.append(_latex_line([cells.get(head, "") for head in heads]))
+        if line["runs"]:
+            lines[-1] += " % " + ", ".join(f"{name} {cells[name]}" for name in PROVENANCE)
+        if "paper_model" in line:
+            paper = {
+                head: percent(line[f"paper_{metric}"], 2)
+                for head, metric in {**BY_CLASS, "macro F1": "macro_f1"}.items()
+            } | {"method": f"paper: {line['paper_model']}"}
+            lines.append(r"\quad " + _latex_line([paper.get(head, "") for head in heads]))
+    start = heads.index("benign P") + 1  # columns count from one
+    groups = " & " * (start - 1) + r"\multicolumn{3}{c}{benign} & \multicolumn{3}{c}{harmful}"
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering",
+            rf"\caption{{{_escape(section.title)}. Percent, 95\,\% bootstrap intervals.}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * (start - 1)}{'r' * (len(heads) - start + 1)}}}",
+            r"\toprule",
+            groups + " &" * (len(heads) - start - 5) + r" \\",
+            rf"\cmidrule(lr){{{start}-{start + 2}}} \cmidrule(lr){{{start + 3}-{start + 5}}}",
+            _latex_line([head.split()[-1] if head in BY_CLASS else head for head in heads]),
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table*}",
+        ]
+    )
+
+
+def _latex_line(cells: list[str]) -> str:
+    return " & ".join(map(_escape, cells)) + r" \\"
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,250 @@
+"""Result tables from the folders of tests (scripts/make-tables.sh).
+
+Every number is computed anew from predictions.npz; metrics.json names the row, run.json tells how
+the run came about.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.cli import run_command
+from utils.files import atomic_folder, read_json, refuse_overwrite, write_bytes
+from utils.metrics import (
+    Outcome,
+    auroc_at_equal_length,
+    bootstrap,
+    by_length,
+    intervals,
+    metrics,
+    paired_test,
+    point_metrics,
+)
+from utils.report import PAPER
+from utils.rows import PAPER_ROWS, Row, Run, find_runs, sections_of
+from utils.table_formats import Section, as_csv, as_latex, as_markdown
+
+MARK = "table.md"  # each output folder of this command holds it
+POSITIONAL = ("runs_dir",)  # the first words of the command line
+COMPARED = ("partial", "full")  # the kinds that are tested against each other
+
+
+@dataclass
+class TablesConfig:
+    """Options of the tables."""
+
+    runs_dir: str = field(metadata={"help": "Folder that holds the tests' output folders."})
+    output_dir: str = field(
+        default="", metadata={"help": "Folder for the tables; default RUNS_DIR/tables."}
+    )
+    paper_backbone: Literal["0.5b", "1.5b", "7b"] = field(
+        default="0.5b", metadata={"help": "Which of the paper's backbones stands beside ours."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+
+
+def measure(run: Run, outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Returns all metrics of a run with their intervals, on the samples that its test drew."""
+
+    def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
+        equal = auroc_at_equal_length(outcome, run.test.lengths, weights)
+        return {**metrics(outcome, weights), "auroc_at_equal_length": equal}
+
+    config = run.record["config"]
+    return intervals(statistics, outcome.group, config["bootstrap"], config["seed"])
+
+
+def over_seeds(measured: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Flattens metrics to columns: {metric}_value, _low, _high of one run; _value, _std of many."""
+    columns = {}
+    for name in measured[0]:
+        values = [one[name]["value"] for one in measured]
+        only = measured[0][name] if len(measured) == 1 else {"low": np.nan, "high": np.nan}
+        columns |= {
+            f"{name}_value": float(np.mean(values)),
+            f"{name}_low": only["low"],
+            f"{name}_high": only["high"],
+            f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
+        }
+    return columns
+
+
+def commit_name(git: dict[str, Any] | None) -> str:
+    """Shortens a commit; "unknown" where there was no history."""
+    if not git or not git.get("commit"):
+        return "unknown"
+    return git["commit"][:7] + (" (dirty)" if git.get("dirty") else "")
+
+
+def mean_seconds(values: list[float | None]) -> float:
+    """The mean, NaN where a run does not know."""
+    return float(np.mean([np.nan if value is None else value for value in values]))
+
+
+def paper_values(size: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the paper's columns for each (row key, kind) that it tells of.
+
+    Args:
+        size: Of the paper's backbone, "0.5b", "1.5b" or "7b".
+    """
+    published = {(row["model"], row["detection"]): row for row in read_json(PAPER)["rows"]}
+    result = {}
+    for key, (_, name, kind) in PAPER_ROWS.items():
+        model = name.format(size=size.upper())
+        shares = {
+            f"paper_{metric}": round(value / 100, 4)
+            for metric, value in published[model, kind].items()
+            if not isinstance(value, str)
+        }
+        result[key, kind] = {"paper_model": model, **shares}
+    # the paper chose (θ, k) on the test split
+    result["scm", "partial_paper_protocol"] = result["scm", "partial"]
+    return result
+
+
+def result_record(row: Row, paper: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    """Returns one line of table.csv; what differs between runs is a tuple."""
+
+    def distinct(values: Iterable[str]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(values))
+
+    runs, first = row.runs, row.runs[0]
+    measured = [measure(run, one) for run, one in zip(runs, row.outcomes, strict=True)]
+    return {
+        "row": first.row,
+        "method": row.name,
+        "detection": row.kind,
+        "backbone": first.model.get("base_model_path") or "",
+        "runs": len(runs),
+        "seeds": tuple(run.model.get("seed") for run in runs if run.model),
+        "theta": tuple(one.theta for one in row.settings),
+        "k": tuple(one.k for one in row.settings if one.k is not None),
+        "chosen_on": row.settings[0].chosen_on,
+        **over_seeds(measured),
+        **({} if first.is_variant else paper.get((first.row, row.kind), {})),
+        "train_commit": distinct(commit_name(run.model) for run in runs if run.model),
+        "test_commit": distinct(commit_name(run.record["git"]) for run in runs),
+        "device": distinct(run.record["device"] for run in runs),
+        "train_seconds": mean_seconds([run.model.get("seconds") for run in runs]),
+        "test_seconds": mean_seconds([run.record["seconds"] for run in runs]),
+        "folders": tuple(str(run.folder) for run in runs),
+    }
+
+
+def not_run(
+    sections: list[list[Row]], paper: dict[tuple[str, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns lines of table.csv for the paper's rows that nobody has run."""
+    done = {row.runs[0].row for rows in sections for row in rows if not row.runs[0].is_variant}
+    return [
+        {"row": key, "method": paper[key, kind]["paper_model"], "detection": kind, "runs": 0}
+        | paper[key, kind]
+        for key, (_, _, kind) in PAPER_ROWS.items()
+        if key not in done
+    ]
+
+
+def paired_records(rows: list[Row]) -> list[dict[str, Any]]:
+    """Compares the macro F1 of every two rows of a section by paired bootstrap.
+
+    Both are measured on the same resampled prompts, as many as the first run's test drew, with its
+    seed. A row of several runs counts with their mean; its interval is over prompts, not seeds.
+
+    Returns:
+        Lines of paired.csv: a row, the row it is compared with (itself, too), the difference, p.
+    """
+    config = rows[0].runs[0].record["config"]
+    resamples, seed = config["bootstrap"], config["seed"]
+    values, samples = [], []
+    for row in rows:
+        values.append(np.mean([point_metrics(one)["macro_f1"] for one in row.outcomes]))
+        drawn = [
+            bootstrap(partial(metrics, one), one.group, resamples, seed) for one in row.outcomes
+        ]
+        samples.append(np.mean([one["macro_f1"] for one in drawn], axis=0))
+    records = []
+    for one, other in itertools.product(range(len(rows)), repeat=2):
+        tested = paired_test(float(values[one] - values[other]), samples[one] - samples[other])
+        records.append(
+            {
+                "method": rows[one].name,
+                "detection": rows[one].kind,
+                "against": rows[other].name,
+                "against_detection": rows[other].kind,
+                **{
+                    f"macro_f1_difference_{part}": tested[part] for part in ("value", "low", "high")
+                },
+                "p": tested["p"],
+                "resamples": resamples,
+            }
+        )
+    return records
+
+
+def length_records(row: Row) -> list[dict[str, Any]]:
+    """Returns lines of lengths.csv: a row in each quartile of length, mean over its runs."""
+    quartiles = [
+        by_length(one, run.test.lengths) for one, run in zip(row.outcomes, row.runs, strict=True)
+    ]
+    return [
+        {
+            "method": row.name,
+            "detection": row.kind,
+            "from_tokens": same[0]["from"],
+            "to_tokens": same[0]["to"],
+            "responses": same[0]["responses"],
+            "harmful_share": same[0]["harmful"] / same[0]["responses"],
+            **{
+                metric: float(np.mean([one[metric] for one in same]))
+                for metric in ("macro_f1", "false_alarm_rate", "harmful_recall")
+            },
+        }
+        for same in zip(*quartiles, strict=True)
+    ]
+
+
+def section_tables(rows: list[Row], paper: dict[tuple[str, str], dict[str, Any]]) -> Section:
+    """Computes all tables of one section."""
+    test = rows[0].runs[0].test
+    folders = dict.fromkeys(run.record["data"]["folder"] for row in rows for run in row.runs)
+    compared = [row for row in rows if row.kind in COMPARED]
+    return Section(
+        data=", ".join(Path(folder).name for folder in folders),
+        responses=len(test),
+        harmful=int(test.label.sum()),
+        results=[result_record(row, paper) for row in tqdm(rows, "rows", unit="row")],
+        paired=paired_records(compared),
+        lengths=[record for row in compared for record in length_records(row)],
+    )
+
+
+def main(config: TablesConfig) -> None:
+    """Writes and prints the tables."""
+    folder = Path(config.output_dir or Path(config.runs_dir) / "tables")
+    refuse_overwrite(folder, config.overwrite, MARK)
+    rows = sections_of(find_runs(Path(config.runs_dir)))
+    paper = paper_values(config.paper_backbone)
+    sections = [section_tables(section, paper) for section in rows]
+    sections[0].results.extend(not_run(rows, paper))
+    files = {
+        MARK: as_markdown(sections),
+        "table.tex": as_latex(sections),
+        "table.csv": as_csv(sections, "results"),
+        "paired.csv": as_csv(sections, "paired"),
+        "lengths.csv": as_csv(sections, "lengths"),
+    }
+    with atomic_folder(folder, MARK, config.overwrite) as unfinished:
+        for name, text in files.items():
+            write_bytes(unfinished / name, text.encode())
+    print(files[MARK])
+    print(f"written to {folder}: {', '.join(sorted(files))}")
+
+
+if __name__ == "__main__":
+    run_command(TablesConfig, main, POSITIONAL)
