@@ -160,6 +160,17 @@ def test_numbers_are_those_of_the_report(tmp_path):
             assert np.isnan(found[f"{metric}_std"])
 
 
+def test_the_papers_protocol_chooses_on_the_test_split(tmp_path):
+    tokens = [[0.95], [0.95] * 2, [0.95] * 3, [0.1], [0.95, 0.1], [0.95, 0.1, 0.1]]
+    write_run(tmp_path / "runs" / "scm", test=six(tokens=tokens))
+    frame = tables(tmp_path / "runs")["table.csv"]
+    chosen = line(frame, detection="partial", runs=1)
+    optimistic = line(frame, detection="partial_paper_protocol")
+    assert (chosen["k"], optimistic["k"], optimistic["chosen_on"]) == (1, 2, "test")
+    assert chosen["macro_f1_value"] == pytest.approx((6 / 8 + 2 / 4) / 2)
+    assert optimistic["macro_f1_value"] == pytest.approx((4 / 5 + 6 / 7) / 2)
+
+
 def test_seeds_of_one_row_are_its_mean_and_deviation(tmp_path):
     runs = tmp_path / "runs"
     for seed, prob in enumerate((TEST_PROB, PERFECT)):
