@@ -3,6 +3,7 @@
 All tables and figures are made from these files alone. No pickle is inside.
 """
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from utils.predict import Scores
 from utils.splits import Examples
 
 FILE = "predictions.npz"
+METRICS = "metrics.json"  # beside it in each output folder of a test
 SPLITS = ("valid", "test")
 
 
@@ -131,6 +133,19 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
         raise InputError(f"{path}: array {error} is missing; run the test again") from None
     except (ValueError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is no predictions file: {error}") from None
+
+
+def find_tests(folder: Path) -> list[Path]:
+    """Returns the output folders of tests in a folder and all below it, sorted.
+
+    A test folder holds metrics.json and predictions.npz. Hidden folders are not looked into.
+    """
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if {FILE, METRICS} <= set(files):
+            found.append(Path(path))
+    return sorted(found)
 
 
 def _split(name: str, arrays: dict[str, np.ndarray]) -> Predictions:

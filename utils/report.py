@@ -1,5 +1,6 @@
 """Results as a table to read and a picture to look at."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from utils.files import read_json
 from utils.metrics import STOP_BINS
@@ -16,6 +20,7 @@ PAPER = Path(__file__).with_name("paper.json")  # the paper's numbers, arXiv 250
 
 # Okabe and Ito's colours, distinct for every kind of colour vision
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
+VERMILION, GREEN, PURPLE, SKY, BLACK = "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000"
 
 ROWS = {
     "full": "full detection",
@@ -71,42 +76,76 @@ def format_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
-    """Draws the stop-position histogram in the paper's bins, beside the paper's own bars.
+def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> None:
+    """Writes a figure in each format, 150 dots per inch, and closes it.
 
     Args:
-        row: "partial" of metrics.json.
-        method: Name in the legend.
-        path: PNG to write.
+        figure: What was drawn.
+        path: File to write; each format puts its own suffix to it.
+        formats: "png", "pdf".
     """
-    paper = read_json(PAPER)["timeliness"]
+    with plt.rc_context({"pdf.fonttype": 42}):  # embeds TrueType, as publishers ask
+        for name in formats:
+            figure.savefig(path.with_suffix(f".{name}"), dpi=150)
+    plt.close(figure)
+
+
+def draw_stop_positions(
+    axes: Axes,
+    histogram: Sequence[float],
+    method: str,
+    detected: float,
+    seen: float | None,
+    colour: str = BLUE,
+) -> None:
+    """Draws a stop-position histogram in the paper's bins, beside the paper's own bars.
+
+    Args:
+        axes: Where to.
+        histogram: [6], shares of the detected harmful responses (`utils.metrics.stop_histogram`).
+        method: Name in the legend.
+        detected: Share of the harmful responses that were stopped.
+        seen: Mean share of their tokens that was out by then; None if none was stopped.
+        colour: Of the method's bars.
+    """
+    paper = read_json(PAPER)["timeliness"]["SCM-0.5B"]
     edges = [f"{100 * low:.0f}–{100 * high:.0f}" for low, high in pairwise(STOP_BINS)]
-    places = range(len(edges))
-    figure, axes = plt.subplots(figsize=(6.4, 3.6), dpi=150, layout="constrained")
-    ours = axes.bar(
-        [place - 0.2 for place in places], row["stop_histogram"], 0.38, color=BLUE, label=method
-    )
-    axes.bar(
-        [place + 0.2 for place in places],
-        paper["SCM-0.5B"],
+    places = np.arange(len(edges))
+    ours = axes.bar(places - 0.2, 100 * np.asarray(histogram), 0.38, color=colour, label=method)
+    theirs = axes.bar(
+        places + 0.2,
+        100 * np.asarray(paper),
         0.38,
         facecolor="none",
         edgecolor=ORANGE,
         hatch="///",
         label="SCM-0.5B, paper (on FineHarm)",
     )
-    axes.bar_label(ours, fmt="{:.2f}", fontsize=8)
-    axes.set_xticks(list(places), edges)
+    for bars in (ours, theirs):
+        axes.bar_label(bars, fmt="{:.0f}", fontsize=8)
+    axes.set_xticks(places, edges)
     axes.set_xlabel("share of the response seen at the stop, %")
-    axes.set_ylabel("share of detected harmful responses")
-    seen = row["test"]["mean_fraction_seen"]["value"]
-    detected = row["test"]["harmful_recall"]["value"]
+    axes.set_ylabel("detected harmful responses, %")
     axes.set_title(
-        f"{percent(detected, 0)} % of harmful responses stopped,"
-        f" after {percent(seen, 0)} % of their tokens on average",
+        f"{percent(detected, 0)} % of harmful responses stopped,\n"
+        f"after {percent(seen, 0)} % of their tokens on average",
         fontsize=10,
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
-    plt.close(figure)
+
+
+def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
+    """Draws the stop positions of one method.
+
+    Args:
+        row: "partial" of metrics.json.
+        method: Name in the legend.
+        path: PNG to write.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    detected, seen = (
+        row["test"][name]["value"] for name in ("harmful_recall", "mean_fraction_seen")
+    )
+    draw_stop_positions(axes, row["stop_histogram"], method, detected, seen)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    save_figure(figure, path)
