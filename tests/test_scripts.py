@@ -12,7 +12,7 @@ from test import causal, floor, modernbert
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
-from utils import benchmark_annotation, examples_page, get_backbone, prepare_data, tables
+from utils import benchmark_annotation, examples_page, figures, get_backbone, prepare_data, tables
 from utils.build_fineharm import BuildConfig
 from utils.cli import parse
 from utils.examples_page import ExamplesConfig
@@ -75,6 +75,7 @@ PARSERS = {
         "--row",
         "modernbert-partial",
     ),
+    "scripts/make-figures.sh": (figures.FigureConfig, figures.POSITIONAL),
     "utils.build_fineharm": (BuildConfig, ()),
     "scripts/make-examples.sh": (ExamplesConfig, examples_page.POSITIONAL),
     "scripts/make-tables.sh": (tables.TablesConfig, tables.POSITIONAL),

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Test folders → the figures, PNG and PDF, from their predictions.npz alone.
+#   bash scripts/make-figures.sh RUNS_DIR [--output-dir DIR]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+exec python -m utils.figures "$@"
