@@ -327,7 +327,7 @@ def test_the_harmful_class_is_never_guessed(names, harmful, classifier, tmp_path
             ClassifierAnnotator(folder, "", 0.5, "fp32")
         return
     annotator = ClassifierAnnotator(folder, "", 0.5, "fp32")
-    assert annotator.harmful == harmful
+    assert annotator.classifier.harmful == harmful
     assert (
         np.abs(annotator.score(["One thing.", "Another."]) - 0.5) < 0.49
     ).all()  # one logit, too
