@@ -1,4 +1,4 @@
-"""Loading a model that others trained: from a local folder, safetensors alone, no code of theirs."""
+"""Loading what others trained: a local folder, weights in safetensors, no code unless asked for."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A local text-classification checkpoint of Hugging Face: text, or a pair, → probability of harm."""
+"""A local text-classification checkpoint of Hugging Face: text or pair → probability of harm."""
 
 from pathlib import Path
 

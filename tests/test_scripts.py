@@ -8,7 +8,7 @@ import pytest
 
 from model import export_classifier
 from model.export_classifier import ExportConfig
-from test import causal, floor, modernbert
+from test import causal, floor, guard, modernbert
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
@@ -63,6 +63,8 @@ PARSERS = {
     "scripts/get-backbone.sh": (BackboneConfig, get_backbone.POSITIONAL),
     "scripts/run-floor.sh": (floor.FloorConfig, floor.POSITIONAL),
     "scripts/run-scm.sh": (QwenConfig, ()),
+    "scripts/run-guard.sh": (guard.GuardConfig, guard.POSITIONAL),
+    "scripts/run-scm.sh": (TrainConfig, ()),
     "scripts/run-scm.sh test": (causal.TestConfig, (), "--row", "scm"),
     "scripts/run-qwen-full.sh": (QwenConfig, ()),
     "scripts/run-qwen-full.sh test": (causal.TestConfig, (), "--row", "qwen-full"),
