@@ -10,17 +10,16 @@ from typing import Literal
 
 from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
-from utils.evaluation import MARK, EvaluationConfig, run_evaluation
+from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
 from utils.predict import (
-    TOKEN_BUDGET,
-    Precision,
     Scores,
     ScoreWith,
     default_device,
     predict,
     use_bf16,
 )
+from utils.predictions import METRICS
 from utils.run_record import model_summary
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
@@ -35,7 +34,7 @@ POSITIONAL = ("row",)  # the first words of the command line
 
 
 @dataclass(kw_only=True)
-class TestConfig(EvaluationConfig):
+class TestConfig(ModelTestConfig):
     """Options of the test."""
 
     row: Literal["scm", "qwen-full", "qwen-partial"] = field(
@@ -45,7 +44,6 @@ class TestConfig(EvaluationConfig):
             " qwen-partial: the same at every response token."
         }
     )
-    model_path: str = field(metadata={"help": "Output folder of the training step."})
     score_with: ScoreWith = field(
         default="token",
         metadata={
@@ -53,18 +51,11 @@ class TestConfig(EvaluationConfig):
             " holistic scorer at every token, as in the released code."
         },
     )
-    precision: Precision = field(
-        default="fp32",
-        metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
-    )
-    token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.row != "scm" and self.score_with != "token":
             raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
-        if self.token_budget < 1:
-            raise InputError(f"--token-budget: {self.token_budget} is below 1")
 
 
 def main(config: TestConfig) -> None:
@@ -73,7 +64,7 @@ def main(config: TestConfig) -> None:
     Raises:
         InputError: The checkpoint was not trained for this row.
     """
-    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
+    refuse_overwrite(Path(config.output_dir), config.overwrite, METRICS)
     data = load_processed(Path(config.data_dir), load_tokenizer(Path(config.model_path)))
     device = default_device()
     model = load_dual_task(Path(config.model_path)).to(device)

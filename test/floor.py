@@ -16,9 +16,10 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm import tqdm
 
 from utils.cli import run_command
-from utils.evaluation import MARK, EvaluationConfig, run_evaluation
+from utils.evaluation import EvaluationConfig, run_evaluation
 from utils.files import refuse_overwrite
 from utils.predict import Scores
+from utils.predictions import METRICS
 from utils.splits import Examples, load_examples, load_processed
 from utils.tokenization import load_tokenizer
 
@@ -46,7 +47,7 @@ class FloorConfig(EvaluationConfig):
 
 def main(config: FloorConfig) -> None:
     """Fits on train, picks the regularisation on validation, reports."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
+    refuse_overwrite(Path(config.output_dir), config.overwrite, METRICS)
     data = load_processed(Path(config.data_dir), tokenizer=None)
     tokenizer = load_tokenizer(data.folder / "tokenizer")
     examples = {name: load_examples(data, name) for name in ("train", "valid", "test")}

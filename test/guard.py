@@ -16,9 +16,10 @@ from model.guards import (
     read_dialogues,
 )
 from utils.cli import run_command
-from utils.evaluation import MARK, EvaluationConfig, run_evaluation
+from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import TOKEN_BUDGET, Precision, Scores
+from utils.predict import Scores
+from utils.predictions import METRICS
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
@@ -34,7 +35,7 @@ POSITIONAL = ("row",)  # the first words of the command line
 
 
 @dataclass(kw_only=True)
-class GuardConfig(EvaluationConfig):
+class GuardConfig(ModelTestConfig):
     """Options of the guards."""
 
     row: Literal["classifier", "generative", "stream"] = field(
@@ -43,7 +44,6 @@ class GuardConfig(EvaluationConfig):
             " answers with a verdict. stream: Qwen3Guard-Stream."
         }
     )
-    model_path: str = field(metadata={"help": "The guard's folder: safetensors and tokenizer."})
     text: Literal["response", "pair"] = field(
         default="response",
         metadata={
@@ -72,11 +72,6 @@ class GuardConfig(EvaluationConfig):
         default=False,
         metadata={"help": "Of the row stream: run the Python code that lies in the model folder."},
     )
-    precision: Precision = field(
-        default="fp32",
-        metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
-    )
-    token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,13 +89,11 @@ class GuardConfig(EvaluationConfig):
                 "--trust-remote-code: the row stream runs Python code that comes with the weights;"
                 f" read what is in {self.model_path}, then pass this option"
             )
-        if self.token_budget < 1:
-            raise InputError(f"--token-budget: {self.token_budget} is below 1")
 
 
 def main(config: GuardConfig) -> None:
     """Scores validation and test and reports."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
+    refuse_overwrite(Path(config.output_dir), config.overwrite, METRICS)
     data = load_processed(Path(config.data_dir), tokenizer=None)
     tokenizer = load_tokenizer(data.folder / "tokenizer")
     folder = Path(config.model_path)

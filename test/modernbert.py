@@ -9,10 +9,11 @@ from typing import Literal
 
 from model.modernbert import load_full_detection
 from utils.cli import run_command
-from utils.evaluation import MARK, EvaluationConfig, run_evaluation
+from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
 from utils.metrics import MAX_K, THETAS
-from utils.predict import TOKEN_BUDGET, Precision, Scores, default_device, predict, use_bf16
+from utils.predict import Scores, default_device, predict, use_bf16
+from utils.predictions import METRICS
 from utils.prefixes import StopEarly, predict_prefixes
 from utils.run_record import model_summary
 from utils.splits import Examples, load_processed
@@ -22,13 +23,12 @@ POSITIONAL = ("row",)  # the first words of the command line
 
 
 @dataclass(kw_only=True)
-class TestConfig(EvaluationConfig):
+class TestConfig(ModelTestConfig):
     """Options of the test."""
 
     row: Literal["modernbert-full", "modernbert-partial"] = field(
         metadata={"help": "Row of the paper's table."}
     )
-    model_path: str = field(metadata={"help": "Output folder of the training step."})
     stride: int = field(
         default=1,
         metadata={"help": "Partial: score every N-th prefix only, a coarse sweep; 1 for all."},
@@ -40,24 +40,18 @@ class TestConfig(EvaluationConfig):
             " decision changes; AUROC then ranks by the scores so far."
         },
     )
-    precision: Precision = field(
-        default="fp32",
-        metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
-    )
-    token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("stride", "token_budget"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        if self.stride < 1:
+            raise InputError(f"--stride: {self.stride} is below 1")
         if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
             raise InputError("--stride, --stop-early: full detection scores no prefixes")
 
 
 def main(config: TestConfig) -> None:
     """Scores validation and test and reports."""
-    refuse_overwrite(Path(config.output_dir), config.overwrite, MARK)
+    refuse_overwrite(Path(config.output_dir), config.overwrite, METRICS)
     folder, device = Path(config.model_path), default_device()
     data = load_processed(Path(config.data_dir), load_tokenizer(folder))
     model = load_full_detection(folder).to(device)

@@ -12,6 +12,7 @@ from utils.metrics import (
     auroc_at_equal_length,
     bootstrap,
     delay_k,
+    full_detection,
     full_outcome,
     interval_metrics,
     kth_largest,
@@ -46,6 +47,14 @@ def test_delay_k_is_a_running_count(probs, theta, k):
     assert delay_k(np.array(probs), theta, k) == expected
     reached = kth_largest([np.array(probs)], 5)[0, k - 1] >= theta
     assert reached == (expected != MISSED)
+
+
+def test_a_score_at_the_threshold_is_judged_alike_everywhere():
+    probs = [np.array([0.9], dtype=np.float32)]  # a hair below 0.9
+    assert delay_k(probs[0], 0.9, 1) == MISSED
+    assert not full_detection(probs[0], 0.9).any()
+    assert kth_largest(probs, 1)[0, 0] < 0.9
+    assert macro_f1_table(probs, np.array([0]), [0.9], 1)[0, 0] == 0.5  # not flagged, benign
 
 
 @given(probs=probabilities, more=probabilities, theta=st.sampled_from([0.1, 0.5, 0.9]))

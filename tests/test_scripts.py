@@ -64,7 +64,6 @@ PARSERS = {
     "scripts/run-floor.sh": (floor.FloorConfig, floor.POSITIONAL),
     "scripts/run-scm.sh": (QwenConfig, ()),
     "scripts/run-guard.sh": (guard.GuardConfig, guard.POSITIONAL),
-    "scripts/run-scm.sh": (TrainConfig, ()),
     "scripts/run-scm.sh test": (causal.TestConfig, (), "--row", "scm"),
     "scripts/run-qwen-full.sh": (QwenConfig, ()),
     "scripts/run-qwen-full.sh test": (causal.TestConfig, (), "--row", "qwen-full"),

@@ -24,14 +24,12 @@ from utils.metrics import (
     select_partial,
     stop_histogram,
 )
-from utils.predict import Scores
-from utils.predictions import FILE, SPLITS, Predictions, collect, save_predictions
+from utils.predict import TOKEN_BUDGET, Precision, Scores
+from utils.predictions import FILE, METRICS, SPLITS, Predictions, collect, save_predictions
 from utils.report import format_table, plot_stop_positions
 from utils.run_record import start_record, write_record
 from utils.splits import Examples, ProcessedData, load_examples
 from utils.tokenization import load_tokenizer
-
-MARK = "metrics.json"  # each output folder of a test holds it
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.
 Scorer = Callable[[Examples, str], Scores]
@@ -152,6 +150,23 @@ class EvaluationConfig:
             raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
 
 
+@dataclass(kw_only=True)
+class ModelTestConfig(EvaluationConfig):
+    """Options that the tests of neural models share."""
+
+    model_path: str = field(metadata={"help": "The model's folder; of ours, the training's."})
+    precision: Precision = field(
+        default="fp32",
+        metadata={"help": "fp32: scores do not depend on the batch. auto, bf16: faster."},
+    )
+    token_budget: int = field(default=TOKEN_BUDGET, metadata={"help": "Padded tokens a batch."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.token_budget < 1:
+            raise InputError(f"--token-budget: {self.token_budget} is below 1")
+
+
 def run_evaluation(
     config: EvaluationConfig,
     data: ProcessedData,
@@ -187,9 +202,9 @@ def run_evaluation(
         splits["valid"], splits["test"], config.bootstrap, config.seed,
         config.target_false_alarm, config.target_k,
     )  # fmt: skip
-    with atomic_folder(folder, MARK, config.overwrite) as partial:
-        write_json(partial / MARK, result)
-        result = read_json(partial / MARK)  # NaN has become null
+    with atomic_folder(folder, METRICS, config.overwrite) as partial:
+        write_json(partial / METRICS, result)
+        result = read_json(partial / METRICS)  # NaN has become null
         save_predictions(partial / FILE, splits)
         if "partial" in result:
             plot_stop_positions(result["partial"], method, partial / "stop_positions.png")

@@ -17,10 +17,9 @@ from string import Template
 import numpy as np
 
 from utils.cli import run_command
-from utils.evaluation import MARK
 from utils.files import InputError, read_json, refuse_file, write_bytes
 from utils.metrics import MAX_K, MISSED, THETAS, Outcome, delay_k, point_metrics, select_partial
-from utils.predictions import FILE, Predictions, load_predictions
+from utils.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.report import percent, threshold
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -245,9 +244,9 @@ def main(config: ExamplesConfig) -> None:
     folder = Path(config.test_dir)
     output = Path(config.output or folder / "examples.html")
     refuse_file(output, config.overwrite)
-    result = read_json(folder / MARK)
+    result = read_json(folder / METRICS)
     if not isinstance(result, dict) or not isinstance(result.get("method"), str):
-        raise InputError(f"{folder / MARK}: field 'method' is missing")
+        raise InputError(f"{folder / METRICS}: field 'method' is missing")
     splits = load_predictions(folder / FILE)
     valid, test = splits["valid"], splits["test"]
     if test.token_probs is None or valid.token_probs is None:

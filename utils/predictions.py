@@ -138,13 +138,12 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
 def find_tests(folder: Path) -> list[Path]:
     """Returns the output folders of tests in a folder and all below it, sorted.
 
-    A test folder holds metrics.json and predictions.npz. Hidden folders are not looked into.
+    A test folder holds metrics.json. Hidden folders, some half-written, are not looked into.
     """
     found = []
-    for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if {FILE, METRICS} <= set(files):
-            found.append(Path(path))
+    for path, below, files in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        found += [Path(path)] if METRICS in files else []
     return sorted(found)
 
 

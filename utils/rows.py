@@ -4,18 +4,16 @@ A row is a method by one kind of detection. Runs that differ by their training's
 row. Rows of one test split are a section: only they can be compared.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.evaluation import MARK as RESULT
 from utils.evaluation import Setting, choose_settings
 from utils.files import InputError, read_json
 from utils.metrics import Outcome
-from utils.predictions import FILE, Predictions, load_predictions
+from utils.predictions import FILE, METRICS, Predictions, find_tests, load_predictions
 from utils.run_record import RECORD
 
 # Order of the rows. An ablation is SCM under another name; guards are all keys "guard-…".
@@ -46,7 +44,7 @@ PAPER_ROWS = {
 
 # what is read of a test folder's files
 NEEDED = {
-    RESULT: ("row", "method"),
+    METRICS: ("row", "method"),
     RECORD: (
         "config.bootstrap",
         "config.seed",
@@ -143,13 +141,10 @@ def find_runs(runs_dir: Path) -> list[Run]:
     Raises:
         InputError: There is none, or one cannot be read.
     """
-    folders = []
-    for path, below, files in os.walk(runs_dir):
-        below[:] = [name for name in below if not name.startswith(".")]  # hidden or half-written
-        folders += [Path(path)] if RESULT in files else []
+    folders = find_tests(runs_dir)
     if not folders:
-        raise InputError(f"{runs_dir}: no test folder in it (none holds {RESULT})")
-    return sorted((read_run(folder) for folder in sorted(folders)), key=lambda run: run.rank)
+        raise InputError(f"{runs_dir}: no test folder in it (none holds {METRICS})")
+    return sorted((read_run(folder) for folder in folders), key=lambda run: run.rank)
 
 
 def same_predictions(one: Run, other: Run) -> bool:
