@@ -1,11 +1,19 @@
 #!/usr/bin/env bash
 # Speed of data preparation, training and scoring against padding everything to 4,096 tokens.
 #   bash scripts/run-benchmark.sh [--base-model-path DIR] [--samples N] [--output benchmark.json]
+# Speed of detection: scoring against a plain pass, prefixes against padding, all thresholds.
+#   bash scripts/run-benchmark.sh detection [--encoder-path DIR] [--samples N]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
-BACKBONE=backbones/smollm2-135m
-if [[ " $* " != *" --base"[-_]"model"[-_]"path"* && " $* " != *" --help "* && ! -d $BACKBONE ]]; then
-    bash scripts/get-backbone.sh smollm2-135m $BACKBONE
+BACKBONE=backbones/smollm2-135m ENCODER=backbones/random-modernbert
+needs() {  # backbone's name, its folder, the option that names another
+    [[ " ${*:4} " == *" $3"* || " ${*:4} " == *" --help "* || -d $2 ]] ||
+        bash scripts/get-backbone.sh "$1" "$2"
+}
+needs smollm2-135m $BACKBONE --base "$@"
+if [[ "${1:-}" == detection ]]; then
+    needs random-modernbert $ENCODER --encoder "$@"
+    exec python -m test.benchmark --base-model-path $BACKBONE --encoder-path $ENCODER "${@:2}"
 fi
 exec python -m train.benchmark --base-model-path $BACKBONE "$@"

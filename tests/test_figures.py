@@ -142,7 +142,7 @@ def test_stop_words_by_hand():
     )
     split.pieces = [PIECES[:4]] * 4
     method = Method(
-        Path(), "scm", "SCM", split, 0.5, split.full(0.5), 0.9, 1, split.partial(0.9, 1)
+        Path(), "scm", "SCM", split, 0.5, split.full(0.5), 0.8, 1, split.partial(0.8, 1)
     )
     doc = Doc(VOCAB, WORDS[:3], [True, False, False], pos=TAGS[:3])
     asked = []
@@ -202,8 +202,8 @@ def put(folder: Path, row: str, name: str, test: Predictions, valid: Predictions
 def test_tests_are_found_at_any_depth(tmp_path):
     for name in ("b/c", "a", ".hidden/d", "b/.scm.1.partial"):
         put(tmp_path / name, "scm", "SCM", random_split(4))
-    (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "metrics.json").write_text("{}")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "run.json").write_text("{}")
     assert find_tests(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"]
     assert find_tests(tmp_path / "a") == [tmp_path / "a"]
     assert find_tests(tmp_path / "missing") == []

@@ -37,6 +37,7 @@ def test_scripts_are_sound_shell(script):
 ROWS = ("scm", "qwen-full", "qwen-partial", "modernbert-full", "modernbert-partial")
 HELPFUL = [[name] for name in SCRIPTS if name not in TAKES_NO_FLAGS]
 HELPFUL += [[f"run-{row}.sh", "test"] for row in ROWS]
+HELPFUL += [["run-benchmark.sh", "detection"]]
 
 
 @pytest.mark.parametrize("words", HELPFUL, ids=" ".join)
@@ -77,6 +78,8 @@ PARSERS = {
         "modernbert-partial",
     ),
     "scripts/make-figures.sh": (figures.FigureConfig, figures.POSITIONAL),
+    "scripts/run-table.sh": (QwenConfig, ("data_dir", "output_dir"), "--base_model_path", "x"),
+    "scripts/run-ablations.sh": (QwenConfig, ("data_dir", "base_model_path", "output_dir")),
     "utils.build_fineharm": (BuildConfig, ()),
     "scripts/make-examples.sh": (ExamplesConfig, examples_page.POSITIONAL),
     "scripts/make-tables.sh": (tables.TablesConfig, tables.POSITIONAL),
