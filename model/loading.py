@@ -21,6 +21,11 @@ def backbone_summary(folder: Path) -> dict[str, str]:
     return {"folder": str(folder)} | {path.name: sha256_file(path) for path in files}
 
 
+def backbone_key(summary: dict[str, str]) -> str:
+    """Returns what identifies a backbone's weights, from its `backbone_summary`."""
+    return " ".join(value for name, value in summary.items() if name != "folder")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Returns a model folder's config.json.
 

@@ -3,8 +3,8 @@
 #   bash scripts/run-table.sh RECORDS_DIR RUNS_DIR [flags of the SCM and Qwen trainings]
 # Interrupted, it goes on where it was. From the environment: BACKBONE and MODERNBERT (folders;
 # default SmolLM2-135M and a small random ModernBERT), MAX_LENGTH (tokens), MODERNBERT_FLAGS,
-# PARTIAL_FLAGS (of ModernBERT's test), TEST_FLAGS (of all model tests), WORD_RULES (see
-# run-ablations.sh), ABLATIONS=no to leave them out.
+# PARTIAL_FLAGS (of its partial test), TEST_FLAGS (of all model tests), CAUSAL_FLAGS (of SCM's and
+# Qwen's), WORD_RULES (see run-ablations.sh), ABLATIONS=no to leave them out.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ $# -lt 2 ]]; then
@@ -16,6 +16,7 @@ FLAGS=("${@:3}")
 BACKBONE=${BACKBONE:-backbones/smollm2-135m}
 MODERNBERT=${MODERNBERT:-$RUNS/random-modernbert}
 read -ra TEST <<< "${TEST_FLAGS:-}"
+read -ra CAUSAL <<< "${CAUSAL_FLAGS:-}"
 read -ra PARTIAL <<< "${PARTIAL_FLAGS:-}"
 read -ra ENCODER <<< "${MODERNBERT_FLAGS:-}"
 run() { bash "scripts/run-$1.sh" "${@:2}"; }
@@ -42,12 +43,12 @@ test_row modernbert-full modernbert "$ENCODER_DATA"
 test_row modernbert-partial modernbert "$ENCODER_DATA" "${PARTIAL[@]}"
 run scm --output-dir "$RUNS/models/scm" --data-dir "$DATA" --base-model-path "$BACKBONE" \
     --resume "${FLAGS[@]}"
-test_row scm scm "$DATA"
+test_row scm scm "$DATA" "${CAUSAL[@]}"
 run qwen-full --output-dir "$RUNS/models/qwen" --data-dir "$DATA" --base-model-path "$BACKBONE" \
     --resume "${FLAGS[@]}"
-test_row qwen-full qwen "$DATA"
-test_row qwen-partial qwen "$DATA"
-[[ ${ABLATIONS:-yes} == no ]] || run ablations "$DATA" "$BACKBONE" "$RUNS" "${FLAGS[@]}"
+test_row qwen-full qwen "$DATA" "${CAUSAL[@]}"
+test_row qwen-partial qwen "$DATA" "${CAUSAL[@]}"
+[[ ${ABLATIONS:-yes} == no ]] || TEST_FLAGS="${TEST[*]} ${CAUSAL[*]}" run ablations "$DATA" "$BACKBONE" "$RUNS" "${FLAGS[@]}"
 
 bash scripts/make-tables.sh "$RUNS" --overwrite
 bash scripts/make-figures.sh "$RUNS" --overwrite

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from model.qwen_dual_task import load_dual_task
+from torch import nn
+
+from model.frozen import frozen_states, take_frozen_layers
+from model.loading import backbone_key
+from model.qwen_dual_task import QwenForDualTask, load_dual_task
+from model.trainable import freeze_all_but_last
 from utils.cli import run_command
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
@@ -20,7 +25,7 @@ from utils.predict import (
     use_bf16,
 )
 from utils.predictions import METRICS
-from utils.run_record import model_summary
+from utils.run_record import RECORD, model_summary, read_record
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
@@ -52,10 +57,35 @@ class TestConfig(ModelTestConfig):
         },
     )
 
+    frozen_cache: str = field(
+        default="",
+        metadata={
+            "help": "Of a checkpoint trained with --last-layers: folder to keep the frozen layers'"
+            " output in, shared by the tests of all such checkpoints on the same text."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.row != "scm" and self.score_with != "token":
             raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
+
+
+def take_frozen(model: QwenForDualTask, config: TestConfig) -> tuple[list[nn.Module], str]:
+    """Takes out the layers that the training left as they were; returns them and their origin.
+
+    Raises:
+        InputError: The training's record tells of no such layers.
+    """
+    path = Path(config.model_path)
+    record = read_record(path) or {}
+    layers = record.get("config", {}).get("last_layers", 0)
+    if not layers or "backbone" not in record:
+        raise InputError(
+            f"--frozen-cache: {path / RECORD}: field 'config.last_layers': no layer was frozen"
+        )
+    freeze_all_but_last(model, layers)
+    return take_frozen_layers(model), backbone_key(record["backbone"])
 
 
 def main(config: TestConfig) -> None:
@@ -75,14 +105,26 @@ def main(config: TestConfig) -> None:
             f"{config.model_path}/config.json: field 'alpha': it was trained as {was}; test it with"
             f" scripts/run-{script}.sh test"
         )
+    bf16 = use_bf16(config.precision, device)
+    frozen, backbone = take_frozen(model, config) if config.frozen_cache else ([], "")
     token_scorer = config.row == "scm" and config.score_with == "token"
 
     def score(examples: Examples, split: str) -> Scores:
+        if frozen:
+            examples.frozen_states = frozen_states(
+                model,
+                frozen,
+                examples,
+                Path(config.frozen_cache),
+                backbone=backbone,
+                bf16=bf16,
+                token_budget=config.token_budget,
+            )
         scores = predict(
             model,
             examples,
             score_with="token" if token_scorer else "holistic",
-            bf16=use_bf16(config.precision, device),
+            bf16=bf16,
             token_budget=config.token_budget,
             description=split,
         )

@@ -27,10 +27,9 @@ from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.train_qwen import main as train
 from utils.files import InputError
-from utils.predict import predict
 from utils.prepare_data import DataConfig
 from utils.prepare_data import main as prepare
-from utils.splits import load_examples, load_processed
+from utils.splits import load_processed
 from utils.tables import TablesConfig
 from utils.tables import main as make_tables
 from utils.tokenization import load_tokenizer
@@ -426,6 +425,11 @@ def test_testing_what_is_no_checkpoint_says_so_in_one_line(tiny, tiny_data, tmp_
     assert "architectures" in done.stderr and not (tmp_path / "out").exists()
 
 
+def test_no_cache_for_a_model_without_frozen_layers(trained, tiny_data, tmp_path):
+    with pytest.raises(InputError, match="field 'config.last_layers': no layer was frozen"):
+        score_as("scm", trained, tiny_data, tmp_path / "o", frozen_cache=str(tmp_path / "c"))
+
+
 def test_cached_frozen_layers_train_what_computed_ones_do(config, tiny_data, tmp_path):
     config = replace(config, last_layers=1, token_dropout=0.0, epochs=2.0)
     plain = replace(config, output_dir=str(tmp_path / "plain"))
@@ -436,8 +440,12 @@ def test_cached_frozen_layers_train_what_computed_ones_do(config, tiny_data, tmp
     assert largest_gap(plain.output_dir, cached.output_dir) < 1e-4
     assert largest_gap(again.output_dir, cached.output_dir) == 0
     assert len(list((tmp_path / "c").rglob("*.npy"))) == 2  # one a split; the second run reads them
-    model = load_dual_task(cached.output_dir)
-    scores = predict(model, load_examples(load_processed(tiny_data, None), "test"))
-    assert np.isfinite(scores.response_prob).all()
+    options = {"plain": "", "cached": str(tmp_path / "of-tests")}
+    for name, folder in options.items():  # tests may read frozen layers from a cache, too
+        out = tmp_path / f"tested-{name}"
+        score_as("scm", Path(cached.output_dir), tiny_data, out, frozen_cache=folder)
+    one, two = (np.load(tmp_path / f"tested-{name}" / "predictions.npz") for name in options)
+    np.testing.assert_allclose(one["test_token_probs"], two["test_token_probs"], atol=1e-5)
+    np.testing.assert_allclose(one["test_response_prob"], two["test_response_prob"], atol=1e-5)
     with pytest.raises(InputError, match="--frozen-cache"):
         replace(cached, last_layers=0)

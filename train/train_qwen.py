@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from model.frozen import feed_from_cache
+from model.loading import backbone_key
 from model.qwen_dual_task import load_backbone
 from model.trainable import add_lora, freeze_all_but_last
 from train.training import TrainConfig, run_training
@@ -80,7 +81,7 @@ def main(config: QwenConfig) -> None:
                 model.to(default_device()),
                 (train, valid),
                 Path(config.frozen_cache),
-                backbone=" ".join(value for key, value in backbone.items() if key != "folder"),
+                backbone=backbone_key(backbone),
                 bf16=use_bf16(config.precision, default_device()),
                 token_budget=config.eval_tokens,
             )
