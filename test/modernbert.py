@@ -19,6 +19,7 @@ from utils.run_record import model_summary
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
 
+NAME = "ModernBERT"
 POSITIONAL = ("row",)  # the first words of the command line
 
 
@@ -65,7 +66,7 @@ def main(config: TestConfig) -> None:
             return predict(model, examples, **shared)
         return predict_prefixes(model, examples, stride=config.stride, stop_early=stop, **shared)
 
-    run_evaluation(config, data, config.row, "ModernBERT", score, model_summary(folder))
+    run_evaluation(config, data, config.row, NAME, score, model_summary(folder))
 
 
 if __name__ == "__main__":

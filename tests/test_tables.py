@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from test import modernbert
 from test.causal import NAMES
 from tests.conftest import random_split, run
 from utils.evaluation import evaluate
@@ -284,6 +285,8 @@ def test_what_the_paper_tells_of(tmp_path):
 def test_the_papers_rows_go_by_the_names_their_tests_give_them():
     for key in ("scm", "qwen-full", "qwen-partial"):
         assert PAPER_ROWS[key][0] == NAMES[key]
+    for key in ("modernbert-full", "modernbert-partial"):
+        assert PAPER_ROWS[key][0] == modernbert.NAME
 
 
 def test_rows_are_compared_on_the_same_prompts(tmp_path):
