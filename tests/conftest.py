@@ -184,3 +184,8 @@ def tokenizers(tiny) -> dict:
         return loaded[name]
 
     return get
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest file first, so that the processes that share the files end together."""
+    items.sort(key=lambda item: item.path.name != "test_table.py")
