@@ -14,11 +14,7 @@ from spacy.tokens import Doc
 from utils.files import InputError, read_json
 from utils.metrics import FULL_THETAS, MAX_K, THETAS, Outcome, select_full, select_partial
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
-
-ROW_ORDER = (
-    "scm", "scm-holistic", "qwen-full", "qwen-partial", "modernbert-full", "modernbert-partial",
-    "tfidf", "length",
-)  # fmt: skip
+from utils.rows import ORDER
 
 # universal parts of speech, the notional ones first; what else spaCy says counts as other
 TAGS = {
@@ -100,7 +96,7 @@ def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
                 f" {next(iter(largest.values())).folder}"
                 for method in same.values()
             ]
-    places = {row: place for place, row in enumerate(ROW_ORDER)}
+    places = {row: place for place, row in enumerate(ORDER)}
     kept = sorted(largest.values(), key=lambda method: places.get(method.row, len(places)))
     return kept, notes
 
