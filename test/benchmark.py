@@ -15,7 +15,7 @@ from model.modernbert import load_encoder
 from model.qwen_dual_task import load_backbone
 from utils.alignment import Layout
 from utils.cli import run_command
-from utils.files import InputError, refuse_file, write_json
+from utils.files import refuse_below_one, refuse_file, write_json
 from utils.fineharm import find_split, read_split
 from utils.metrics import MAX_K, THETAS, macro_f1_table
 from utils.predict import TOKEN_BUDGET, predict
@@ -42,9 +42,7 @@ class BenchmarkConfig:
     seed: int = field(default=42, metadata={"help": "Of heads and made-up scores."})
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_length", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        refuse_below_one(self, "samples", "max_length", "repeats")
 
 
 def read_examples(config: BenchmarkConfig, model_path: str) -> Examples:

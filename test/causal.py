@@ -17,13 +17,7 @@ from model.trainable import freeze_all_but_last
 from utils.cli import run_command
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import (
-    Scores,
-    ScoreWith,
-    default_device,
-    predict,
-    use_bf16,
-)
+from utils.predict import Scores, ScoreWith, default_device, predict, use_bf16
 from utils.predictions import METRICS
 from utils.run_record import RECORD, model_summary, read_record
 from utils.splits import Examples, load_processed
@@ -56,7 +50,6 @@ class TestConfig(ModelTestConfig):
             " holistic scorer at every token, as in the released code."
         },
     )
-
     frozen_cache: str = field(
         default="",
         metadata={

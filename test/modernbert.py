@@ -10,7 +10,7 @@ from typing import Literal
 from model.modernbert import load_full_detection
 from utils.cli import run_command
 from utils.evaluation import ModelTestConfig, run_evaluation
-from utils.files import InputError, refuse_overwrite
+from utils.files import InputError, refuse_below_one, refuse_overwrite
 from utils.metrics import MAX_K, THETAS
 from utils.predict import Scores, default_device, predict, use_bf16
 from utils.predictions import METRICS
@@ -44,8 +44,7 @@ class TestConfig(ModelTestConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stride < 1:
-            raise InputError(f"--stride: {self.stride} is below 1")
+        refuse_below_one(self, "stride")
         if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
             raise InputError("--stride, --stop-early: full detection scores no prefixes")
 

@@ -19,7 +19,7 @@ from torch import nn
 from model.qwen_dual_task import load_backbone
 from utils.alignment import IGNORE_INDEX, EncodedRecord, Layout
 from utils.cli import run_command
-from utils.files import InputError, refuse_file, write_json
+from utils.files import refuse_below_one, refuse_file, write_json
 from utils.fineharm import Record, find_split, read_split
 from utils.predict import Precision, Scores, autocast, default_device, predict, use_bf16
 from utils.prepare_data import encode_split, to_dataset
@@ -45,9 +45,7 @@ class BenchmarkConfig:
     seed: int = field(default=42, metadata={"help": "Of the heads."})
 
     def __post_init__(self) -> None:
-        for name in ("records", "samples", "padded_length", "repeats"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        refuse_below_one(self, "records", "samples", "padded_length", "repeats")
 
 
 def padded_dataset(encoded: list[EncodedRecord], length: int) -> datasets.Dataset:

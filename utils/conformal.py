@@ -36,7 +36,7 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
     rank = int(np.ceil(round((len(ordered) + 1) * (1 - target), 9)))
     if rank > len(ordered):
         return np.inf
-    # scores are float32, and θ would be rounded to that when it is compared with them
+    # the next float32: NumPy rounds a θ to that where it compares it with a float32 score
     return float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf)))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.conformal import calibrate
-from utils.files import InputError, atomic_folder, read_json, write_json
+from utils.files import InputError, atomic_folder, read_json, refuse_below_one, write_json
 from utils.metrics import (
     FULL_THETAS,
     MAX_K,
@@ -143,9 +143,7 @@ class EvaluationConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
     def __post_init__(self) -> None:
-        for name in ("bootstrap", "target_k"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 1")
+        refuse_below_one(self, "bootstrap", "target_k")
         if not 0 <= self.target_false_alarm < 1:
             raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
 
@@ -163,8 +161,7 @@ class ModelTestConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.token_budget < 1:
-            raise InputError(f"--token-budget: {self.token_budget} is below 1")
+        refuse_below_one(self, "token_budget")
 
 
 def run_evaluation(

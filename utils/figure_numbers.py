@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from spacy.tokens import Doc
 
+from utils.evaluation import choose_settings
 from utils.files import InputError, read_json
-from utils.metrics import FULL_THETAS, MAX_K, THETAS, Outcome, select_full, select_partial
+from utils.metrics import Outcome
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.rows import ORDER
 
@@ -53,11 +54,11 @@ class Method:
 
 def judge(folder: Path, row: str, name: str, valid: Predictions, test: Predictions) -> Method:
     """Chooses thresholds on validation and applies them to the test split."""
-    full_theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
-    method = Method(folder, row, name, test, full_theta, test.full(full_theta))
-    if test.token_probs is not None:
-        method.theta, method.k = select_partial(valid.token_probs, valid.label, THETAS, MAX_K)
-        method.partial = test.partial(method.theta, method.k)
+    settings = choose_settings(valid, test)
+    full, partial = settings["full"], settings.get("partial")
+    method = Method(folder, row, name, test, full.theta, full.decide(test))
+    if partial is not None:
+        method.theta, method.k, method.partial = partial.theta, partial.k, partial.decide(test)
     return method
 
 

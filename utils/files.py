@@ -15,6 +15,13 @@ class InputError(Exception):
     """Bad input. The message is one line that names file, record and field."""
 
 
+def refuse_below_one(config: object, *names: str) -> None:
+    """Raises InputError where one of these options of a configuration is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')}: {getattr(config, name)} is below 1")
+
+
 def sha256_file(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal.
 

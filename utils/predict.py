@@ -94,8 +94,11 @@ def predict(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    labelled = sum(int((labels != IGNORE_INDEX).sum()) for labels in examples.token_labels)
-    loss_inputs = {"num_items_in_batch": torch.tensor([labelled, len(examples)], device=device)}
+    loss_inputs = {}
+    if with_losses:
+        labelled = sum(int((labels != IGNORE_INDEX).sum()) for labels in examples.token_labels)
+        items = torch.tensor([labelled, len(examples)], device=device)
+        loss_inputs = {"num_items_in_batch": items}
     token_probs: dict[int, np.ndarray] = {}
     response_prob: dict[int, float] = {}
     losses: dict[str, float] = {}
@@ -118,7 +121,7 @@ def predict(
             with autocast(bf16, device):
                 output = model(
                     **batch,
-                    **(loss_inputs if with_losses else {}),
+                    **loss_inputs,
                     holistic_everywhere=score_with == "holistic",
                 )
             whole = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)

@@ -8,14 +8,11 @@ to nothing is padded.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
-from tqdm import tqdm
 
-from utils.files import InputError
 from utils.metrics import MISSED, delay_k
-from utils.predict import TOKEN_BUDGET, Scores, autocast
-from utils.splits import Examples, token_budget_batches
+from utils.predict import TOKEN_BUDGET, Scores, predict
+from utils.splits import Examples
 
 ROUND = 32  # prefixes of each response scored before looking whether it is stopped
 
@@ -59,7 +56,6 @@ def spread(places: np.ndarray, probs: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([[0.0], probs])[known].astype(np.float32)
 
 
-@torch.inference_mode()
 def predict_prefixes(
     model: nn.Module,
     examples: Examples,
@@ -73,8 +69,7 @@ def predict_prefixes(
     """Scores every prefix of every response by the model's holistic scorer.
 
     Args:
-        model: Its `forward` takes input_ids, attention_mask and response_mask, and returns
-            holistic_logits.
+        model: As for `predict`.
         examples: N examples.
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
@@ -90,43 +85,18 @@ def predict_prefixes(
     Raises:
         InputError: A score is not a number.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     lengths = examples.response_lengths
     places = [scored_places(length, stride) for length in lengths]
     probs = [np.zeros(len(some), dtype=np.float32) for some in places]
-    response_prob = np.zeros(len(examples), dtype=np.float32)
 
-    def score(jobs: np.ndarray) -> None:
-        """Scores prefixes, jobs int [J, 2] of (example, number of the place)."""
-        sizes = np.array([examples.response_start[i] + places[i][p] + 1 for i, p in jobs])
-        for batch in token_budget_batches(sizes, token_budget):
-            size = int(sizes[batch].max())
-            input_ids = np.zeros((len(batch), size), dtype=np.int64)
-            for row, job in enumerate(batch):
-                input_ids[row, : sizes[job]] = examples.input_ids[jobs[job][0]][: sizes[job]]
-            mask = torch.arange(size) < torch.from_numpy(sizes[batch])[:, None]  # (batch, seq_len)
-            starts = torch.tensor([int(examples.response_start[jobs[job][0]]) for job in batch])
-            inputs = {
-                "input_ids": torch.from_numpy(input_ids),
-                "attention_mask": mask.long(),
-                "response_mask": mask & (torch.arange(size) >= starts[:, None]),
-            }
-            with autocast(bf16, device):
-                output = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-            some = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)
-            for job, prob in zip(batch, some, strict=True):
-                index, place = jobs[job]
-                if not np.isfinite(prob):
-                    raise InputError(
-                        f"record '{examples.ids[index]}': the model's score is not a number;"
-                        " its weights are spoilt"
-                    )
-                probs[index][place] = prob
-                if place == len(places[index]) - 1:
-                    response_prob[index] = prob
-            bar.update(len(batch))
+    def score(jobs: list[tuple[int, int]], title: str | None) -> None:
+        """Scores prefixes, each the number of an example and of one of its places."""
+        prefixes = _prefixes(examples, [(index, places[index][place]) for index, place in jobs])
+        scores = predict(
+            model, prefixes, bf16=bf16, token_budget=token_budget, description=title
+        ).response_prob
+        for (index, place), prob in zip(jobs, scores, strict=True):
+            probs[index][place] = prob
 
     def is_stopped(index: int) -> bool:
         so_far = spread(places[index], probs[index], lengths[index])
@@ -134,22 +104,34 @@ def predict_prefixes(
 
     alive = np.arange(len(examples))
     counts = np.array([len(some) for some in places])
-    size = ROUND if stop_early else counts.max(initial=1)
-    total = int(counts.sum())
-    with tqdm(total=total, desc=description, unit="prefix", disable=description is None) as bar:
-        for first in range(0, counts.max(initial=0), size):
-            alive = alive[counts[alive] > first]
-            stopped = np.array([is_stopped(index) for index in alive], dtype=bool)
-            # full detection judges the complete response in any case
-            jobs = [(index, counts[index] - 1) for index in alive[stopped]]
-            alive = alive[~stopped]
-            for index in alive:
-                jobs += [(index, p) for p in range(first, min(first + size, counts[index]))]
-            score(np.array(jobs).reshape(-1, 2))
-        bar.total = bar.n
-        bar.refresh()
-    model.train(was_training)
+    most = counts.max(initial=0)
+    size = ROUND if stop_early else max(most, 1)
+    for first in range(0, most, size):
+        alive = alive[counts[alive] > first]
+        stopped = np.array([is_stopped(index) for index in alive], dtype=bool)
+        # full detection judges the complete response in any case
+        jobs = [(index, counts[index] - 1) for index in alive[stopped]]
+        alive = alive[~stopped]
+        for index in alive:
+            jobs += [(index, place) for place in range(first, min(first + size, counts[index]))]
+        upto = f", prefixes {first + 1}–{min(first + size, most)} of {most}"
+        score(jobs, description and description + upto)
     token_probs = [
         spread(some, row, length) for some, row, length in zip(places, probs, lengths, strict=True)
     ]
-    return Scores(token_probs, response_prob)
+    return Scores(token_probs, np.array([row[-1] for row in probs], dtype=np.float32))
+
+
+def _prefixes(examples: Examples, jobs: list[tuple[int, int]]) -> Examples:
+    """Returns examples cut after a response token, (example, token) each; nothing is copied."""
+    rows = [index for index, _ in jobs]
+    ends = [examples.response_start[index] + token + 1 for index, token in jobs]
+    cuts = list(zip(rows, ends, strict=True))
+    return Examples(
+        ids=[examples.ids[index] for index in rows],
+        input_ids=[examples.input_ids[index][:end] for index, end in cuts],
+        token_labels=[examples.token_labels[index][:end] for index, end in cuts],
+        response_start=examples.response_start[rows],
+        response_label=examples.response_label[rows],
+        prompt_group=examples.prompt_group[rows],
+    )
