@@ -14,11 +14,14 @@ from model.frozen import frozen_states, take_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from model.trainable import freeze_all_but_last
+from monitor.calibrate import tested_settings
+from monitor.settings import FILE as SETTINGS
+from monitor.settings import leave_settings
 from utils.cli import run_command
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
 from utils.predict import Scores, ScoreWith, default_device, predict, use_bf16
-from utils.predictions import METRICS
+from utils.predictions import FILE, METRICS, load_predictions
 from utils.run_record import RECORD, model_summary, read_record
 from utils.splits import Examples, load_processed
 from utils.tokenization import load_tokenizer
@@ -82,7 +85,7 @@ def take_frozen(model: QwenForDualTask, config: TestConfig) -> tuple[list[nn.Mod
 
 
 def main(config: TestConfig) -> None:
-    """Scores validation and test and reports.
+    """Scores validation and test and reports; SCM's thresholds go beside the checkpoint, too.
 
     Raises:
         InputError: The checkpoint was not trained for this row.
@@ -125,7 +128,12 @@ def main(config: TestConfig) -> None:
 
     is_variant = config.row == "scm" and not token_scorer
     row = "scm-holistic" if is_variant else config.row
-    run_evaluation(config, data, row, NAMES[row], score, model_summary(Path(config.model_path)))
+    folder = Path(config.model_path)
+    result = run_evaluation(config, data, row, NAMES[row], score, model_summary(folder))
+    if row == "scm":  # a deployed monitor reads what was chosen here
+        valid = load_predictions(Path(config.output_dir) / FILE)["valid"]
+        settings = tested_settings(result, valid, data.summary())
+        leave_settings(folder / SETTINGS, settings, config.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""Settings of a monitor from a test's scores: for a promised share of false alarms, or as chosen.
+
+scripts/calibrate-monitor.sh writes the former; the test of SCM leaves the latter beside the model.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from monitor.rules import RULES, Policy, Rule, trace
+from monitor.settings import MonitorSettings, token_theta_of, write_settings
+from utils.cli import run_command
+from utils.conformal import conformal_theta
+from utils.files import InputError, read_json, refuse_below_one, refuse_file
+from utils.metrics import FULL_THETAS, kth_largest
+from utils.predict import ScoreWith
+from utils.predictions import FILE, METRICS, Predictions, load_predictions
+from utils.report import percent
+
+POSITIONAL = ("metrics_dir",)  # the first word of the command line
+SCORERS: dict[str, ScoreWith] = {  # what scored the tokens of a row
+    "scm": "token",
+    "scm-holistic": "holistic",
+    "qwen-partial": "holistic",
+}
+CONTROVERSIAL_MISSES = 0.05  # of harmful validation responses, at the lower threshold
+
+
+@dataclass
+class CalibrateConfig:
+    """Options of the calibration."""
+
+    metrics_dir: str = field(metadata={"help": "Folder that a test of partial detection wrote."})
+    output_file: str = field(metadata={"help": "Settings file to write."})
+    target_false_alarm: float = field(
+        metadata={"help": "Share of benign responses that may be stopped, above 0 and below 1."}
+    )
+    rule: Literal["delay-k", "consecutive-k", "windowed-mean", "cusum"] = field(
+        default="delay-k", metadata={"help": "Stopping rule; naive detection is delay-k, k 1."}
+    )
+    k: int | None = field(
+        default=None, metadata={"help": "Tokens that delay-k and consecutive-k take."}
+    )
+    window: int | None = field(default=None, metadata={"help": "Tokens of windowed-mean."})
+    drift: float | None = field(
+        default=None, metadata={"help": "Log-odds that cusum takes off at each token."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_false_alarm < 1:
+            raise InputError(
+                f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
+            )
+        own = [one.name for one in dataclasses.fields(RULES[self.rule])]
+        for name in ("k", "window", "drift"):
+            given = getattr(self, name) is not None
+            if given != (name in own):
+                raise InputError(
+                    f"--{name}: {self.rule} " + ("has no such option" if given else "needs it")
+                )
+        refuse_below_one(self, *(name for name in ("k", "window") if name in own))
+
+    def make_rule(self) -> Rule:
+        """Returns the rule that the options name."""
+        rule = RULES[self.rule]
+        return rule(**{one.name: getattr(self, one.name) for one in dataclasses.fields(rule)})
+
+
+def highest_statistics(rule: Rule, token_probs: Iterable[np.ndarray]) -> np.ndarray:
+    """Returns the highest statistic of each response, which decides whether it is stopped.
+
+    Args:
+        rule: The rule.
+        token_probs: [N] float arrays [T].
+
+    Returns:
+        float64 [N].
+    """
+    return np.array([trace(rule, probs).max(initial=-np.inf) for probs in token_probs])
+
+
+def benign_threshold(statistics: np.ndarray, target: float, path: Path) -> float:
+    """Returns the conformal threshold for a share of false alarms.
+
+    Args:
+        statistics: float [n], the highest statistic of each benign validation response.
+        target: The share, above 0 and below 1.
+        path: Where the responses come from, for the message.
+
+    Raises:
+        InputError: They are too few to promise so little.
+    """
+    threshold = conformal_theta(statistics, target)
+    if math.isinf(threshold):
+        needed = math.ceil(round(1 / target - 1, 9))
+        raise InputError(
+            f"{path}: {len(statistics)} benign validation responses promise no false-alarm share of"
+            f" {target:g}; it takes {needed}"
+        )
+    return threshold
+
+
+def load_partial(folder: Path) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """Reads what a test of partial detection wrote.
+
+    Returns:
+        metrics.json, and the predictions of each split.
+
+    Raises:
+        InputError: The folder is no test's, or its test was of full detection alone.
+    """
+    result = read_json(folder / METRICS)
+    for name in ("row", "method"):
+        if not isinstance(result, dict) or not isinstance(result.get(name), str):
+            raise InputError(f"{folder / METRICS}: field '{name}' is missing")
+    splits = load_predictions(folder / FILE)
+    for name, split in splits.items():
+        if split.token_probs is None:
+            raise InputError(
+                f"{folder / FILE}: array '{name}_token_probs' is missing: full detection alone"
+                " stops no stream; name the folder of a partial-detection test"
+            )
+    return result, splits
+
+
+def controversial_theta(valid: Predictions, unsafe: float, k: int) -> float | None:
+    """Returns the θ from which on delay-k detection calls a response controversial.
+
+    Args:
+        valid: Validation split.
+        unsafe: The higher θ.
+        k: Of both.
+
+    Returns:
+        The highest θ, up to the higher one, that misses at most `CONTROVERSIAL_MISSES` of the
+        harmful responses; None where there is none (too many are shorter than k tokens).
+    """
+    harmful = [
+        probs for probs, label in zip(valid.token_probs, valid.label, strict=True) if label == 1
+    ]
+    scores = kth_largest(harmful, k)[:, k - 1]
+    for theta in sorted({*FULL_THETAS, unsafe}, reverse=True):
+        if theta <= unsafe and (scores < theta).mean() <= CONTROVERSIAL_MISSES:
+            return theta
+    return None
+
+
+def tested_settings(
+    result: dict[str, Any], valid: Predictions, data: dict[str, Any]
+) -> MonitorSettings:
+    """Returns the settings that the test of SCM chose on validation.
+
+    Args:
+        result: Its metrics.json.
+        valid: Its validation split.
+        data: What it read (`ProcessedData.summary`).
+    """
+    row = result["partial"]
+    unsafe, k = row["theta"], row["k"]
+    policy = Policy(RULES["delay-k"](k), unsafe, controversial_theta(valid, unsafe, k))
+    origin = {
+        "chosen_on": row["chosen_on"],
+        "unsafe": "θ and k of the best macro F1",
+        "controversial": f"highest θ at which this k misses at most"
+        f" {percent(CONTROVERSIAL_MISSES, 0)} % of harmful responses",
+        "responses": result["responses"][row["chosen_on"]],
+        **{name: row["valid"][name] for name in ("macro_f1", "false_alarm_rate", "miss_rate")},
+        "data": {name: data[name] for name in ("folder", "join", "max_length", "meta_sha256")},
+    }
+    return MonitorSettings(policy, SCORERS[result["row"]], token_theta_of(policy), origin)
+
+
+def main(config: CalibrateConfig) -> None:
+    """Writes the settings file.
+
+    Raises:
+        InputError: Nothing can be promised from these scores, or no monitor computes such scores.
+    """
+    folder, output, rule = Path(config.metrics_dir), Path(config.output_file), config.make_rule()
+    refuse_file(output, config.overwrite)
+    result, splits = load_partial(folder)
+    if result["row"] not in SCORERS:
+        raise InputError(
+            f"{folder / METRICS}: field 'row': no monitor scores tokens as {result['row']!r} does;"
+            f" one of {', '.join(SCORERS)} was expected"
+        )
+    valid, target = splits["valid"], config.target_false_alarm
+    statistics = highest_statistics(rule, valid.token_probs)
+    benign, harmful = statistics[valid.label == 0], statistics[valid.label == 1]
+    threshold = benign_threshold(benign, target, folder / FILE)
+    if threshold > rule.highest:
+        raise InputError(
+            f"{folder / FILE}: more than {target:g} of the benign validation responses reach"
+            f" {rule.highest:g}, the highest statistic of {rule.name}; no threshold separates them"
+        )
+    policy = Policy(rule, threshold)
+    origin = {
+        "chosen_on": "valid",
+        "target_false_alarm": target,
+        "promise": "conformal: a new benign response like those of validation is stopped with at"
+        " most this probability, on average over validation sets, if the rule's shape was not"
+        " chosen on them",
+        "benign_responses": len(benign),
+        "metrics_dir": str(folder),
+        "row": result["row"],
+    }
+    score_with = SCORERS[result["row"]]
+    write_settings(output, MonitorSettings(policy, score_with, token_theta_of(policy), origin))
+    missed = percent((harmful < threshold).mean() if len(harmful) else None)
+    print(
+        f"threshold {threshold:.4g} for at most {100 * target:g} % false alarms, from"
+        f" {len(benign)} benign validation responses; {missed} % of {len(harmful)} harmful ones"
+        f" would be missed: {output}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(CalibrateConfig, main, POSITIONAL)

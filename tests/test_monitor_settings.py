@@ -1,0 +1,326 @@
+"""monitor.json: read and written, calibrated from predictions, left beside a tested checkpoint."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.qwen_dual_task import load_backbone
+from monitor.calibrate import POSITIONAL, CalibrateConfig, controversial_theta
+from monitor.calibrate import main as calibrate
+from monitor.rules import ConsecutiveK, Cusum, DelayK, Policy, WindowedMean, trace
+from monitor.settings import FILE, MonitorSettings, read_settings, write_settings
+from test.causal import TestConfig as CausalConfig
+from test.causal import main as evaluate
+from tests.conftest import random_split, run
+from utils.cli import parse
+from utils.conformal import conformal_theta
+from utils.files import InputError
+from utils.metrics import delay_k
+from utils.predictions import FILE as PREDICTIONS
+from utils.predictions import SPLITS, load_predictions, save_predictions
+from utils.tokenization import load_tokenizer
+
+GOOD = {
+    "rule": "delay-k",
+    "k": 4,
+    "unsafe": 0.8,
+    "controversial": 0.5,
+    "mode": "loose",
+    "score_with": "token",
+    "token_theta": 0.8,
+    "origin": {"chosen_on": "valid"},
+}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(DelayK(4), 0.8, 0.1 + 0.2, "strict"),
+        Policy(ConsecutiveK(2), 1.0),
+        Policy(WindowedMean(8), 0.3, 0.3),
+        Policy(Cusum(-0.5), 12.75),
+    ],
+)
+def test_settings_come_back_as_they_were_written(policy, tmp_path):
+    settings = MonitorSettings(policy, "holistic", 0.5, {"who": "me", "target": 0.1})
+    write_settings(tmp_path / FILE, settings)
+    assert read_settings(tmp_path / FILE) == settings
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_file_by_hand(tmp_path):
+    path = tmp_path / FILE
+    path.write_text(json.dumps(GOOD))
+    settings = read_settings(path)
+    assert settings.policy == Policy(DelayK(4), 0.8, 0.5, "loose")
+    assert (settings.score_with, settings.token_theta) == ("token", 0.8)
+    write_settings(path, settings)
+    assert json.loads(path.read_text()) == GOOD
+    for name in ("controversial", "mode", "origin"):
+        path.write_text(json.dumps({key: GOOD[key] for key in GOOD if key != name}))
+        read_settings(path)
+    assert read_settings(path).origin == {}
+
+
+@pytest.mark.parametrize("name", ["rule", "k", "unsafe", "score_with", "token_theta"])
+def test_a_missing_field_is_named(name, tmp_path):
+    path = tmp_path / FILE
+    path.write_text(json.dumps({key: GOOD[key] for key in GOOD if key != name}))
+    with pytest.raises(InputError, match=f"monitor.json: field '{name}'"):
+        read_settings(path)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"rule": "delay"}, "'rule': 'delay' is none of delay-k, consecutive-k, windowed-mean,"),
+        ({"rule": ["delay-k"]}, "'rule'"),
+        ({"rule": "cusum"}, "'drift' is missing"),
+        ({"window": 4}, "'window' is unknown"),
+        ({"controversal": 0.4}, "'controversal' is unknown"),
+        ({"k": 0}, "'k': 0 is not a whole number from 1"),
+        ({"k": 4.0}, "'k': 4.0"),
+        ({"unsafe": 1.5}, "'unsafe': 1.5"),
+        ({"unsafe": math.nan}, "'unsafe': nan"),
+        ({"unsafe": 10**400}, "'unsafe': 1000"),
+        ({"controversial": 0.81}, "'controversial': 0.81 is above 'unsafe', 0.8"),
+        ({"mode": None}, "'mode': None"),
+        ({"mode": ["loose"]}, "'mode'"),
+        ({"score_with": "both"}, "'score_with': 'both' is none of token, holistic"),
+        ({"token_theta": 0}, "'token_theta': 0"),
+        ({"token_theta": "high"}, "'token_theta': 'high'"),
+        ({"origin": "me"}, "'origin': an object was expected"),
+    ],
+)
+def test_a_bad_field_is_named(changes, message, tmp_path):
+    path = tmp_path / FILE
+    path.write_text(json.dumps(GOOD | changes))
+    with pytest.raises(InputError, match=f"monitor.json: field {message}") as caught:
+        read_settings(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_settings_file_is_named(tmp_path):
+    path = tmp_path / FILE
+    with pytest.raises(InputError, match="monitor.json: no such file"):
+        read_settings(path)
+    for content, message in (("[]", "an object was expected"), ("{", "malformed JSON")):
+        path.write_text(content)
+        with pytest.raises(InputError, match=f"monitor.json: {message}"):
+            read_settings(path)
+
+
+def metrics_dir(folder: Path, row: str = "scm", count: int = 60) -> Path:
+    """Writes what a test leaves behind, as far as the calibration reads it."""
+    folder.mkdir()
+    splits = {name: random_split(count, seed) for seed, name in enumerate(SPLITS)}
+    save_predictions(folder / PREDICTIONS, splits)
+    (folder / "metrics.json").write_text(json.dumps({"row": row, "method": "any"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words, rule, token_theta",
+    [
+        (("--rule", "delay-k", "--k", "2"), DelayK(2), None),
+        (("--rule", "consecutive-k", "--k", "3"), ConsecutiveK(3), 0.5),
+        (("--rule", "windowed-mean", "--window", "4"), WindowedMean(4), 0.5),
+        (("--rule", "cusum", "--drift", "-0.5"), Cusum(-0.5), 0.5),
+    ],
+)
+def test_thresholds_keep_their_promise_on_validation(words, rule, token_theta, tmp_path, capsys):
+    folder, path = metrics_dir(tmp_path / "scm"), tmp_path / "new" / FILE
+    words = [str(folder), *words, "--target-false-alarm", "0.1", "--output-file", str(path)]
+    calibrate(parse(CalibrateConfig, words, POSITIONAL))
+    settings, valid = read_settings(path), random_split(60, 0)
+    highest = np.array([trace(rule, probs).max() for probs in valid.token_probs])
+    benign = highest[valid.label == 0]
+    assert settings.policy == Policy(rule, conformal_theta(benign, 0.1))
+    assert 0 < (benign >= settings.policy.unsafe).sum() <= 3  # of 30
+    assert settings.score_with == "token"
+    assert settings.token_theta == (token_theta or settings.policy.unsafe)
+    assert settings.origin["target_false_alarm"] == 0.1
+    assert settings.origin["benign_responses"] == 30 and "conformal" in settings.origin["promise"]
+    missed = 100 * (highest[valid.label == 1] < settings.policy.unsafe).mean()
+    assert f"{missed:.1f} % of 30 harmful ones" in capsys.readouterr().out
+
+
+def test_the_script_writes_the_same(tmp_path):
+    folder, paths = metrics_dir(tmp_path / "scm"), [tmp_path / name for name in ("a", "b")]
+    calibrate(config_of(folder, paths[0]))
+    run(
+        "bash", "scripts/calibrate-monitor.sh", folder, "--k", "2", "--target-false-alarm", "0.1",
+        "--output-file", paths[1],
+    )  # fmt: skip
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def config_of(folder: Path, path: Path, **changes) -> CalibrateConfig:
+    return CalibrateConfig(str(folder), str(path), **{"target_false_alarm": 0.1, "k": 2} | changes)
+
+
+def test_a_calibration_is_not_overwritten_unasked(tmp_path):
+    folder, path = metrics_dir(tmp_path / "scm"), tmp_path / FILE
+    path.write_text("mine")
+    with pytest.raises(InputError, match="monitor.json: exists already"):
+        calibrate(config_of(folder, path))
+    assert path.read_text() == "mine"
+    calibrate(config_of(folder, path, overwrite=True))
+    assert read_settings(path).policy.rule == DelayK(2)
+
+
+@pytest.mark.parametrize(
+    "row, score_with",
+    [("scm", "token"), ("scm-holistic", "holistic"), ("qwen-partial", "holistic"), ("tfidf", None)],
+)
+def test_the_row_tells_which_scorer_it_was(row, score_with, tmp_path):
+    folder, path = metrics_dir(tmp_path / "metrics", row), tmp_path / FILE
+    if score_with is None:
+        with pytest.raises(InputError, match="field 'row': no monitor scores tokens as 'tfidf'"):
+            calibrate(config_of(folder, path))
+        return
+    calibrate(config_of(folder, path))
+    assert read_settings(path).score_with == score_with
+
+
+def test_too_few_benign_responses_promise_too_little(tmp_path):
+    folder, path = metrics_dir(tmp_path / "scm"), tmp_path / FILE
+    with pytest.raises(InputError, match="30 benign validation responses .* of 0.01; it takes 99"):
+        calibrate(config_of(folder, path, target_false_alarm=0.01))
+    calibrate(config_of(folder, path, target_false_alarm=1 / 31))  # just enough
+    harmful = random_split(8)
+    harmful.label[:] = 1
+    save_predictions(folder / PREDICTIONS, {name: harmful for name in SPLITS})
+    with pytest.raises(InputError, match="0 benign validation responses .* of 0.1; it takes 9"):
+        calibrate(config_of(folder, tmp_path / "other.json"))
+
+
+def test_scores_at_the_top_cannot_be_told_apart(tmp_path):
+    """A threshold above 1 would stop nothing, not even certain harm."""
+    folder, certain = metrics_dir(tmp_path / "scm"), random_split(60)
+    certain.token_probs = [np.ones_like(probs) for probs in certain.token_probs]
+    save_predictions(folder / PREDICTIONS, {name: certain for name in SPLITS})
+    with pytest.raises(InputError, match="reach 1, the highest statistic of delay-k"):
+        calibrate(config_of(folder, tmp_path / FILE, k=1))
+    calibrate(config_of(folder, tmp_path / FILE, rule="cusum", k=None, drift=0.0))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target_false_alarm": 0}, "--target-false-alarm: 0 is not above 0 and below 1"),
+        ({"k": None}, "--k: delay-k needs it"),
+        ({"k": 0}, "--k: 0 is below 1"),
+        ({"window": 3}, "--window: delay-k has no such option"),
+        ({"rule": "cusum"}, "--k: cusum has no such option"),
+        ({"rule": "windowed-mean", "k": None}, "--window: windowed-mean needs it"),
+        ({"rule": "cusum", "k": None}, "--drift: cusum needs it"),
+    ],
+)
+def test_a_bad_option_is_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        config_of(Path("m"), Path("o"), **changes)
+
+
+def test_the_lower_threshold_by_hand():
+    """20 harmful responses of one token each, 0.05 to 1.00: one of them may be missed."""
+    split = random_split(40)
+    harmful = iter(np.arange(1, 21) / 20)
+    split.token_probs = [
+        np.array([next(harmful) if label else 0.99], dtype=np.float32) for label in split.label
+    ]
+    assert controversial_theta(split, 0.9, 1) == 0.1  # misses the one of 0.05
+    assert controversial_theta(split, 0.1, 1) == 0.1 and controversial_theta(split, 0.07, 1) == 0.07
+    assert controversial_theta(split, 0.9, 2) is None  # no response has two tokens
+    split.token_probs = [np.ones(1, dtype=np.float32)] * 40
+    assert controversial_theta(split, 0.9, 1) == 0.9  # never above the other
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory) -> Path:
+    """An untrained dual-task checkpoint with scores far from one another."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "scm"
+    torch.manual_seed(0)
+    model = load_backbone(tiny, alpha=0.6, logic_weight=1.0, token_dropout=0.1)
+    torch.nn.init.normal_(model.token_classifier.weight, std=2.0)
+    model.save_pretrained(folder)
+    load_tokenizer(tiny).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture()
+def score(checkpoint, tiny_data, tmp_path, capsys):
+    """Tests the checkpoint and returns what was printed of the settings file."""
+    (checkpoint / FILE).unlink(missing_ok=True)
+
+    def test(name: str, **options) -> str:
+        folder = tmp_path / name
+        evaluate(
+            CausalConfig(
+                str(tiny_data), str(folder), row="scm", model_path=str(checkpoint), bootstrap=5,
+                **options,
+            )
+        )  # fmt: skip
+        assert {path.name for path in folder.iterdir()} == {
+            "metrics.json", "predictions.npz", "run.json", "stop_positions.png"
+        }  # fmt: skip
+        return "\n".join(re.findall(f".*{FILE}.*", capsys.readouterr().out))
+
+    return test
+
+
+def test_a_tested_checkpoint_brings_its_thresholds(score, checkpoint, tiny_data, tmp_path):
+    assert score("one") == f"settings of the monitor: {checkpoint / FILE}"
+    settings = read_settings(checkpoint / FILE)
+    result = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    theta, k = result["partial"]["theta"], result["partial"]["k"]
+    policy = settings.policy
+    assert (policy.rule, policy.unsafe, policy.mode) == (DelayK(k), theta, "loose")
+    assert (settings.score_with, settings.token_theta) == ("token", theta)
+    valid = load_predictions(tmp_path / "one" / PREDICTIONS)["valid"]
+
+    def missed(theta: float) -> float:
+        harmful = [p for p, label in zip(valid.token_probs, valid.label, strict=True) if label]
+        return np.mean([delay_k(p, theta, k) < 0 for p in harmful])
+
+    thetas = [step / 100 for step in range(1, 100) if step / 100 <= theta]
+    assert policy.controversial == max(one for one in thetas if missed(one) <= 0.05)
+    origin = settings.origin
+    assert origin["chosen_on"] == "valid"
+    assert origin["responses"] == result["responses"]["valid"]
+    assert origin["macro_f1"] == result["partial"]["valid"]["macro_f1"]
+    assert origin["data"]["folder"] == str(tiny_data) and origin["data"]["meta_sha256"]
+    assert score("two") == ""  # holds the same already
+
+
+def test_settings_of_others_are_left_alone_unless_asked(score, checkpoint):
+    path = checkpoint / FILE
+    for content in (json.dumps(GOOD), "{spoilt"):
+        path.write_text(content)
+        said = score(f"kept{len(content)}")
+        assert said == f"{path}: holds other settings and is left alone; --overwrite replaces it"
+        assert path.read_text() == content
+    score("replaced", overwrite=True)
+    assert read_settings(path).origin["chosen_on"] == "valid"
+
+
+def test_a_folder_that_takes_no_file_costs_a_line(score, checkpoint):
+    (checkpoint / FILE).mkdir()  # root may write into every folder, but not over another
+    try:
+        assert re.fullmatch(
+            f"{checkpoint / FILE}: cannot be written .*; the monitor has no settings there",
+            score("out", overwrite=True),
+        )
+        assert not list(checkpoint.glob("*.partial"))
+    finally:
+        (checkpoint / FILE).rmdir()
+
+
+def test_only_the_paper_s_row_leaves_settings(score, checkpoint):
+    assert score("holistic", score_with="holistic") == ""
+    assert not (checkpoint / FILE).exists()
