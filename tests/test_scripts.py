@@ -8,7 +8,8 @@ import pytest
 
 from model import export_classifier
 from model.export_classifier import ExportConfig
-from test import causal, floor, guard, modernbert
+from monitor import calibrate
+from test import causal, floor, guard, modernbert, rules
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
@@ -83,6 +84,8 @@ PARSERS = {
     "utils.build_fineharm": (BuildConfig, ()),
     "scripts/make-examples.sh": (ExamplesConfig, examples_page.POSITIONAL),
     "scripts/make-tables.sh": (tables.TablesConfig, tables.POSITIONAL),
+    "scripts/calibrate-monitor.sh": (calibrate.CalibrateConfig, calibrate.POSITIONAL),
+    "scripts/compare-rules.sh": (rules.RulesConfig, rules.POSITIONAL),
     "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
     "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),

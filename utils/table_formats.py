@@ -146,7 +146,8 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _markdown(rows: list[dict[str, str]]) -> str:
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """Formats cells by their columns, which are the first row's; what is left out is empty."""
     heads = list(rows[0])
     lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
     return "\n".join(
@@ -182,7 +183,10 @@ def as_markdown(sections: list[Section]) -> str:
     """Returns all tables; of the paired tests only those against each section's first row."""
     blocks = ["# Results", NOTES]
     for section in sections:
-        blocks += [f"## {section.title}", _markdown([_cells(line) for line in section.results])]
+        blocks += [
+            f"## {section.title}",
+            markdown_table([_cells(line) for line in section.results]),
+        ]
         first = section.paired[0]["method"], section.paired[0]["detection"]
         against = [
             _paired_cells(line)
@@ -195,12 +199,12 @@ def as_markdown(sections: list[Section]) -> str:
                 f"Percentage points; the same {section.paired[0]['resamples']} resamples of the"
                 " prompts for both rows; p is two-sided. Several runs count with their mean. Every"
                 " pair of rows is in paired.csv.",
-                _markdown(against),
+                markdown_table(against),
             ]
         blocks += [
             "### By response length",
             "Quartiles of the test responses' tokens.",
-            _markdown([_length_cells(line) for line in section.lengths]),
+            markdown_table([_length_cells(line) for line in section.lengths]),
         ]
     return "\n\n".join(blocks) + "\n"
 
