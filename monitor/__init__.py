@@ -1,1 +1,1 @@
-"""The streaming runtime: what stops a stream, and the settings that a checkpoint brings along."""
+"""The streaming runtime: follows a response while it is written and says when to stop it."""

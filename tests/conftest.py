@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -17,8 +18,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+from transformers import PreTrainedTokenizerFast, Qwen2Config  # noqa: E402
 
+from model.qwen_dual_task import QwenForDualTask  # noqa: E402
+from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
+from monitor.settings import MonitorSettings  # noqa: E402
+from monitor.stream import StreamingContentMonitor  # noqa: E402
 from utils.annotation import Parsed  # noqa: E402
 from utils.fineharm import read_split  # noqa: E402
 from utils.get_backbone import BackboneConfig, build_tiny  # noqa: E402
@@ -182,6 +187,49 @@ def tokenizers(tiny) -> dict:
         if name not in loaded:
             loaded[name] = makers[name]() if name in makers else _real(name)
         return loaded[name]
+
+    return get
+
+
+NEVER = Cusum(0.0)  # with a threshold that no response reaches
+
+
+def settings_of(rule: Rule = NEVER, unsafe: float = 1e9, **policy) -> MonitorSettings:
+    """Returns settings; as they are, nothing is ever stopped."""
+    token_theta = unsafe if isinstance(rule, DelayK) else 0.5
+    return MonitorSettings(Policy(rule, unsafe, **policy), "token", token_theta)
+
+
+def save_scm(folder, tokenizer, vocab_size: int, spread: float = 5.0):
+    """Saves a small random SCM whose scores are spread between 0 and 1."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+    )  # fmt: skip
+    model = QwenForDualTask(config)
+    with torch.no_grad():
+        model.token_classifier.weight.mul_(spread)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def monitors(tokenizers, tmp_path_factory):
+    """Makes a monitor with each kind of tokenizer once; returns it with its checkpoint."""
+    made = {}
+
+    def get(name: str):
+        if name not in made:
+            tokenizer = tokenizers(name)
+            folder = tmp_path_factory.mktemp(f"scm-{name}")
+            save_scm(folder, tokenizer, len(tokenizer) + 300)
+            made[name] = (
+                folder,
+                StreamingContentMonitor.from_pretrained(folder, settings=settings_of()),
+            )
+        return made[name]
 
     return get
 

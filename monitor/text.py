@@ -1,0 +1,302 @@
+"""Tokens of a text that still grows: given out once no further text can change them.
+
+A byte-level BPE tokenizer splits text by a regular expression and encodes each part by itself. So
+where every such expression we know splits, whatever comes later, the text before that place has its
+tokens for good, and the text after it gets the tokens it would get in the whole. A monitor that
+computes only settled tokens computes each of them once and never has to take one back; the price is
+a lag of one unfinished word.
+"""
+
+import codecs
+import json
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from os.path import commonprefix
+
+from tokenizers import Encoding, Tokenizer
+
+from utils.files import InputError
+
+# GPT-2's expression, which ByteLevel brings along, needs no entry here
+KNOWN_PATTERNS = {  # Qwen2, Qwen2.5 and Qwen3; GPT-4 and Llama 3
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
+    r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in (r"\p{N}", r"\p{N}{1,3}")
+}
+LONG_WORD = 64  # characters from which on a word is settled piece by piece
+LONG_WORD_STEP = 16  # and how many further characters it takes to try again
+
+JAMO = (("\u1100", "\u11ff"), ("\ua960", "\ua97f"), ("\ud7b0", "\ud7ff"))
+GREEDY = ("lstrip", "rstrip", "single_word")  # what makes a special token take from its neighbours
+# kinds of characters
+LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, OTHER = "LNSM nx"
+
+
+# the byte-level alphabet: printable bytes stand for themselves, the others for U+0100 and on
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + number): byte for number, byte in enumerate(_OTHERS)
+}
+
+
+@lru_cache(maxsize=1 << 16)
+def kind(character: str) -> str:
+    """Returns what a splitting expression takes a character for.
+
+    OTHER stands for whatever settles nothing: control and format characters, rare white space,
+    code points without a character, and Hangul jamo, which NFC joins to the letter before them.
+    """
+    if character in "\r\n":
+        return NEWLINE
+    if character in " \t\u3000":
+        return SPACE
+    if any(first <= character <= last for first, last in JAMO):
+        return OTHER
+    category = unicodedata.category(character)[0]
+    return {"L": LETTER, "N": NUMBER, "P": SIGN, "S": SIGN, "M": MARK}.get(category, OTHER)
+
+
+def splits(left: str, right: str) -> bool:
+    """Says whether every known expression splits between two characters, whatever follows.
+
+    Never after white space: how it is split depends on what comes next.
+    """
+    before, after = kind(left), kind(right)
+    if before not in (LETTER, NUMBER, SIGN, MARK):
+        return False
+    if after == SPACE:
+        return True
+    if after == NEWLINE:  # signs take newlines along
+        return before in (LETTER, NUMBER)
+    if before == MARK:  # no letter and no digit for these expressions
+        before = SIGN
+    # a letter may take along one sign before it
+    return after in (LETTER, NUMBER, SIGN) and before != after and (before, after) != (SIGN, LETTER)
+
+
+class GrowingText:
+    """Turns pieces of a text into token ids that no further text can change.
+
+    Args:
+        splitter: Of the tokenizer, which is used without special tokens around the text.
+    """
+
+    def __init__(self, splitter: "Splitter") -> None:
+        self._splitter = splitter
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+        self._half = ""  # of a surrogate pair
+        self._tail = ""  # what is not settled
+        self.settled = 0
+        """Characters whose tokens have been given out."""
+
+    @property
+    def received(self) -> int:
+        """Characters received, without a half one at the end."""
+        return self.settled + len(self._tail)
+
+    def feed(self, piece: str | bytes) -> tuple[str, list[int], list[int]]:
+        """Adds a piece, which may split words, surrogate pairs or, as bytes, characters.
+
+        Args:
+            piece: Text, or UTF-8 bytes; what is invalid becomes U+FFFD.
+
+        Returns:
+            The text that was added, the ids that are settled now and where in the whole text the
+            characters of each begin.
+        """
+        text = self._characters(piece)
+        before, self._tail = len(self._tail), self._tail + text
+        return text, *self._take(self._last_split(before))
+
+    def finish(self) -> tuple[str, list[int], list[int]]:
+        """Ends the text; returns as `feed`."""
+        text = self._characters(self._bytes.decode(b"", final=True), final=True)
+        self._tail += text
+        return text, *self._take(len(self._tail))
+
+    def _characters(self, piece: str | bytes, final: bool = False) -> str:
+        text = self._bytes.decode(piece) if isinstance(piece, bytes | bytearray) else piece
+        if self._half or not text.isascii():
+            text, self._half = self._half + text, ""
+            if text and "\ud800" <= text[-1] <= "\udbff" and not final:
+                text, self._half = text[:-1], text[-1]
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return text
+
+    def _take(self, count: int) -> tuple[list[int], list[int]]:
+        """Encodes the first characters of the tail and takes them off."""
+        if not count:
+            return [], []
+        encoding = self._splitter.encode(self._tail[:count])
+        starts = [self.settled + start for start, _ in encoding.offsets]
+        self._tail, self.settled = self._tail[count:], self.settled + count
+        return encoding.ids, starts
+
+    def _last_split(self, before: int) -> int:
+        """Finds how much of the tail is settled, of which `before` characters were there before."""
+        tail = self._tail
+        for place in range(len(tail) - 1, max(before, 1) - 1, -1):
+            if splits(tail[place - 1], tail[place]) and not self._splitter.in_special(tail, place):
+                return place
+        grown = len(tail) // LONG_WORD_STEP > before // LONG_WORD_STEP
+        if len(tail) >= LONG_WORD and grown and not self._splitter.special_in(tail):
+            return self._splitter.settled_of_word(tail)
+        return 0
+
+
+class GrowingIds:
+    """Turns token ids into the text they spell; all of them are settled at once.
+
+    Args:
+        splitter: Of their tokenizer.
+    """
+
+    def __init__(self, splitter: "Splitter") -> None:
+        self._splitter = splitter
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.settled = 0
+        """Characters spelled so far, without an incomplete one at the end."""
+
+    def feed(self, ids: Sequence[int]) -> tuple[str, list[int], list[int]]:
+        """Adds ids; returns as `GrowingText.feed`.
+
+        Raises:
+            InputError: An id that the tokenizer does not have.
+        """
+        text, starts = "", []
+        spelled = [self._splitter.spell(token) for token in ids]
+        for raw in spelled:
+            starts.append(self.settled)
+            more = self._decoder.decode(raw)
+            self.settled, text = self.settled + len(more), text + more
+        return text, list(ids), starts
+
+    def finish(self) -> tuple[str, list[int], list[int]]:
+        """Ends the text; returns as `feed`."""
+        text = self._decoder.decode(b"", final=True)
+        self.settled += len(text)
+        return text, [], []
+
+
+class Splitter:
+    """What has to be known of a tokenizer to settle its tokens early.
+
+    Args:
+        tokenizer: A byte-level BPE tokenizer.
+
+    Raises:
+        InputError: A tokenizer that splits text in a way this module does not know.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, state = tokenizer, json.loads(tokenizer.to_str())
+        if reason := _unknown(state):
+            raise InputError(
+                f"tokenizer.json: field '{reason}': no text can be followed with such a tokenizer"
+            )
+        self.special = [token["content"] for token in state["added_tokens"]]
+        self.normalizes = state["normalizer"] is not None
+        self._special_ids = {token["id"]: token["content"] for token in state["added_tokens"]}
+        bytes_of_words = (
+            len(token)
+            for token in state["model"]["vocab"]
+            if not any(c.isascii() and not c.isalpha() for c in token[1:])
+        )
+        self.longest = max(bytes_of_words, default=1)
+        self.merges_alone = not state["model"].get("ignore_merges")
+
+    def encode(self, text: str) -> Encoding:
+        """Encodes a text in one piece."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def spell(self, token: int) -> bytes:
+        """Returns the bytes a token id stands for.
+
+        Raises:
+            InputError: The tokenizer has no such id.
+        """
+        if token in self._special_ids:
+            return self._special_ids[token].encode()
+        value = self._tokenizer.id_to_token(token) if token >= 0 else None
+        if value is None:
+            raise InputError(f"token id {token}: the tokenizer has no such token")
+        return bytes(BYTE_OF[character] for character in value)
+
+    def special_in(self, text: str) -> bool:
+        """Says whether a special token or the beginning of one may be in a text."""
+        return any(token[0] in text for token in self.special)
+
+    def in_special(self, text: str, place: int) -> bool:
+        """Says whether a place may lie inside a special token, complete or not yet."""
+        for token in self.special:
+            if token[0] not in text[max(0, place - len(token) + 1) : place]:
+                continue
+            for part in range(1, min(len(token), place + 1)):
+                rest = text[place : place + len(token) - part]
+                if text.startswith(token[:part], place - part) and token.startswith(rest, part):
+                    return True
+        return False
+
+    def settled_of_word(self, tail: str) -> int:
+        """Finds how much of a long word, which may go on, has its tokens for good.
+
+        Merges never cross a boundary of the final tokens, so the tokens before such a boundary are
+        those of the text before it alone. The whole word's tokens have a boundary somewhere in the
+        last bytes that are here, no further back than the longest token: what all encodings that
+        end there begin with is settled.
+
+        Args:
+            tail: A text that begins where an expression splits.
+
+        Returns:
+            Characters; 0 where the tail is not one word of letters after at most one sign.
+        """
+        is_word = all(kind(character) == LETTER for character in tail[1:])
+        if not is_word or kind(tail[0]) not in (LETTER, SIGN, SPACE) or not self.merges_alone:
+            return 0
+        if self.normalizes and not unicodedata.is_normalized("NFC", tail):
+            return 0
+        *first, (word, (start, _)) = self._tokenizer.pre_tokenizer.pre_tokenize_str(tail)
+        if len(first) > 1:
+            return 0
+        model = self._tokenizer.model
+        encodings = [
+            [token.value for token in model.tokenize(word[:end])]
+            for end in range(max(1, len(word) - self.longest + 1), len(word) + 1)
+        ]
+        # a word is spelled in the byte-level alphabet, whose characters stand for bytes
+        boundaries = set(accumulate(map(len, commonprefix(encodings))))
+        sizes = accumulate(len(character.encode()) for character in tail[start:])
+        through = [count for count, size in enumerate(sizes, start=1) if size in boundaries]
+        return start + (through[-1] if through else 0)
+
+
+def _unknown(state: dict) -> str:
+    """Returns the field of a tokenizer's state that `splits` does not cover, or nothing."""
+    if state["model"].get("type") != "BPE" or state["model"].get("byte_fallback"):
+        return "model"
+    if state["model"].get("dropout"):
+        return "model.dropout"
+    if (state["normalizer"] or {"type": "NFC"}) != {"type": "NFC"}:
+        return "normalizer"
+    if any(token[flag] for token in state["added_tokens"] for flag in GREEDY):
+        return "added_tokens"
+    parts = state["pre_tokenizer"] or {"type": None}
+    parts = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
+    *before, last = parts
+    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        return "pre_tokenizer"
+    patterns = [part for part in before if part["type"] == "Split"]
+    for part in before:
+        known = part["type"] == "Digits" or (
+            part["type"] == "Split"
+            and part["pattern"].get("Regex") in KNOWN_PATTERNS
+            and part["behavior"] == "Isolated"
+            and not part["invert"]
+        )
+        if not known:
+            return "pre_tokenizer"
+    return "" if patterns or last["use_regex"] else "pre_tokenizer"

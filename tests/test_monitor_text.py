@@ -1,0 +1,152 @@
+"""However a text is cut into pieces, its tokens are those of the whole."""
+
+import random
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from monitor.text import JAMO, LONG_WORD, MARK, OTHER, GrowingText, Splitter, kind, splits
+from utils.files import InputError
+
+BYTE_LEVEL = ("tiny", "qwen-tokenizer", "smollm2-tokenizer")
+FRAGMENTS = [
+    *("The quick brown fox", " didn't", "'LL", "'", "’s", "12345", "3.14", "x²", "½", "ﬁ"),
+    *("\r\n", "\n", "\n\n   ", "   ", "\t", " ", "\u3000", "\u00a0", "\u2028", "\x1c"),
+    *("今天天气很好", "，", "。我们去散步", "가나다", "\u1100\u1161\u11a8", "日本語テキスト"),
+    *("مرحبا", "की हिन्दी", "ไทย", "e\u0301", "\u0301", "Å\u212b"),
+    *("🙂", "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "\u200d", "\ufeff", "\ue000"),
+    *("def f(x):\n    return x[0] + 1\n", "{'a': [1,2]}", "https://a.b/c?d=e&f=%20"),
+    *("((((", "=====", "---\n", "...\r\n", "<", "|"),
+    *("<|im_end|>", "<|im_", "end|>", "<|endoftext|>"),
+    *("a" * 90, "字" * 70, "ab" * 50, "Donaudampfschifffahrtsgesellschaftskapitän" * 2),
+]
+texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=6)), max_size=8).map(
+    "".join
+)
+
+
+def pieces_of(text: str, seed: int, longest: int) -> list[str]:
+    """Cuts a text at random; some pieces are empty."""
+    chance, pieces = random.Random(seed), []
+    while text:
+        size = chance.randint(0, longest)
+        pieces.append(text[:size])
+        text = text[size:]
+    return pieces
+
+
+def in_pieces(splitter: Splitter, pieces: list) -> tuple[list[int], list[int], GrowingText]:
+    growing, ids, starts = GrowingText(splitter), [], []
+    for _, some, their in [*map(growing.feed, pieces), growing.finish()]:
+        ids, starts = ids + some, starts + their
+    return ids, starts, growing
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=texts, seed=st.integers(0, 99), longest=st.sampled_from([1, 2, 3, 8, 40]))
+@example(text="a\n \nb", seed=0, longest=1)
+@example(text="x  y   \n\n z", seed=0, longest=1)
+def test_any_chunking_gives_the_ids_of_the_whole(tokenizers, splitters, name, text, seed, longest):
+    text = "".join(c for c in text if not "\ud800" <= c <= "\udfff")
+    whole = tokenizers(name).backend_tokenizer.encode(text, add_special_tokens=False)
+    ids, starts, growing = in_pieces(splitters(name), pieces_of(text, seed, longest))
+    assert ids == whole.ids
+    assert starts == [start for start, _ in whole.offsets]
+    assert growing.settled == growing.received == len(text)
+
+
+@pytest.fixture(scope="session")
+def splitters(tokenizers) -> dict:
+    """Makes each splitter once."""
+    made: dict[str, Splitter] = {}
+
+    def get(name: str) -> Splitter:
+        if name not in made:
+            made[name] = Splitter(tokenizers(name).backend_tokenizer)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_long_words_are_settled_before_they_end(tokenizers, splitters, name):
+    for unit in ("字天气很好世界", "abcdefgh", "прив", "字" * 3, "aaa"):
+        word = "，" + unit * 80
+        growing, given_out = GrowingText(splitters(name)), []
+        for character in word:
+            given_out += growing.feed(character)[1]
+        assert growing.received - growing.settled < 3 * LONG_WORD
+        given_out += growing.finish()[1]
+        backend = tokenizers(name).backend_tokenizer
+        assert given_out == backend.encode(word, add_special_tokens=False).ids
+
+
+def test_bytes_may_be_cut_anywhere(splitters, tokenizers):
+    text = "naïve 🙂 世界 ok"
+    raw = text.encode()
+    ids, _, _ = in_pieces(splitters("tiny"), [raw[n : n + 1] for n in range(len(raw))])
+    assert ids == tokenizers("tiny").backend_tokenizer.encode(text).ids
+    broken, _, _ = in_pieces(splitters("tiny"), [b"a \xff b \xf0\x9f"])
+    replaced = "a \ufffd b \ufffd"
+    assert broken == tokenizers("tiny").backend_tokenizer.encode(replaced).ids
+
+
+def test_surrogates_are_joined_or_replaced(splitters, tokenizers):
+    encode = tokenizers("tiny").backend_tokenizer.encode
+    high, low = "\ud83d", "\ude42"
+    assert in_pieces(splitters("tiny"), ["a ", high, low, " b"])[0] == encode("a 🙂 b").ids
+    assert in_pieces(splitters("tiny"), ["a ", high, "", low])[0] == encode("a 🙂").ids
+    for lone in (["a ", high, " b"], ["a ", low, " b"]):
+        assert in_pieces(splitters("tiny"), lone)[0] == encode("a \ufffd b").ids
+    assert in_pieces(splitters("tiny"), ["a ", high])[0] == encode("a \ufffd").ids
+
+
+def test_words_are_settled_by_the_space_after_them(splitters):
+    growing = GrowingText(splitters("tiny"))
+    settled = []
+    for piece in ["He", "llo", " ", "wor", "ld", ",", " ", " ", "you", "\n"]:
+        growing.feed(piece)
+        settled.append(growing.settled)
+    assert settled == [0, 0, 5, 5, 5, 11, 12, 12, 12, 17]
+
+
+def test_normalisation_joins_nothing_across_a_split():
+    """NFC joins a character to the one before it only if it is a mark or a jamo."""
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        if 0xD800 <= code <= 0xDFFF:
+            continue
+        parts = unicodedata.decomposition(character).split()
+        if len(parts) == 2 and not parts[0].startswith("<"):
+            assert kind(chr(int(parts[1], 16))) in (MARK, OTHER), hex(code)
+        composed = unicodedata.normalize("NFC", character)
+        if kind(character) not in (OTHER, MARK):
+            assert kind(composed[0]) == kind(character), hex(code)
+    assert all(kind(first) == kind(last) == OTHER for first, last in JAMO)
+
+
+def test_nothing_splits_after_white_space():
+    assert not any(splits(space, other) for space in " \t\n\r\u3000" for other in "a1. \n\t字")
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("wordpiece", "model"), ("spaced", "pre_tokenizer"), ("lower", "normalizer")],
+)
+def test_tokenizers_that_split_otherwise_are_refused(tokenizers, name, field):
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
+
+    backend = tokenizers("wordpiece" if name == "wordpiece" else "tiny").backend_tokenizer
+    backend = Tokenizer.from_str(backend.to_str())
+    if name == "spaced":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if name == "lower":
+        backend.normalizer = normalizers.Lowercase()
+    with pytest.raises(InputError, match=f"field '{field}'"):
+        Splitter(backend)
