@@ -210,6 +210,8 @@ class Stream:
         self._monitor, self._settings = monitor, monitor.settings
         self._input: GrowingText | GrowingIds | None = None
         prompt_ids = monitor.prompt_ids(prompt)
+        self.prompt_tokens = len(prompt_ids)
+        """Tokens of the prompt that the response is judged after."""
         self._unread_prompt = deque(prompt_ids)
         self._unjudged: deque[tuple[int, int]] = deque()  # (id, first character)
         self._computing: list[int] = []  # first characters of the tokens at work; -1 for a prompt's

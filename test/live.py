@@ -1,0 +1,176 @@
+"""Does the live monitor decide as the test did? (scripts/check-live.sh)
+
+Every response of the test split is fed to the monitor in random pieces, many streams at a time. The
+token at which each is stopped must be the one at which the test of the same checkpoint, on data
+prepared with `--join original`, stopped it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from monitor.calibrate import SCORERS, load_partial
+from monitor.rules import DelayK, Policy
+from monitor.settings import MonitorSettings
+from monitor.stream import Stream, StreamingContentMonitor
+from utils.cli import run_command
+from utils.files import InputError, refuse_below_one, refuse_file, write_json
+from utils.fineharm import Record, find_split, read_split
+from utils.metrics import MISSED, delay_k
+from utils.run_record import read_record, start_record
+
+POSITIONAL = ("metrics_dir",)
+TOLERANCE = 1e-4  # of a score, and of its distance to the threshold
+
+
+@dataclass
+class LiveConfig:
+    """Options of the check."""
+
+    metrics_dir: str = field(metadata={"help": "Output folder of scripts/run-scm.sh test."})
+    model_path: str = field(metadata={"help": "The checkpoint it tested."})
+    input_dir: str = field(metadata={"help": "FineHarm folder that its data was made from."})
+    output: str = field(default="", metadata={"help": "JSON file to write; default none."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
+    streams: int = field(default=32, metadata={"help": "Streams at the same time."})
+    longest: int = field(default=40, metadata={"help": "Characters of the longest piece."})
+    limit: int = field(default=0, metadata={"help": "Responses to check; 0 for all."})
+    seed: int = field(default=42, metadata={"help": "Of the pieces."})
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "streams", "longest")
+
+
+@dataclass
+class Live:
+    """What the monitor made of one response.
+
+    Attributes:
+        stop: Index of the token it was stopped at, or `MISSED`.
+        scores: float32 [judged tokens].
+        half_prompt: The prompt fills half of the context. The monitor cuts a longer one, as it
+            cannot know how short the response will be.
+    """
+
+    stop: int
+    scores: np.ndarray
+    half_prompt: bool
+
+
+def follow_all(
+    monitor: StreamingContentMonitor, records: list[Record], config: LiveConfig
+) -> dict[str, Live]:
+    """Follows all responses, `config.streams` at a time; by the records' ids."""
+    random = np.random.default_rng(config.seed)
+    left, live, done = deque(records), {}, {}
+    with tqdm(total=len(records), desc="live", unit="response") as bar:
+        while left or live:
+            while left and len(live) < config.streams:
+                record = left.popleft()
+                pieces = deque(_pieces(record["response"], config.longest, random))
+                live[record["id"]] = (Stream(monitor, record["prompt"]), pieces, [])
+            ended = []
+            for identity, (stream, pieces, _) in live.items():
+                if pieces:
+                    stream.receive(pieces.popleft())
+                else:
+                    stream.receive_end()
+                    ended.append(identity)
+            monitor.advance([stream for stream, _, _ in live.values()])
+            for identity, (stream, _, scores) in list(live.items()):
+                verdict = stream.verdict()
+                scores.append(verdict.scores)
+                if verdict.stopped or identity in ended:
+                    stop = MISSED if verdict.stop_token is None else verdict.stop_token
+                    half = stream.prompt_tokens >= monitor.context // 2
+                    done[identity] = Live(stop, np.concatenate(scores), half)
+                    stream.free()
+                    del live[identity]
+                    bar.update()
+    return done
+
+
+def _pieces(text: str, longest: int, random: np.random.Generator) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = start + int(random.integers(1, longest + 1))
+        yield text[start:end]
+        start = end
+
+
+def main(config: LiveConfig) -> None:
+    """Compares response by response and prints what differs.
+
+    Raises:
+        InputError: The test was of other data, or decisions differ.
+    """
+    if config.output:
+        refuse_file(Path(config.output), config.overwrite)
+    began, folder = time.monotonic(), Path(config.metrics_dir)
+    result, splits = load_partial(folder)
+    data = (read_record(folder) or {}).get("data", {})
+    if data.get("join") != "original":
+        raise InputError(
+            f"{folder}/run.json: field 'data.join': '{data.get('join')}'; streams are as in data"
+            " prepared with --join original"
+        )
+    theta, k = result["partial"]["theta"], result["partial"]["k"]
+    monitor = StreamingContentMonitor.from_pretrained(
+        config.model_path,
+        settings=MonitorSettings(Policy(DelayK(k), theta), SCORERS[result["row"]], theta),
+        context=data["max_length"],
+        on_limit="pass",  # the test, too, judges no more than fits
+    )
+    tested = {name: row for row, name in enumerate(splits["test"].ids)}
+    pairs = read_split(find_split(Path(config.input_dir), "test"), "test")
+    records = [record for _, record in pairs if record["id"] in tested]
+    if len(records) != len(tested):
+        raise InputError(f"{config.input_dir}: lacks {len(tested) - len(records)} tested records")
+    records = records[: config.limit or None]
+    live = follow_all(monitor, records, config)
+    outcome = compare(live, tested, splits["test"].token_probs, theta, k)
+    if config.output:
+        seconds = {"seconds": time.monotonic() - began}
+        write_json(Path(config.output), {**start_record(config), **outcome, **seconds})
+    print(
+        "{responses} responses: {equal} decisions equal, {ties} hang on rounding at θ,"
+        " {less_prompt} see less of a long prompt, {different} differ;"
+        " scores differ by at most {largest_score_difference:.1e}".format(
+            **outcome | {"different": len(outcome["different"])}
+        )
+    )
+    if outcome["different"]:
+        raise InputError(f"live decisions differ, for one of {outcome['different'][0]}")
+
+
+def compare(
+    live: dict[str, Live], tested: dict[str, int], probs: list[np.ndarray], theta: float, k: int
+) -> dict[str, Any]:
+    """Compares live decisions with a test's, response by response."""
+    counts = {"responses": len(live), "equal": 0, "ties": 0, "less_prompt": 0}
+    different, gap = [], 0.0
+    for identity, one in live.items():
+        scores = probs[tested[identity]]
+        same = one.stop == delay_k(scores, theta, k)
+        here = float(np.abs(scores[: len(one.scores)] - one.scores).max(initial=0))
+        if here > TOLERANCE and one.half_prompt:
+            counts["less_prompt"] += 1
+            continue
+        gap = max(gap, here)
+        if same and here <= TOLERANCE:
+            counts["equal"] += 1
+        elif here <= TOLERANCE and np.abs(scores - theta).min() <= TOLERANCE:
+            counts["ties"] += 1
+        else:
+            different.append(identity)
+    return {**counts, "different": different, "largest_score_difference": gap}
+
+
+if __name__ == "__main__":
+    run_command(LiveConfig, main, POSITIONAL)
