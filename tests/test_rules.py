@@ -222,6 +222,8 @@ def test_an_outcome_by_hand():
     assert outcome.flagged.tolist() == [True, False, True, True]
     assert outcome.released.tolist() == [1, 2, 0, 2] and outcome.leaked.tolist() == [1, 2, 0, 0]
     assert outcome.seen.tolist() == [0.5, 1, 1, 1]
+    at_it = outcome_at(running_maxima(DelayK(1), split.token_probs), split, float(np.float32(0.9)))
+    assert at_it.flagged.tolist() == [True, False, True, False]  # a score at the threshold stops
     # harmful: 1 of 4 and 2 of 2 tokens; the second counts twice
     weights = np.array([[1, 1, 1, 1], [1, 2, 1, 1]])
     values = statistics_of(outcome, split.lengths)(weights)
