@@ -109,7 +109,7 @@ class StreamingContentMonitor:
             )
         if on_limit not in ("stop", "pass"):
             raise InputError(f"on_limit: '{on_limit}' is neither 'stop' nor 'pass'")
-        self.splitter = Splitter(tokenizer.backend_tokenizer)
+        self.splitter = Splitter(tokenizer.backend_tokenizer, model.config.vocab_size)
 
     @classmethod
     def from_pretrained(
@@ -245,7 +245,7 @@ class Stream:
         """Takes the next token ids of an LLM with the monitor's own tokenizer.
 
         Raises:
-            InputError: An id that the tokenizer does not have, or a stream that was fed text.
+            InputError: An id that the model does not have, or a stream that was fed text.
             StreamClosed: It was closed.
         """
         self.receive_ids(ids)

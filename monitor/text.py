@@ -164,7 +164,7 @@ class GrowingIds:
         """Adds ids; returns as `GrowingText.feed`.
 
         Raises:
-            InputError: An id that the tokenizer does not have.
+            InputError: An id that the model does not have.
         """
         text, starts = "", []
         spelled = [self._splitter.spell(token) for token in ids]
@@ -186,13 +186,15 @@ class Splitter:
 
     Args:
         tokenizer: A byte-level BPE tokenizer.
+        vocab_size: Rows of the model's embedding matrix; default the tokenizer's own size.
 
     Raises:
         InputError: A tokenizer that splits text in a way this module does not know.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0) -> None:
         self._tokenizer, state = tokenizer, json.loads(tokenizer.to_str())
+        self._vocab_size = vocab_size or tokenizer.get_vocab_size()
         if reason := _unknown(state):
             raise InputError(
                 f"tokenizer.json: field '{reason}': no text can be followed with such a tokenizer"
@@ -213,16 +215,18 @@ class Splitter:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def spell(self, token: int) -> bytes:
-        """Returns the bytes a token id stands for.
+        """Returns the bytes a token id stands for; none for ids that only fill up the matrix.
 
         Raises:
-            InputError: The tokenizer has no such id.
+            InputError: The model has no such id.
         """
+        if not 0 <= token < self._vocab_size:
+            raise InputError(
+                f"token id {token}: the model has ids from 0 to {self._vocab_size - 1}"
+            )
         if token in self._special_ids:
             return self._special_ids[token].encode()
-        value = self._tokenizer.id_to_token(token) if token >= 0 else None
-        if value is None:
-            raise InputError(f"token id {token}: the tokenizer has no such token")
+        value = self._tokenizer.id_to_token(token) or ""
         return bytes(BYTE_OF[character] for character in value)
 
     def special_in(self, text: str) -> bool:

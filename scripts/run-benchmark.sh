@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Speed of data preparation, training and scoring against padding everything to 4,096 tokens.
 #   bash scripts/run-benchmark.sh [--base-model-path DIR] [--samples N] [--output benchmark.json]
+# Speed of the monitor: a further token, many streams, generation with and without it.
+#   bash scripts/run-benchmark.sh monitor [--base-model-path DIR] [--positions 128 2048]
 # Speed of detection: scoring against a plain pass, prefixes against padding, all thresholds.
 #   bash scripts/run-benchmark.sh detection [--encoder-path DIR] [--samples N]
 set -euo pipefail
@@ -15,5 +17,8 @@ needs smollm2-135m $BACKBONE --base "$@"
 if [[ "${1:-}" == detection ]]; then
     needs random-modernbert $ENCODER --encoder "$@"
     exec python -m test.benchmark --base-model-path $BACKBONE --encoder-path $ENCODER "${@:2}"
+fi
+if [[ "${1:-}" == monitor ]]; then
+    exec python -m monitor.benchmark --base-model-path $BACKBONE "${@:2}"
 fi
 exec python -m train.benchmark --base-model-path $BACKBONE "$@"

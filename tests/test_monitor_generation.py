@@ -11,13 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from monitor.generation import GrowingDecode, MonitorCriteria, MonitorStreamer, same_tokenizer
 from monitor.rules import DelayK, stop
 from monitor.stream import StreamingContentMonitor
-from tests.conftest import TOKENIZERS
-from tests.test_monitor_stream import (
-    monitors,  # noqa: F401  a fixture
-    plain_model,
-    scores_of,
-    settings_of,
-)
+from tests.conftest import TOKENIZERS, settings_of
+from tests.test_monitor_stream import plain_model, scores_of
 from utils.files import InputError
 from utils.metrics import MISSED
 from utils.tokenization import load_tokenizer

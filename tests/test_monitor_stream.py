@@ -128,6 +128,9 @@ def test_ids_are_followed_as_they_are(monitors):
         monitor.open(PROMPT).feed_ids([99999999])
     with pytest.raises(InputError, match="token id -1"):
         monitor.open(PROMPT).feed_ids([-1])
+    filler = monitor.scorer._config.vocab_size - 1  # in the embedding matrix, not the tokenizer
+    verdict = monitor.open(PROMPT).feed_ids([filler])
+    assert (verdict.text, verdict.tokens) == ("", 1)
     mixed = monitor.open(PROMPT)
     mixed.feed("a")
     with pytest.raises(InputError, match="not both"):
