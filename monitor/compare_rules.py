@@ -1,0 +1,268 @@
+"""Compares stopping rules on the scores of one test; pure computation.
+
+Rules of different kinds are comparable where they raise as many false alarms. `choose_shape`
+calibrates each of them on benign validation responses, as for a monitor in use: what the test split
+then shows is a result, but the realised shares of false alarms differ. `at_equal_false_alarms` sets
+the thresholds on the test split itself: no result, but the shares are the same.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from monitor.calibrate import benign_threshold
+from monitor.rules import ConsecutiveK, Cusum, DelayK, Rule, WindowedMean, trace
+from utils.metrics import (
+    Outcome,
+    Statistics,
+    bootstrap,
+    by_length,
+    metrics,
+    paired_test,
+    with_interval,
+)
+from utils.predictions import Predictions
+
+LENGTHS = (2, 3, 4, 6, 8, 12, 20, 30, 50)
+FAMILIES: dict[str, tuple[Rule, ...]] = {  # and their shapes, among equals the first is taken
+    "naive": (DelayK(1),),
+    DelayK.name: tuple(map(DelayK, LENGTHS)),
+    ConsecutiveK.name: tuple(map(ConsecutiveK, LENGTHS)),
+    WindowedMean.name: tuple(map(WindowedMean, LENGTHS)),
+    Cusum.name: tuple(map(Cusum, (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0))),
+}
+REFERENCE = DelayK.name  # the paper's rule; the others are tested against it
+
+
+def running_maxima(rule: Rule, token_probs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the highest statistic up to each token, [N] arrays [T]: every threshold's stops."""
+    return [np.maximum.accumulate(trace(rule, probs)) for probs in token_probs]
+
+
+def _highest(maxima: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([one[-1] for one in maxima])
+
+
+def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -> Outcome:
+    """Stops every response where its statistic reaches a threshold.
+
+    Args:
+        maxima: [N] arrays [T] of `running_maxima`.
+        split: The N responses.
+        theta: The threshold.
+    """
+    lengths = split.lengths
+    released = np.array([np.searchsorted(one, theta) for one in maxima])  # T: never stopped
+    return Outcome(
+        label=split.label,
+        flagged=released < lengths,
+        score=_highest(maxima),
+        seen=np.minimum(released + 1, lengths) / lengths,
+        leaked=np.array(
+            [(row[:end] == 1).sum() for row, end in zip(split.token_labels, released, strict=True)]
+        ),
+        released=released,
+        group=split.group,
+    )
+
+
+def statistics_of(outcome: Outcome, lengths: np.ndarray) -> Statistics:
+    """Returns what is measured of an outcome, as a function of weights [B, N].
+
+    To `utils.metrics.metrics` it adds released_share, the mean share of a harmful response that was
+    out before the stop, and length_gap, the largest minus the smallest false-alarm rate of the
+    quartiles of length.
+    """
+    harmful = outcome.label == 1
+    starts = [part["from"] for part in by_length(outcome, lengths)]
+    part_of = np.searchsorted(starts, lengths, side="right")
+
+    def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = weights @ (harmful * outcome.released / lengths) / (weights @ harmful)
+            rates = []
+            for part in np.unique(part_of):
+                benign = ~harmful & (part_of == part)
+                rates.append(weights @ (benign & outcome.flagged) / (weights @ benign))
+        gap = np.fmax.reduce(rates) - np.fmin.reduce(rates)  # over parts with benign responses
+        return {**metrics(outcome, weights), "released_share": share, "length_gap": gap}
+
+    return statistics
+
+
+def at_equal_false_alarms(
+    maxima: Sequence[np.ndarray], split: Predictions, target: float
+) -> Statistics:
+    """Returns what a rule does where it stops exactly the target share of benign responses.
+
+    The threshold is found anew for each row of weights, from the responses as that row counts them:
+    the lowest that stops no more than the target. Where it stops less (the target is no whole
+    number of responses, or benign responses tie), each stream's threshold is drawn between this one
+    and the next lower one, so often the lower that the target is met on average; the values are
+    those averages. Below all thresholds lies one that stops everything at its first token.
+
+    Args:
+        maxima: [N] arrays [T] of `running_maxima`.
+        split: The N responses.
+        target: Share of benign responses that is stopped, above 0 and below 1.
+
+    Returns:
+        From weights [B, N] to float [B] each: false_alarm_rate (the target), miss_rate,
+        mean_fraction_seen, released_share; NaN where undefined.
+    """
+    benign, harmful, lengths = split.label == 0, split.label == 1, split.lengths[:, None]
+    steps = np.unique(_highest(maxima)[benign])[::-1]  # each threshold stops one step's ties more
+    thetas = np.append(np.nextafter(steps, np.inf), -np.inf)  # (P,)
+    released = np.array([np.searchsorted(one, thetas) for one in maxima])  # (N, P)
+    stopped = (released < lengths).astype(float)
+    seen = stopped * (released + 1) / lengths
+
+    def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
+        weights = np.asarray(weights, float)  # (B, N)
+        alarms = weights[:, benign] @ stopped[benign]  # (B, P), rising from none to all
+        wanted = target * alarms[:, -1:]  # (B, 1)
+        over = np.where(alarms > wanted, alarms, np.inf).min(axis=1, keepdims=True)
+        upper, lower = ((alarms <= most).sum(axis=1, keepdims=True) - 1 for most in (wanted, over))
+
+        def at(place: np.ndarray, curve: np.ndarray) -> np.ndarray:  # (B, 1), (B, P) -> (B, 1)
+            return np.take_along_axis(curve, place, axis=1)
+
+        def drawn(curve: np.ndarray) -> np.ndarray:  # (B, P) -> (B,)
+            return ((1 - share) * at(upper, curve) + share * at(lower, curve))[:, 0]
+
+        of_harmful = weights[:, harmful]
+        count = of_harmful.sum(axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = (wanted - at(upper, alarms)) / (at(lower, alarms) - at(upper, alarms))
+            detected = drawn(of_harmful @ stopped[harmful])
+            return {
+                "false_alarm_rate": drawn(alarms) / alarms[:, -1],
+                "miss_rate": 1 - detected / count,
+                "mean_fraction_seen": drawn(of_harmful @ seen[harmful]) / detected,
+                "released_share": drawn(of_harmful @ (released / lengths)[harmful]) / count,
+            }
+
+    return statistics
+
+
+def point(statistics: Statistics, count: int) -> dict[str, float]:
+    """Returns each statistic of `count` responses that count once."""
+    return {name: float(value[0]) for name, value in statistics(np.ones((1, count))).items()}
+
+
+def choose_shape(
+    shapes: dict[Rule, Sequence[np.ndarray]], valid: Predictions, target: float, path: Path
+) -> tuple[Rule, float, dict[str, float]]:
+    """Chooses the shape that releases least of the harmful validation responses.
+
+    Args:
+        shapes: Of one kind of rule, each with its `running_maxima` of the validation responses.
+        valid: Validation split.
+        target: Share of false alarms that each shape's threshold is calibrated for.
+        path: Where the predictions come from, for messages.
+
+    Returns:
+        The shape, its threshold and what it does to the validation split.
+    """
+    candidates = []
+    for rule, maxima in shapes.items():
+        theta = benign_threshold(_highest(maxima)[valid.label == 0], target, path)
+        statistics = statistics_of(outcome_at(maxima, valid, theta), valid.lengths)
+        candidates.append((rule, theta, point(statistics, len(valid))))
+    return min(candidates, key=lambda one: one[2]["released_share"])
+
+
+def measure(
+    rules: dict[str, Statistics],
+    compared: Sequence[str],
+    group: np.ndarray,
+    resamples: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Measures rules on the same bootstrap samples.
+
+    Args:
+        rules: Statistics by name; `REFERENCE` is among them.
+        compared: Statistics in which the rules are tested against the reference.
+        group: int [N], responses of one prompt share a number.
+        resamples: Bootstrap samples.
+        seed: Of the bootstrap.
+
+    Returns:
+        For each rule "test", every statistic with its 95 % interval, and "against", how the
+        compared ones differ from the reference's; NaN where undefined.
+    """
+    values = {name: point(statistics, len(group)) for name, statistics in rules.items()}
+    samples = {
+        name: bootstrap(statistics, group, resamples, seed) for name, statistics in rules.items()
+    }
+    return {
+        name: {
+            "test": {one: with_interval(values[name][one], samples[name][one]) for one in own},
+            "against": {
+                one: paired_test(
+                    own[one] - values[REFERENCE][one], samples[name][one] - samples[REFERENCE][one]
+                )
+                for one in compared
+            },
+        }
+        for name, own in values.items()
+    }
+
+
+def compare(
+    splits: dict[str, Predictions], targets: Sequence[float], resamples: int, seed: int, path: Path
+) -> list[dict[str, Any]]:
+    """Measures every rule at every target.
+
+    Args:
+        splits: Validation and test.
+        targets: Shares of false alarms.
+        resamples: Bootstrap samples of the 95 % intervals.
+        seed: Of the bootstrap.
+        path: Where the predictions come from, for messages.
+
+    Returns:
+        A line for each target and rule: its shape and threshold; its metrics on "valid"; "test" and
+        "against" of `measure`; its false alarms "by_length"; and "equal_false_alarms", what
+        `measure` finds with thresholds set on the test split.
+    """
+    valid, test = splits["valid"], splits["test"]
+    every = [rule for rules in FAMILIES.values() for rule in rules]
+    maxima = {
+        rule: {name: running_maxima(rule, split.token_probs) for name, split in splits.items()}
+        for rule in tqdm(every, "shapes of rules", unit="shape")
+    }
+    lines = []
+    for target in tqdm(targets, "targets", unit="target"):
+        chosen, calibrated, equal = {}, {}, {}
+        for family, rules in FAMILIES.items():
+            shapes = {rule: maxima[rule]["valid"] for rule in rules}
+            rule, theta, on_valid = choose_shape(shapes, valid, target, path)
+            outcome = outcome_at(maxima[rule]["test"], test, theta)
+            calibrated[family] = statistics_of(outcome, test.lengths)
+            equal[family] = at_equal_false_alarms(maxima[rule]["test"], test, target)
+            chosen[family] = {
+                "target": target,
+                "family": family,
+                "shape": dataclasses.asdict(rule),
+                "threshold": theta,
+                "valid": on_valid,
+                "by_length": [
+                    {name: part[name] for name in ("from", "to", "false_alarm_rate")}
+                    | {"benign": part["responses"] - part["harmful"]}
+                    for part in by_length(outcome, test.lengths)
+                ],
+            }
+        compared = ("released_share", "false_alarm_rate", "length_gap")
+        found = measure(calibrated, compared, test.group, resamples, seed)
+        matched = measure(equal, ("released_share",), test.group, resamples, seed)
+        lines += [
+            {**line, **found[family], "equal_false_alarms": matched[family]}
+            for family, line in chosen.items()
+        ]
+    return lines
