@@ -113,12 +113,13 @@ class Batcher:
         for stream in served:  # whoever has more to come lets the others go first
             if stream in self._waiting:
                 self._waiting[stream] = self._waiting.pop(stream)
+        hit = [stream for stream in streams if stream.failed] or streams if error else []
         for stream, future in self._waiting.items():
-            if stream.waiting or future.done():
+            if future.done():
                 continue
-            if stream.failed:
+            if stream in hit:
                 future.set_exception(error)
-            else:
+            elif not stream.waiting:
                 future.set_result(None)
 
 

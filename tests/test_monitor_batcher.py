@@ -151,6 +151,21 @@ def test_a_failing_pass_reaches_those_in_it_and_no_others(monitor, monkeypatch):
     run_with(monitor, body)
 
 
+def test_a_step_that_never_began_is_heard_by_all(monitor, monkeypatch):
+    async def body(batcher):
+        streams = [await batcher.open("a"), await batcher.open("b")]
+
+        def fail(streams):
+            raise RuntimeError("nothing works")
+
+        monkeypatch.setattr(monitor, "step", fail, raising=False)
+        feeds = [stream.feed("some words ") for stream in streams]
+        results = await asyncio.gather(*feeds, return_exceptions=True)
+        assert [str(result) for result in results] == ["nothing works"] * 2
+
+    run_with(monitor, body)
+
+
 def test_leaving_the_batcher_ends_what_waits(monitor):
     async def run():
         async with Batcher(monitor, 2) as batcher:

@@ -216,6 +216,7 @@ def test_a_prompt_beyond_the_context_keeps_its_end(monitors):
     assert monitor.prompt_ids(long) == whole.prompt_ids(long)[-20:]
     assert len(whole.prompt_ids(long)) > 40
     assert follow(monitor, "a short one", long)[2].verified == len("a short one")
+    assert whole.prompt_ids("half \ud83d of it") == whole.prompt_ids("half \ufffd of it")
 
 
 def test_a_failing_model_stops_the_stream(monitor, monkeypatch):
