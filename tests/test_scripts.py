@@ -9,7 +9,8 @@ import pytest
 from model import export_classifier
 from model.export_classifier import ExportConfig
 from monitor import calibrate
-from test import causal, floor, guard, modernbert, rules
+from monitor.show import ShowConfig
+from test import causal, floor, guard, live, modernbert, rules
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
@@ -39,12 +40,13 @@ ROWS = ("scm", "qwen-full", "qwen-partial", "modernbert-full", "modernbert-parti
 HELPFUL = [[name] for name in SCRIPTS if name not in TAKES_NO_FLAGS]
 HELPFUL += [[f"run-{row}.sh", "test"] for row in ROWS]
 HELPFUL += [["run-benchmark.sh", "detection"]]
+WRITES_NOTHING = {"run-monitor.sh"}
 
 
 @pytest.mark.parametrize("words", HELPFUL, ids=" ".join)
 def test_every_script_has_help(words):
     text = run("bash", f"scripts/{words[0]}", *words[1:], "--help").stdout
-    assert "usage:" in text and "--output" in text
+    assert "usage:" in text and ("--output" in text or words[0] in WRITES_NOTHING)
 
 
 def commands() -> list[str]:
@@ -86,8 +88,10 @@ PARSERS = {
     "scripts/make-tables.sh": (tables.TablesConfig, tables.POSITIONAL),
     "scripts/calibrate-monitor.sh": (calibrate.CalibrateConfig, calibrate.POSITIONAL),
     "scripts/compare-rules.sh": (rules.RulesConfig, rules.POSITIONAL),
+    "scripts/check-live.sh": (live.LiveConfig, live.POSITIONAL),
     "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
+    "scripts/run-monitor.sh": (ShowConfig, ()),
     "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),
 }
 

@@ -1,0 +1,405 @@
+"""Shows the monitor at work in a terminal (scripts/run-monitor.sh).
+
+A language model's answer, or a recorded one, appears as far as it is verified, each token on a
+background that its score decides, and ends where the monitor stops it. Exit status 0: all answers
+ran through; 3: one was stopped.
+"""
+
+import math
+import os
+import signal
+import sys
+import time
+import unicodedata
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
+
+from model.checkpoint import load_checkpoint
+from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
+from monitor.rules import fail_closed
+from monitor.stream import OnLimit, StreamingContentMonitor, Verdict
+from utils.cli import run_command
+from utils.files import InputError, refuse_below_one
+from utils.fineharm import iterate_rows, text_field
+from utils.predict import default_device
+
+STOPPED = 3  # exit status
+PIECE = 4  # characters of a recorded response that arrive at once
+# Backgrounds of the 256-colour palette, from plain through yellow to about Okabe and Ito's
+# vermilion (see utils.report); their lightness falls steadily, so no colour vision is needed.
+SCALE = (None, 230, 228, 221, 214, 208, 166)
+# What SmolLM2 and many others are trained on; for tokenizers that know it but bring no template.
+CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # reorder the line
+READ_BY = {  # the options that one source alone reads
+    "prompt": "llm",
+    "max_new_tokens": "llm",
+    "temperature": "llm",
+    "seed": "llm",
+    "id": "replay",
+    "delay": "replay",
+}
+
+
+@dataclass(kw_only=True)
+class ShowConfig:
+    """Options of run-monitor. Exit status: 0 where all ran through, 3 where one was stopped."""
+
+    model_path: str = field(metadata={"help": "The monitor: output folder of run-scm.sh."})
+    llm: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the language model to follow (safetensors). Its chat template is"
+            " used; without one ChatML, if its tokenizer knows that, else the bare prompt."
+            " Exit status 3: an answer was stopped; 0: all ran through."
+        },
+    )
+    replay: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead: file with recorded responses, FineHarm records or any JSON list or"
+            " lines with the fields prompt and response. Exit status as with --llm."
+        },
+    )
+    id: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of --replay: the record's field id, or FILE'S-NAME-N from 0 where it has none;"
+            " default the first record."
+        },
+    )
+    delay: float = field(
+        default=10.0,
+        metadata={"help": f"Of --replay: milliseconds between pieces of {PIECE} characters."},
+    )
+    prompt: str | None = field(
+        default=None,
+        metadata={"help": "Of --llm: what to ask; default each line of standard input."},
+    )
+    max_new_tokens: int = field(
+        default=256, metadata={"help": "Of --llm: longest answer, in its tokens."}
+    )
+    temperature: float = field(
+        default=0.0, metadata={"help": "Of --llm: of sampling; 0 takes the likeliest token."}
+    )
+    seed: int = field(default=42, metadata={"help": "Of --llm: seed of sampling."})
+    settings: str | None = field(
+        default=None,
+        metadata={"help": "Thresholds; default the file monitor.json in the model's folder."},
+    )
+    strict: bool = field(
+        default=False, metadata={"help": "Stop at controversial, too, whatever the settings say."}
+    )
+    context: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of prompt and response; default all the model can take."},
+    )
+    on_limit: OnLimit = field(
+        default="stop",
+        metadata={"help": "A response that outgrows the context: stop it, or pass it unjudged."},
+    )
+    color: Literal["auto", "always", "never"] = field(
+        default="auto",
+        metadata={"help": "auto: on a terminal, unless the environment sets NO_COLOR."},
+    )
+
+    def __post_init__(self) -> None:
+        if (self.llm is None) == (self.replay is None):
+            raise InputError("--llm, --replay: one of the two is needed")
+        source = "replay" if self.llm is None else "llm"
+        for one in fields(self):
+            if READ_BY.get(one.name, source) != source and getattr(self, one.name) != one.default:
+                raise InputError(f"--{one.name.replace('_', '-')}: --{source} does not read it")
+        refuse_below_one(self, "max_new_tokens")
+        if self.context is not None:
+            refuse_below_one(self, "context")
+        for name in ("temperature", "delay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"--{name}: {value} is not a number from 0")
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError("--prompt: is empty")
+
+
+def escape(text: str) -> str:
+    """Spells out what would steer a terminal: all control characters but newline and tab."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if (unicodedata.category(character) == "Cc" and character not in "\n\t")
+        or unicodedata.bidirectional(character) in DIRECTIONS
+        else character
+        for character in text
+    )
+
+
+def paint(text: str, score: float) -> str:
+    """Puts black text on the background of a score; line ends stay plain."""
+    background = SCALE[min(int(fail_closed(score) * len(SCALE)), len(SCALE) - 1)]
+    if background is None:
+        return text
+    lines = text.split("\n")
+    return "\n".join(f"\033[30;48;5;{background}m{line}\033[0m" if line else "" for line in lines)
+
+
+def scored_parts(transcript: Transcript, start: int, end: int) -> Iterator[tuple[str, float]]:
+    """Cuts a piece of a response at its tokens.
+
+    Args:
+        transcript: The response.
+        start: First character of the piece.
+        end: Where it ends.
+
+    Yields:
+        Text and its score: the highest of the tokens that begin with its first character; 0 for
+        text beyond the context.
+    """
+    starts, scores = transcript.starts, transcript.scores
+    judged = min(end, transcript.verdict.verified)
+    while start < judged:
+        after = max(1, bisect_right(starts, start))  # the tokens from here on begin later
+        first = bisect_left(starts, starts[after - 1])
+        place = min([judged, *starts[after : after + 1]])
+        yield transcript.text[start:place], max(map(fail_closed, scores[first:after]))
+        start = place
+    if start < end:
+        yield transcript.text[start:end], 0.0
+
+
+class Screen:
+    """Writes one answer to standard output while it grows.
+
+    Args:
+        coloured: Whether to send escape codes.
+    """
+
+    def __init__(self, coloured: bool) -> None:
+        self._coloured, self._shown, self._last = coloured, 0, "\n"
+
+    def show(self, transcript: Transcript) -> None:
+        """Writes what has been released since the last call."""
+        end = len(transcript.released)
+        for text, score in scored_parts(transcript, self._shown, end):
+            text = escape(text)
+            self._last = text[-1:] or self._last
+            print(paint(text, score) if self._coloured else text, end="", flush=True)
+        self._shown = end
+
+    def close(self, transcript: Transcript, whole: int | None) -> None:
+        """Writes what became of the answer, on a line of its own.
+
+        Args:
+            transcript: The answer.
+            whole: Characters that it would have had, where that is known.
+        """
+        print(end="" if self._last == "\n" else "\n")
+        line = outcome(transcript.verdict, whole)
+        if self._coloured:
+            cells = "".join(paint(" ", step / len(SCALE)) for step in range(len(SCALE)))
+            line = f"\033[1m{line}\033[0m\nscores from 0 {cells} to 1"
+        print(line, flush=True)
+
+
+def outcome(verdict: Verdict, whole: int | None) -> str:
+    """Says in one line what became of an answer.
+
+    Args:
+        verdict: The last one.
+        whole: Characters that the answer would have had, where that is known.
+    """
+    share = 100 * verdict.harmful / max(verdict.tokens, 1)
+    counts = f"{verdict.harmful} of {verdict.tokens} tokens harmful ({share:.1f} %)"
+    if verdict.stopped:
+        why = "the context is full" if verdict.reason == "context" else verdict.reason
+        place = f"token {verdict.stop_token}, character {verdict.stop_character}, from 0"
+        shown = f"; {100 * verdict.verified / whole:.0f} % of the response shown" if whole else ""
+        return f"== stopped, {why} (at {place}): level {verdict.level}, {counts}{shown}"
+    rest = f", unjudged from character {verdict.verified} on" if verdict.beyond_context else ""
+    return f"== ran through{rest}: level {verdict.level}, {counts}"
+
+
+def read_response(path: Path, identity: str | None) -> tuple[str, str]:
+    """Reads one recorded response.
+
+    Args:
+        path: JSON list or JSON lines.
+        identity: Which record; None for the first.
+
+    Returns:
+        Prompt and response.
+
+    Raises:
+        InputError: The file cannot be read, holds no such record, or that lacks a field.
+    """
+    for number, (where, row) in enumerate(iterate_rows(path)):
+        own = f"{path.stem}-{number}" if row.get("id") is None else str(row["id"])
+        if identity in (None, own):
+            return text_field(row, "prompt", where), text_field(row, "response", where)
+    raise InputError(f"{path}: holds no record" + (f" with id '{identity}'" if identity else "s"))
+
+
+def replay(
+    monitor: StreamingContentMonitor, prompt: str, response: str, delay: float, screen: Screen
+) -> Verdict:
+    """Plays a recorded response as if it were being written.
+
+    Args:
+        monitor: The monitor.
+        prompt: What was asked.
+        response: The whole of it.
+        delay: Seconds between pieces.
+        screen: Where it is shown.
+
+    Returns:
+        The last verdict.
+    """
+    with monitor.open(prompt) as stream:
+        transcript = Transcript(stream.verdict())
+        for place in range(0, len(response), PIECE):
+            transcript.add(stream.feed(response[place : place + PIECE]))
+            screen.show(transcript)
+            if transcript.verdict.stopped:
+                break
+            time.sleep(delay)
+        transcript.add(stream.close())
+    screen.show(transcript)
+    screen.close(transcript, len(response))
+    return transcript.verdict
+
+
+def as_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, torch.Tensor]:
+    """Encodes a prompt as the language model expects it, on the CPU."""
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    elif {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_added_vocab().keys():
+        text = CHATML.format(prompt=prompt)
+    else:
+        return dict(tokenizer(prompt, return_tensors="pt"))
+    return dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
+
+
+def answer(
+    monitor: StreamingContentMonitor,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    config: ShowConfig,
+    screen: Screen,
+) -> Verdict:
+    """Lets a language model answer under the monitor; returns the last verdict."""
+    inputs = {name: value.to(model.device) for name, value in as_chat(tokenizer, prompt).items()}
+    sampling = {"temperature": config.temperature} if config.temperature else {}
+    with MonitorCriteria(
+        monitor,
+        prompt,
+        tokenizer,
+        inputs["input_ids"].shape[1],
+        eos_token_id=model.generation_config.eos_token_id,
+    ) as criteria:
+        transcript = criteria.transcripts[0]
+        model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            stopping_criteria=[criteria],
+            streamer=MonitorStreamer(criteria, lambda _: screen.show(transcript)),
+            max_new_tokens=config.max_new_tokens,
+            do_sample=config.temperature > 0,
+            **sampling,
+        )
+    screen.close(transcript, None)
+    return transcript.verdict
+
+
+def read_prompts() -> Iterator[str]:
+    """Reads prompts, a line each: asks for them on a terminal, else repeats them on the screen.
+
+    Raises:
+        InputError: Standard input holds none.
+    """
+    asks, count = sys.stdin.isatty(), 0
+    while True:
+        try:
+            prompt = input("prompt> " if asks else "").strip()
+        except EOFError:
+            break
+        if prompt:
+            count += 1
+            if not asks:
+                print_prompt(prompt)
+            yield prompt
+    if not count and not asks:
+        raise InputError("standard input: holds no prompt; --prompt gives one")
+
+
+def print_prompt(prompt: str) -> None:
+    """Writes what is asked."""
+    print(f"prompt> {escape(prompt)}")
+
+
+def load_monitor(config: ShowConfig) -> StreamingContentMonitor:
+    """Loads the monitor.
+
+    Raises:
+        InputError: Something of it is missing or unfit.
+    """
+    monitor = StreamingContentMonitor.from_pretrained(
+        config.model_path,
+        settings=config.settings,
+        context=config.context,
+        on_limit=config.on_limit,
+    )
+    if config.strict:
+        policy = monitor.settings.policy
+        if policy.controversial is None:
+            raise InputError("--strict: the settings have no field 'controversial' to stop at")
+        monitor.settings = replace(monitor.settings, policy=replace(policy, mode="strict"))
+    return monitor
+
+
+def use_colour(choice: str) -> bool:
+    """Decides whether standard output gets escape codes."""
+    if choice == "auto":
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return choice == "always"
+
+
+def main(config: ShowConfig) -> None:
+    """Shows one recorded response, or an answer to each prompt."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # … | head
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="backslashreplace")
+    coloured = use_colour(config.color)
+    if config.replay is not None:
+        prompt, response = read_response(Path(config.replay), config.id)
+        monitor = load_monitor(config)
+        print_prompt(prompt)
+        verdict = replay(monitor, prompt, response, config.delay / 1000, Screen(coloured))
+        stopped = verdict.stopped
+    else:
+        monitor = load_monitor(config)
+        model, tokenizer = load_checkpoint(
+            Path(config.llm), AutoModelForCausalLM, "language model", "--llm"
+        )
+        model = model.to(default_device())
+        set_seed(config.seed)
+        stopped = False
+        for prompt in [config.prompt] if config.prompt is not None else read_prompts():
+            verdict = answer(monitor, model, tokenizer, prompt, config, Screen(coloured))
+            stopped |= verdict.stopped
+    if stopped:
+        sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    run_command(ShowConfig, main)
