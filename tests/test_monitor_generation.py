@@ -171,6 +171,21 @@ def test_rows_stop_and_end_each_for_itself(monitor, llms, name):
     assert torch.equal(rows[0, :3], plain[0, :3])
 
 
+@pytest.mark.parametrize("name", ["same", "modernbert-style"])
+def test_special_tokens_and_what_follows_the_end_are_not_read(monitor, llms, name):
+    _, tokenizer = llms(name)
+    special, end, prompt = tokenizer.pad_token_id, 99, [5, 6]
+    rows = [[300, special, 301, 302, 303], [400, 401, end, 402, special]]
+    with MonitorCriteria(monitor, ["a", "b"], tokenizer, 2, eos_token_id=end) as criteria:
+        for length in range(1, 6):
+            stopped = criteria(torch.tensor([prompt + row[:length] for row in rows]), None)
+            assert stopped.tolist() == [False, False]
+        assert criteria._rows[1].stream.closed and not criteria._rows[0].stream.closed
+        decode = tokenizer.backend_tokenizer.decode
+        assert criteria.transcripts[1].released == decode([400, 401])
+    assert criteria.transcripts[0].released == decode([300, 301, 302, 303])
+
+
 def test_a_step_is_one_pass_for_all_rows_and_reads_each_token_once(monitor, llms, monkeypatch):
     generation = Generation(llms("same"), PROMPTS)
     passes, score = [], monitor.scorer.score
