@@ -101,7 +101,7 @@ class StreamingContentMonitor:
     ) -> None:
         self.settings, self.on_limit, self.tokenizer = settings, on_limit, tokenizer
         self.scorer = Scorer(model, settings.score_with)
-        self.context = context or self.scorer.context
+        self.context = self.scorer.context if context is None else context
         self._opening = leading_ids(tokenizer)
         if not len(self._opening) + 2 <= self.context <= self.scorer.context:
             raise InputError(
@@ -381,7 +381,6 @@ class Stream:
 
     def free(self) -> None:
         """Frees the memory; nothing can be fed any more."""
-        self.closed = True
+        self.closed = True  # what waits is kept: it marks the end of what is verified
         self._unread_prompt.clear()
-        self._unjudged.clear()
         self.cache.free()

@@ -177,6 +177,24 @@ def test_closed_streams_take_nothing_more(monitor):
         stream.feed_ids([1])
 
 
+def test_what_was_freed_unjudged_is_not_verified(monitor):
+    stream = monitor.open(PROMPT)
+    stream.feed("some words ")
+    stream.receive("are never judged ")
+    stream.free()
+    verdict = stream.verdict()
+    assert (verdict.tokens > 0, verdict.verified) == (True, len("some words"))
+
+
+def test_bfloat16_follows_too(monitors):
+    folder, monitor = monitors("tiny")
+    small = StreamingContentMonitor.from_pretrained(folder, settings=settings_of(), bf16=True)
+    monitor.settings = settings_of()
+    gap = np.abs(follow(small, [TEXT])[0] - follow(monitor, [TEXT])[0])
+    assert small.open("").cache.nbytes == monitor.open("").cache.nbytes / 2
+    assert np.median(gap) < 0.05
+
+
 def test_empty_pieces_and_an_empty_response(monitor):
     scores, _, verdict = follow(monitor, ["", b"", "a b", "", " "])
     assert len(scores) == verdict.tokens > 0
@@ -259,6 +277,8 @@ def test_settings_come_from_the_checkpoint(monitors, tmp_path, tiny):
         StreamingContentMonitor.from_pretrained(tiny, settings=settings_of())
     with pytest.raises(InputError, match="context: 99999 tokens"):
         StreamingContentMonitor.from_pretrained(folder, settings=settings_of(), context=99999)
+    with pytest.raises(InputError, match="context: 0 tokens"):
+        StreamingContentMonitor.from_pretrained(folder, settings=settings_of(), context=0)
     with pytest.raises(InputError, match="on_limit"):
         StreamingContentMonitor.from_pretrained(folder, settings=settings_of(), on_limit="wave")
 
