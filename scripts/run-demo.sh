@@ -24,4 +24,5 @@ for METHOD in tfidf length; do
 done
 bash scripts/run-scm.sh test --model-path demo/scm --data-dir demo/data \
     --output-dir demo/metrics --overwrite
-echo "the table is above, the figure is demo/metrics/stop_positions.png"
+echo "the table is above, the figure is demo/metrics/stop_positions.png; to watch the monitor:"
+echo "bash scripts/run-monitor.sh --model-path demo/scm --replay FineHarm/sample/test.json"
