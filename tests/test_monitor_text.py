@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from monitor.text import JAMO, LONG_WORD, MARK, OTHER, GrowingText, Splitter, kind, splits
 from utils.files import InputError
@@ -96,6 +97,15 @@ def test_long_words_that_normalisation_changes(tokenizers, splitters):
         assert in_pieces(splitters("qwen-tokenizer"), list(word))[0] == encode(word).ids
 
 
+def test_an_added_token_may_lie_in_a_long_word(tokenizers):
+    backend = Tokenizer.from_str(tokenizers("tiny").backend_tokenizer.to_str())
+    backend.add_tokens(["abq"])
+    splitter, chance = Splitter(backend), random.Random(0)
+    for _ in range(100):
+        word = "".join(chance.choices("abqthein", k=150))
+        assert in_pieces(splitter, list(word))[0] == backend.encode(word).ids
+
+
 def test_bytes_may_be_cut_anywhere(splitters, tokenizers):
     text = "naïve 🙂 世界 ok"
     raw = text.encode()
@@ -149,8 +159,6 @@ def test_nothing_splits_after_white_space():
     [("wordpiece", "model"), ("spaced", "pre_tokenizer"), ("lower", "normalizer")],
 )
 def test_tokenizers_that_split_otherwise_are_refused(tokenizers, name, field):
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers
-
     backend = tokenizers("wordpiece" if name == "wordpiece" else "tiny").backend_tokenizer
     backend = Tokenizer.from_str(backend.to_str())
     if name == "spaced":
