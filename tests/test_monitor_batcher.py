@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -114,15 +115,26 @@ def test_open_waits_for_a_place(monitor):
 
 
 def test_a_stream_may_leave_while_it_is_at_work(monitor, monkeypatch):
+    score, begun, go_on = monitor.scorer.score, threading.Event(), threading.Event()
+
+    def slow(chunks):
+        begun.set()
+        assert go_on.wait(30)
+        return score(chunks)
+
     async def body(batcher):
         stays, goes = await batcher.open("a"), await batcher.open("b")
+        monkeypatch.setattr(monitor.scorer, "score", slow)
         tasks = [asyncio.create_task(one.feed("some words " * 50)) for one in (stays, goes)]
-        while goes._stream not in batcher._working:
-            await asyncio.sleep(0)
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
         tasks[1].cancel()
         goes.leave()
-        verdict = await tasks[0]
-        assert verdict.tokens > 0 and goes._stream.cache.nbytes == 0
+        await asyncio.sleep(0.01)
+        assert goes._stream.cache.nbytes > 0  # the pass still writes to it
+        go_on.set()
+        assert (await tasks[0]).tokens > 0
+        assert goes._stream.cache.nbytes == 0
         with pytest.raises(StreamClosed):
             await goes.feed("more")
         assert (await goes.close()).stopped is False
