@@ -6,6 +6,7 @@ async with Batcher(monitor, max_streams=32) as batcher:
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
 
 from monitor.stream import Stream, StreamClosed, StreamingContentMonitor, Verdict
 from utils.files import InputError
@@ -15,7 +16,8 @@ class Batcher:
     """Steps all live streams of a monitor together. Streams join and leave at any time.
 
     Memory is bounded: at most `max_streams` streams, each with keys and values of at most the
-    monitor's context. Back-pressure: `open` waits for a place, `feed` for its verdict.
+    monitor's context. Back-pressure: `open` waits for a place, `feed` for its verdict. Leaving the
+    `async with` block ends all streams; it may be entered again, in another event loop, too.
 
     Args:
         monitor: The monitor.
@@ -28,15 +30,18 @@ class Batcher:
     def __init__(self, monitor: StreamingContentMonitor, max_streams: int = 32) -> None:
         if max_streams < 1:
             raise InputError(f"max_streams: {max_streams} is below 1")
-        self._monitor = monitor
-        self._places = asyncio.Semaphore(max_streams)
-        self._waiting: dict[Stream, asyncio.Future] = {}  # first come, first served
-        self._working: set[Stream] = set()
-        self._left: set[Stream] = set()  # closed while they were at work
-        self._wake = asyncio.Event()
+        self._monitor, self._max_streams = monitor, max_streams
         self._loop: asyncio.Task | None = None
 
     async def __aenter__(self) -> "Batcher":
+        if self._loop is not None:
+            raise StreamClosed("the batcher is running already")
+        self._places, self._queued = asyncio.Semaphore(self._max_streams), 0
+        self._streams: set[Stream] = set()
+        self._waiting: dict[Stream, asyncio.Future] = {}  # first come, first served
+        self._working: set[Stream] = set()
+        self._left: set[Stream] = set()  # closed while they were at work
+        self._wake, self._step_over = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.create_task(self._run())
         return self
 
@@ -44,59 +49,93 @@ class Batcher:
         loop, self._loop = self._loop, None
         loop.cancel()
         await asyncio.gather(loop, return_exceptions=True)
-        for future in self._waiting.values():
-            future.cancel()
+        for stream in self._streams:
+            stream.free()
+        for _ in range(self._queued):  # whoever waits for a place finds the batcher closed
+            self._places.release()
 
     async def open(self, prompt: str) -> "BatchedStream":
-        """Starts to follow a response once there is a place, and reads the prompt."""
-        await self._places.acquire()
+        """Starts to follow a response once there is a place, and reads the prompt.
+
+        Raises:
+            StreamClosed: The batcher is not running, or ends before there is a place.
+        """
+        self._refuse_stopped()
+        self._queued += 1
         try:
-            stream = BatchedStream(self, Stream(self._monitor, prompt))
+            await self._places.acquire()
+        finally:
+            self._queued -= 1
+        try:
+            self._refuse_stopped()
+            stream = BatchedStream(self, await asyncio.to_thread(Stream, self._monitor, prompt))
         except BaseException:
             self._places.release()
             raise
+        self._streams.add(stream.stream)
         try:
-            await stream.computed()
+            await self.compute(stream.stream)
         except BaseException:
             stream.leave()
             raise
         return stream
 
+    async def idle(self, stream: Stream) -> None:
+        """Waits until no step is at work on a stream; a cancelled call may have left it there."""
+        while stream in self._working:
+            await self._step_over.wait()
+
     async def compute(self, stream: Stream) -> None:
         """Waits until all that a stream has waiting is computed.
 
         Raises:
-            StreamClosed: The batcher is not running.
+            StreamClosed: The batcher is not running, or the stream was closed meanwhile.
             Exception: The model's.
         """
-        if self._loop is None:
-            raise StreamClosed("the batcher is not running; use it in an `async with` block")
+        self._refuse_stopped()
         if not stream.waiting:
             return
-        self._waiting[stream] = asyncio.get_running_loop().create_future()
+        future = self._waiting[stream] = asyncio.get_running_loop().create_future()
         self._wake.set()
         try:
-            await self._waiting[stream]
+            await future
         finally:
-            self._waiting.pop(stream, None)
+            if self._waiting.get(stream) is future:
+                del self._waiting[stream]
 
     def leave(self, stream: Stream) -> None:
-        """Frees a stream, at once or after the step it takes part in, and gives its place away."""
+        """Frees a stream and gives its place away, after the step that it may take part in."""
+        if future := self._waiting.pop(stream, None):
+            if not future.done():
+                future.set_exception(StreamClosed("the stream was closed"))
         if stream in self._working:
             self._left.add(stream)
         else:
-            stream.free()
+            self._free(stream)
+
+    def _free(self, stream: Stream) -> None:
+        stream.free()
+        self._streams.discard(stream)
         self._places.release()
 
+    def _refuse_stopped(self) -> None:
+        if self._loop is None:
+            raise StreamClosed("the batcher is not running; use it in an `async with` block")
+
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._waiting:
-                await self._step(list(self._waiting))
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while streams := [one for one, it in self._waiting.items() if not it.done()]:
+                    await self._step(streams)
+        finally:
+            for future in self._waiting.values():
+                future.cancel()
 
     async def _step(self, streams: list[Stream]) -> None:
         self._working = set(streams)
+        self._step_over.clear()
         step = asyncio.create_task(asyncio.to_thread(self._monitor.step, streams))
         served, error = [], None
         try:
@@ -107,9 +146,10 @@ class Batcher:
         except Exception as failure:  # the model's; whoever waits for it gets it
             error = failure
         finally:
-            for stream in self._left:
-                stream.free()
-            self._working, self._left = set(), set()
+            left, self._working, self._left = self._left, set(), set()
+            for stream in left:
+                self._free(stream)
+            self._step_over.set()
         for stream in served:  # whoever has more to come lets the others go first
             if stream in self._waiting:
                 self._waiting[stream] = self._waiting.pop(stream)
@@ -127,7 +167,7 @@ class BatchedStream:
     """One response among many. Made by `Batcher.open`; used like `monitor.stream.Stream`."""
 
     def __init__(self, batcher: Batcher, stream: Stream) -> None:
-        self._batcher, self._stream = batcher, stream
+        self._batcher, self.stream = batcher, stream
         self._one_at_a_time = asyncio.Lock()
         self._gone = False
 
@@ -139,43 +179,32 @@ class BatchedStream:
 
     async def feed(self, piece: str | bytes) -> Verdict:
         """See `Stream.feed`."""
-        async with self._one_at_a_time:
-            self._refuse_gone()
-            self._stream.receive(piece)
-            return await self._verdict()
+        return await self._after(lambda: self.stream.receive(piece))
 
-    async def feed_ids(self, ids: list[int]) -> Verdict:
+    async def feed_ids(self, ids: Sequence[int]) -> Verdict:
         """See `Stream.feed_ids`."""
-        async with self._one_at_a_time:
-            self._refuse_gone()
-            self._stream.receive_ids(ids)
-            return await self._verdict()
+        return await self._after(lambda: self.stream.receive_ids(ids))
 
     async def close(self) -> Verdict:
         """See `Stream.close`."""
-        async with self._one_at_a_time:
-            if self._gone:
-                return self._stream.verdict()
-            try:
-                self._stream.receive_end()
-                return await self._verdict()
-            finally:
-                self.leave()
+        if self._gone:
+            return self.stream.verdict()
+        try:
+            return await self._after(self.stream.receive_end)
+        finally:
+            self.leave()
 
     def leave(self) -> None:
         """Ends the stream without judging what is left of it, and gives its place away."""
         if not self._gone:
             self._gone = True
-            self._batcher.leave(self._stream)
+            self._batcher.leave(self.stream)
 
-    async def computed(self) -> None:
-        """Waits until all that was received is computed."""
-        await self._batcher.compute(self._stream)
-
-    async def _verdict(self) -> Verdict:
-        await self.computed()
-        return self._stream.verdict()
-
-    def _refuse_gone(self) -> None:
-        if self._gone:
-            raise StreamClosed("the stream is closed")
+    async def _after(self, receive: Callable[[], None]) -> Verdict:
+        async with self._one_at_a_time:
+            await self._batcher.idle(self.stream)
+            if self._gone:
+                raise StreamClosed("the stream is closed")
+            receive()
+            await self._batcher.compute(self.stream)
+            return self.stream.verdict()

@@ -7,6 +7,7 @@ if guarded.report.stopped:
     send("…")
 """
 
+import inspect
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,11 +31,14 @@ class Report:
         verdict: The last verdict; None if there was none before the stream broke off.
         released: Characters passed on.
         withheld: Text that was received and not passed on. It may be harmful.
+        complete: The response came to its own end and was judged to it; false where it was stopped
+            or broke off.
     """
 
     verdict: Verdict | None
     released: int
     withheld: str
+    complete: bool
 
     @property
     def stopped(self) -> bool:
@@ -60,7 +64,7 @@ class HeldText:
             )
         self._hold_back, self._text = hold_back, ""
         self._starts: list[int] = []  # of the last tokens, as many as are held back
-        self.released = 0
+        self.released, self._complete = 0, False
         self.verdict: Verdict | None = None
 
     def take(self, verdict: Verdict, final: bool = False) -> str:
@@ -70,7 +74,7 @@ class HeldText:
             verdict: The next one of the stream.
             final: The response is complete, nothing need wait for what follows.
         """
-        self.verdict = verdict
+        self.verdict, self._complete = verdict, final and not verdict.stopped
         self._text += verdict.text
         limit = verdict.verified - self.released
         if verdict.beyond_context:  # lets pass what cannot be judged
@@ -96,7 +100,7 @@ class HeldText:
     @property
     def report(self) -> Report:
         """What became of it so far."""
-        return Report(self.verdict, self.released, self._text)
+        return Report(self.verdict, self.released, self._text, self._complete)
 
 
 class GuardedStream(Iterator[str]):
@@ -109,7 +113,7 @@ class GuardedStream(Iterator[str]):
         pieces: Iterable[str | bytes],
         hold_back: HoldBack,
     ) -> None:
-        self._held, self._pieces = HeldText(hold_back), pieces
+        self._held, self._pieces = HeldText(hold_back), iter(pieces)
         self._steps = self._run(monitor, prompt)
 
     def __next__(self) -> str:
@@ -167,7 +171,8 @@ def guard(
 
     Returns:
         An iterator over text, whose `report` tells what was withheld and why. What the source
-        raises passes through it. Close it, or use it in a `with` block, if you may leave it early.
+        raises passes through it. Close it, or use it in a `with` block, if you may leave it early;
+        not from another thread while it is at work.
 
     Raises:
         InputError: `hold_back` is no such thing.
@@ -185,7 +190,7 @@ class GuardedAsyncStream(AsyncIterator[str]):
         pieces: AsyncIterable[str | bytes],
         hold_back: HoldBack,
     ) -> None:
-        self._held, self._pieces = HeldText(hold_back), pieces
+        self._held, self._source, self._pieces = HeldText(hold_back), pieces, aiter(pieces)
         self._steps = self._run(batcher, prompt)
 
     async def __anext__(self) -> str:
@@ -222,8 +227,10 @@ class GuardedAsyncStream(AsyncIterator[str]):
             await self._close_source()
 
     async def _close_source(self) -> None:
-        if hasattr(self._pieces, "aclose"):
-            await self._pieces.aclose()
+        for source in (self._pieces, self._source):  # a generator's own end, a connection's
+            end = getattr(source, "aclose", None) or getattr(source, "close", None)
+            if end is not None and inspect.isawaitable(ended := end()):
+                await ended
 
 
 def guard_async(
@@ -237,7 +244,11 @@ def guard_async(
     Args:
         batcher: Of the monitor; the event loop never waits for the model.
         prompt: As in `guard`.
-        pieces: An asynchronous iterable.
+        pieces: An asynchronous iterable, closed by its `aclose` or `close`.
         hold_back: As in `guard`.
+
+    Returns:
+        An asynchronous iterator over text like that of `guard`. It belongs to the task that reads
+        it: to end it from another one, cancel that task.
     """
     return GuardedAsyncStream(batcher, prompt, pieces, hold_back)

@@ -53,8 +53,9 @@ class Verdict:
         harmful: How many of them reached the settings' `token_theta`; NaN counts as harmful.
         level: "safe", "controversial" or "unsafe": the worst so far.
         stopped: The response must not go on. It stays so.
-        reason: Why: "harmful", "context" where the context is full, or "error" where computing
-            failed: what could not be judged does not go on.
+        reason: Why: "harmful"; "context" where the context is full, or some 8,192 characters came
+            that hold no word; or "error" where computing failed: what cannot be judged does not go
+            on.
         stop_token: Index of the token it was stopped at.
         stop_character: Where that token begins; what comes before may have been shown already.
         verified: Characters that were judged and let pass; never beyond `stop_character`.
@@ -182,7 +183,7 @@ class StreamingContentMonitor:
         """
         chunks, budget = [], TOKEN_BUDGET
         for stream in streams:
-            ids = stream.next_ids(min(CHUNK, budget))
+            ids = stream.next_ids(min(CHUNK, budget)) if stream.waiting else []
             if ids:
                 chunks.append((stream, ids))
                 budget -= len(ids)
@@ -221,6 +222,7 @@ class Stream:
         self._level: Level = "safe"
         self._stop: tuple[Reason, int, int] | None = None
         self._limit_at: int | None = None  # first character beyond the context
+        self._overdue = False
         self._news: tuple[list[str], list[float], list[int]] = ([], [], [])
         self.closed = False
 
@@ -268,7 +270,9 @@ class Stream:
     @property
     def waiting(self) -> bool:
         """Whether there is something to compute."""
-        return not self.closed and bool(self._unread_prompt or self._unjudged)
+        over = self._stop is not None or self._limit_at is not None
+        unsettled = self._overdue and not over
+        return not self.closed and bool(self._unread_prompt or self._unjudged or unsettled)
 
     @property
     def failed(self) -> bool:
@@ -301,12 +305,16 @@ class Stream:
         self._news[0].append(text)
         if self._stop is None and self._limit_at is None:
             self._unjudged.extend(zip(ids, starts, strict=True))
+            self._overdue = isinstance(self._input, GrowingText) and self._input.overdue
 
     def next_ids(self, limit: int) -> list[int]:
         """Takes out what is to be computed next, at most `limit` tokens."""
         room = self._monitor.context - self.cache.length
-        if not self._unread_prompt and self._unjudged and not room:
-            self._reach_limit()
+        if not self._unread_prompt:
+            if self._unjudged and not room:
+                self._reach_limit(self._unjudged[0][1])
+            elif self._overdue and not self._unjudged:
+                self._reach_limit(self._input.settled)
         limit = min(limit, room)
         ids = [self._unread_prompt.popleft() for _ in range(min(limit, len(self._unread_prompt)))]
         self._computing = [-1] * len(ids)
@@ -335,11 +343,11 @@ class Stream:
                 break
         self._computing = []
 
-    def _reach_limit(self) -> None:
+    def _reach_limit(self, place: int) -> None:
         if self._monitor.on_limit == "stop":
-            self._end(("context", self._tokens, self._unjudged[0][1]))
+            self._end(("context", self._tokens, place))
         else:
-            self._limit_at = self._unjudged[0][1]
+            self._limit_at = place
             self._unjudged.clear()
 
     def fail(self) -> None:
@@ -349,7 +357,7 @@ class Stream:
         self._end(("error", self._tokens, place))
 
     def _end(self, stop: tuple[Reason, int, int]) -> None:
-        self._stop = stop
+        self._stop, self._computing = stop, []
         self._unread_prompt.clear()
         self._unjudged.clear()
         self.cache.free()
@@ -362,8 +370,9 @@ class Stream:
         verified = self._input.settled if self._input else 0
         for bound in (stop_character, self._limit_at):
             verified = verified if bound is None else bound
-        if self._unjudged:
-            verified = self._unjudged[0][1]
+        at_work = [start for start in self._computing if start >= 0]
+        if at_work or self._unjudged:
+            verified = at_work[0] if at_work else self._unjudged[0][1]
         return Verdict(
             text="".join(text),
             scores=np.array(scores, dtype=np.float32),

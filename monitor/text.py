@@ -4,14 +4,16 @@ A byte-level BPE tokenizer splits text by a regular expression and encodes each 
 where every such expression we know splits, whatever comes later, the text before that place has its
 tokens for good, and the text after it gets the tokens it would get in the whole. A monitor that
 computes only settled tokens computes each of them once and never has to take one back; the price is
-a lag of one unfinished word.
+a lag of one unfinished word, of a few dozen characters in a very long one, and of a whole run of
+signs, emoji or white space, which is settled by what comes after it.
 """
 
 import codecs
 import json
+import sys
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from os.path import commonprefix
 
@@ -31,7 +33,9 @@ LONG_WORD_STEP = 16  # and how many further characters it takes to try again
 JAMO = (("\u1100", "\u11ff"), ("\ua960", "\ua97f"), ("\ud7b0", "\ud7ff"))
 GREEDY = ("lstrip", "rstrip", "single_word")  # what makes a special token take from its neighbours
 # kinds of characters
-LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, OTHER = "LNSM nx"
+LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, INVISIBLE, OTHER = "LNSM nix"
+OVERDUE = 8192  # characters: so much text that nothing settles is as good as beyond the context
+SLICE = 64  # characters of a long piece looked at together
 
 
 # the byte-level alphabet: printable bytes stand for themselves, the others for U+0100 and on
@@ -46,8 +50,10 @@ BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 def kind(character: str) -> str:
     """Returns what a splitting expression takes a character for.
 
-    OTHER stands for whatever settles nothing: control and format characters, rare white space,
-    code points without a character, and Hangul jamo, which NFC joins to the letter before them.
+    INVISIBLE are control and format characters, rarer white space, and marks that stay by
+    themselves; they end a word as a space does. MARK are those that NFC may join to the letter
+    before them. OTHER settles nothing: characters that NFC takes apart, jamo, code points without a
+    character.
     """
     if character in "\r\n":
         return NEWLINE
@@ -55,8 +61,24 @@ def kind(character: str) -> str:
         return SPACE
     if any(first <= character <= last for first, last in JAMO):
         return OTHER
-    category = unicodedata.category(character)[0]
-    return {"L": LETTER, "N": NUMBER, "P": SIGN, "S": SIGN, "M": MARK}.get(category, OTHER)
+    if not unicodedata.is_normalized("NFC", character):
+        return OTHER
+    category = unicodedata.category(character)
+    if category in ("Cc", "Cf") or category[0] == "Z":
+        return INVISIBLE
+    if category[0] == "M":
+        joins = unicodedata.combining(character) or character in _joining()
+        return MARK if joins else INVISIBLE
+    return {"L": LETTER, "N": NUMBER, "P": SIGN, "S": SIGN}.get(category[0], OTHER)
+
+
+@cache
+def _joining() -> frozenset[str]:
+    """Characters that NFC joins to the one before them."""
+    pairs = (unicodedata.decomposition(chr(code)).split() for code in range(sys.maxunicode + 1))
+    return frozenset(
+        chr(int(pair[1], 16)) for pair in pairs if len(pair) == 2 and pair[0][0] != "<"
+    )
 
 
 def splits(left: str, right: str) -> bool:
@@ -69,7 +91,7 @@ def splits(left: str, right: str) -> bool:
         return False
     if after == SPACE:
         return True
-    if after == NEWLINE:  # signs take newlines along
+    if after in (NEWLINE, INVISIBLE):  # signs take newlines along, and may take the others
         return before in (LETTER, NUMBER)
     if before == MARK:  # no letter and no digit for these expressions
         before = SIGN
@@ -91,6 +113,8 @@ class GrowingText:
         self._tail = ""  # what is not settled
         self.settled = 0
         """Characters whose tokens have been given out."""
+        self.overdue = False
+        """Whether there was a stretch of more than `OVERDUE` characters that nothing settled."""
 
     @property
     def received(self) -> int:
@@ -107,18 +131,29 @@ class GrowingText:
             The text that was added, the ids that are settled now and where in the whole text the
             characters of each begin.
         """
-        text = self._characters(piece)
-        before, self._tail = len(self._tail), self._tail + text
-        return text, *self._take(self._last_split(before))
+        text, ids, starts = self._characters(piece), [], []
+        for place in range(0, len(text), SLICE):
+            if self.overdue:
+                break  # nothing more is settled, and nothing kept
+            before, self._tail = len(self._tail), self._tail + text[place : place + SLICE]
+            some, their = self._take(self._last_split(before))
+            ids, starts = ids + some, starts + their
+            self.overdue = len(self._tail) > OVERDUE
+        return text, ids, starts
 
     def finish(self) -> tuple[str, list[int], list[int]]:
         """Ends the text; returns as `feed`."""
-        text = self._characters(self._bytes.decode(b"", final=True), final=True)
+        text = self._characters("", final=True)
+        if self.overdue:
+            return text, [], []
         self._tail += text
         return text, *self._take(len(self._tail))
 
     def _characters(self, piece: str | bytes, final: bool = False) -> str:
-        text = self._bytes.decode(piece) if isinstance(piece, bytes | bytearray) else piece
+        if isinstance(piece, bytes | bytearray):
+            text = self._bytes.decode(piece)
+        else:  # an incomplete character before it stays incomplete
+            text = self._bytes.decode(b"", final=True) + piece
         if self._half or not text.isascii():
             text, self._half = self._half + text, ""
             if text and "\ud800" <= text[-1] <= "\udbff" and not final:

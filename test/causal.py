@@ -134,6 +134,9 @@ def main(config: TestConfig) -> None:
         valid = load_predictions(Path(config.output_dir) / FILE)["valid"]
         settings = tested_settings(result, valid, data.summary())
         leave_settings(folder / SETTINGS, settings, config.overwrite)
+        if data.meta["join"] == "newline":
+            print("its thresholds are of data with a newline after each sentence (--join newline);")
+            print("live streams are as in data prepared with --join original")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from utils.files import InputError, refuse_below_one, refuse_file, write_json
 from utils.fineharm import Record, find_split, read_split
 from utils.metrics import MISSED, delay_k
 from utils.run_record import read_record, start_record
+from utils.tokenization import leading_ids
 
 POSITIONAL = ("metrics_dir",)
 TOLERANCE = 1e-4  # of a score, and of its distance to the threshold
@@ -54,13 +55,14 @@ class Live:
     Attributes:
         stop: Index of the token it was stopped at, or `MISSED`.
         scores: float32 [judged tokens].
-        half_prompt: The prompt fills half of the context. The monitor cuts a longer one, as it
-            cannot know how short the response will be.
+        prompt_tokens: Tokens of the prompt that it was judged after.
+        cut_prompt: These are not all: the monitor keeps half of the context for the response.
     """
 
     stop: int
     scores: np.ndarray
-    half_prompt: bool
+    prompt_tokens: int
+    cut_prompt: bool
 
 
 def follow_all(
@@ -69,6 +71,11 @@ def follow_all(
     """Follows all responses, `config.streams` at a time; by the records' ids."""
     random = np.random.default_rng(config.seed)
     left, live, done = deque(records), {}, {}
+    opening = len(leading_ids(monitor.tokenizer))
+    whole = {  # tokens of the uncut prompts
+        record["id"]: opening + len(monitor.splitter.encode(record["prompt"] + "\n\n").ids)
+        for record in records
+    }
     with tqdm(total=len(records), desc="live", unit="response") as bar:
         while left or live:
             while left and len(live) < config.streams:
@@ -88,8 +95,9 @@ def follow_all(
                 scores.append(verdict.scores)
                 if verdict.stopped or identity in ended:
                     stop = MISSED if verdict.stop_token is None else verdict.stop_token
-                    half = stream.prompt_tokens >= monitor.context // 2
-                    done[identity] = Live(stop, np.concatenate(scores), half)
+                    kept = stream.prompt_tokens
+                    cut = kept < whole[identity]
+                    done[identity] = Live(stop, np.concatenate(scores), kept, cut)
                     stream.free()
                     del live[identity]
                     bar.update()
@@ -134,7 +142,7 @@ def main(config: LiveConfig) -> None:
         raise InputError(f"{config.input_dir}: lacks {len(tested) - len(records)} tested records")
     records = records[: config.limit or None]
     live = follow_all(monitor, records, config)
-    outcome = compare(live, tested, splits["test"].token_probs, theta, k)
+    outcome = compare(live, tested, splits["test"].token_probs, theta, k, monitor.context)
     if config.output:
         seconds = {"seconds": time.monotonic() - began}
         write_json(Path(config.output), {**start_record(config), **outcome, **seconds})
@@ -150,7 +158,12 @@ def main(config: LiveConfig) -> None:
 
 
 def compare(
-    live: dict[str, Live], tested: dict[str, int], probs: list[np.ndarray], theta: float, k: int
+    live: dict[str, Live],
+    tested: dict[str, int],
+    probs: list[np.ndarray],
+    theta: float,
+    k: int,
+    context: int,
 ) -> dict[str, Any]:
     """Compares live decisions with a test's, response by response."""
     counts = {"responses": len(live), "equal": 0, "ties": 0, "less_prompt": 0}
@@ -158,10 +171,15 @@ def compare(
     for identity, one in live.items():
         scores = probs[tested[identity]]
         same = one.stop == delay_k(scores, theta, k)
-        here = float(np.abs(scores[: len(one.scores)] - one.scores).max(initial=0))
-        if here > TOLERANCE and one.half_prompt:
+        # the test knows a short response beforehand and keeps more of the prompt
+        if one.cut_prompt and one.prompt_tokens + len(scores) < context:
             counts["less_prompt"] += 1
             continue
+        judged = len(scores) if one.stop == MISSED else one.stop + 1
+        if len(one.scores) != judged or judged > len(scores):
+            different.append(identity)
+            continue
+        here = float(np.abs(scores[:judged] - one.scores).max(initial=0))
         gap = max(gap, here)
         if same and here <= TOLERANCE:
             counts["equal"] += 1

@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from test.live import Live, compare
 from tests.conftest import run, save_scm
 from utils.prepare_data import DataConfig
 from utils.prepare_data import main as prepare
@@ -52,6 +54,26 @@ def test_another_model_decides_otherwise(tested, small_fineharm, tokenizers, tmp
     other = save_scm(tmp_path / "other", tokenizer, len(tokenizer), spread=4)
     done = check(other, tested[1], "--input-dir", small_fineharm, check=False)
     assert done.returncode == 2 and "live decisions differ" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "judged", "prompt", "counted"),
+    [
+        (2, 3, 9, "equal"),
+        (1, 2, 9, "different"),  # elsewhere
+        (2, 2, 9, "different"),  # without the token it was stopped at
+        (2, 5, 9, "different"),
+        (-1, 6, 9, "different"),  # more than there are
+        (-1, 2, 4, "less_prompt"),  # 4 + 5 tokens would have left room for more of the prompt
+    ],
+)
+def test_decisions_are_compared_to_the_last_token(stop, judged, prompt, counted):
+    probs = np.array([0.1, 0.9, 0.9, 0.1, 0.1], dtype=np.float32)
+    scores = np.resize(probs, judged)
+    result = compare({"r": Live(stop, scores, prompt, True)}, {"r": 0}, [probs], 0.5, 2, 14)
+    expected = {"equal": 0, "ties": 0, "less_prompt": 0, "different": []}
+    expected[counted] = ["r"] if counted == "different" else 1
+    assert {name: result[name] for name in expected} == expected
 
 
 def test_data_with_newlines_between_sentences_is_refused(tested, small_fineharm, tmp_path):

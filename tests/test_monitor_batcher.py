@@ -131,10 +131,10 @@ def test_a_stream_may_leave_while_it_is_at_work(monitor, monkeypatch):
         tasks[1].cancel()
         goes.leave()
         await asyncio.sleep(0.01)
-        assert goes._stream.cache.nbytes > 0  # the pass still writes to it
+        assert goes.stream.cache.nbytes > 0  # the pass still writes to it
         go_on.set()
         assert (await tasks[0]).tokens > 0
-        assert goes._stream.cache.nbytes == 0
+        assert goes.stream.cache.nbytes == 0
         with pytest.raises(StreamClosed):
             await goes.feed("more")
         assert (await goes.close()).stopped is False
@@ -142,6 +142,74 @@ def test_a_stream_may_leave_while_it_is_at_work(monitor, monkeypatch):
 
     alone = follow(monitor, ["some words " * 50], "a")[2]
     assert same_decision(run_with(monitor, body), alone)
+
+
+def test_a_cancelled_feed_leaves_nothing_unjudged(monitor, monkeypatch):
+    score, go_on = monitor.scorer.score, threading.Event()
+
+    def slow(chunks):
+        assert go_on.wait(30)
+        return score(chunks)
+
+    async def body(batcher):
+        stream = await batcher.open("a")
+        monkeypatch.setattr(monitor.scorer, "score", slow)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.feed(TEXT), 0.05)
+        again = asyncio.create_task(stream.feed(""))
+        await asyncio.sleep(0.05)
+        assert not again.done()
+        go_on.set()
+        return await again, await stream.close()
+
+    monitor.settings = settings_of(DelayK(1), 1e-6)
+    for verdict in run_with(monitor, body):
+        assert (verdict.stopped, verdict.stop_token, verdict.verified) == (True, 0, 0)
+
+
+def test_a_stream_that_leaves_while_it_waits_is_not_computed(monitor, monkeypatch):
+    score, begun, go_on = monitor.scorer.score, threading.Event(), threading.Event()
+
+    def slow(chunks):
+        begun.set()
+        assert go_on.wait(30)
+        return score(chunks)
+
+    async def body(batcher):
+        works, waits = await batcher.open("a"), await batcher.open("b")
+        monkeypatch.setattr(monitor.scorer, "score", slow)
+        first = asyncio.create_task(works.feed(TEXT))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(waits.feed(TEXT))
+        await asyncio.sleep(0.01)
+        waits.leave()
+        with pytest.raises(StreamClosed):
+            await second
+        go_on.set()
+        assert (await first).tokens > 0
+        verdict = await waits.close()
+        assert (verdict.tokens, verdict.verified, waits.stream.cache.nbytes) == (0, 0, 0)
+
+    run_with(monitor, body)
+
+
+def test_a_batcher_may_be_entered_again_and_ends_what_waits_for_a_place(monitor):
+    batcher = Batcher(monitor, 1)
+
+    async def run():
+        async with batcher:
+            with pytest.raises(StreamClosed, match="already"):
+                await batcher.__aenter__()
+            stream = await batcher.open("a")
+            queued = asyncio.create_task(batcher.open("b"))
+            assert (await stream.feed("some words ")).tokens
+        with pytest.raises(StreamClosed):
+            await queued
+        assert stream.stream.closed and stream.stream.cache.nbytes == 0
+
+    for _ in range(2):
+        asyncio.run(asyncio.wait_for(run(), 60))
 
 
 def test_a_failing_pass_reaches_those_in_it_and_no_others(monitor, monkeypatch):
@@ -194,6 +262,19 @@ def test_leaving_the_batcher_ends_what_waits(monitor):
         Batcher(monitor, 0)
 
 
+class Connection:
+    """Pieces behind a connection that has to be closed."""
+
+    def __init__(self, pieces):
+        self.pieces, self.closed = pieces, False
+
+    def __aiter__(self):
+        return self.pieces
+
+    async def close(self):
+        self.closed = True
+
+
 def test_an_asynchronous_guard(monitor):
     closed = []
 
@@ -210,10 +291,16 @@ def test_an_asynchronous_guard(monitor):
         guarded = guard_async(batcher, "a", source(pieces_of(TEXT, 1, 6)))
         assert "".join([text async for text in guarded]) == TEXT
         assert (guarded.report.withheld, guarded.report.released) == ("", len(TEXT))
+        assert guarded.report.complete
+        connection = Connection(source([TEXT]))
+        async for _ in guard_async(batcher, "a", connection):
+            pass
+        assert connection.closed
         guarded = guard_async(batcher, "a", source(pieces_of(TEXT, 1, 6), fails=True))
         with pytest.raises(ConnectionError):
             async for _ in guarded:
                 pass
+        assert not guarded.report.complete and not guarded.report.stopped
         async with guard_async(batcher, "a", source([TEXT, TEXT])) as guarded:
             async for _ in guarded:
                 break  # the consumer goes away
@@ -226,7 +313,7 @@ def test_an_asynchronous_guard(monitor):
             stream.leave()
 
     run_with(monitor, body)
-    assert len(closed) == 4
+    assert len(closed) == 5
 
 
 def test_a_waiting_stream_is_a_key():

@@ -227,6 +227,17 @@ def test_a_response_beyond_the_context(monitors, longest):
     assert passed.verified == verdict.stop_character < len(text)
 
 
+@pytest.mark.parametrize("on_limit", ["stop", "pass"])
+def test_a_flood_of_signs_counts_as_beyond_the_context(monitors, on_limit):
+    folder, _ = monitors("tiny")
+    monitor = StreamingContentMonitor.from_pretrained(
+        folder, settings=settings_of(), on_limit=on_limit
+    )
+    _, _, verdict = follow(monitor, ["some words ", *["🙂" * 500] * 20, " and more"])
+    assert (verdict.stopped, verdict.beyond_context) == (on_limit == "stop", on_limit == "pass")
+    assert verdict.verified == len("some words")
+
+
 def test_a_prompt_beyond_the_context_keeps_its_end(monitors):
     folder, whole = monitors("tiny")
     monitor = StreamingContentMonitor.from_pretrained(folder, settings=settings_of(), context=40)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from monitor.text import JAMO, LONG_WORD, MARK, OTHER, GrowingText, Splitter, kind, splits
+from monitor.text import JAMO, LONG_WORD, MARK, OTHER, OVERDUE, GrowingText, Splitter, kind, splits
 from utils.files import InputError
 
 BYTE_LEVEL = ("tiny", "qwen-tokenizer", "smollm2-tokenizer")
@@ -20,6 +20,16 @@ FRAGMENTS = [
     *("مرحبا", "की हिन्दी", "ไทย", "e\u0301", "\u0301", "Å\u212b"),
     *("🙂", "👩\u200d👩\u200d👧", "🏳\ufe0f\u200d🌈", "\u200d", "\ufeff", "\ue000"),
     *("def f(x):\n    return x[0] + 1\n", "{'a': [1,2]}", "https://a.b/c?d=e&f=%20"),
+    *(
+        "\u09df",
+        "\u095c",
+        "\ufb2e",
+        "\u200b",
+        "\u2009",
+        "กำลังเรียน",
+        "\u0e38\u0e48",
+        "a\u0316\u0301",
+    ),
     *("((((", "=====", "---\n", "...\r\n", "<", "|"),
     *("<|im_end|>", "<|im_", "end|>", "<|endoftext|>"),
     *("a" * 90, "字" * 70, "ab" * 50, "Donaudampfschifffahrtsgesellschaftskapitän" * 2),
@@ -106,6 +116,35 @@ def test_an_added_token_may_lie_in_a_long_word(tokenizers):
         assert in_pieces(splitter, list(word))[0] == backend.encode(word).ids
 
 
+STEADY = ["word\u00a0", "word\u200b", "word\u2009", "กินข้าวแล้ว", "नमस्ते", "字", "ab1", "a.b,"]
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+@pytest.mark.parametrize("unit", STEADY, ids=ascii)
+def test_text_without_spaces_is_settled_as_it_comes(splitters, name, unit):
+    growing = GrowingText(splitters(name))
+    for character in unit * 100:
+        growing.feed(character)
+        assert growing.received - growing.settled < 3 * LONG_WORD
+
+
+@pytest.mark.parametrize("unit", ["🙂", " ", "-", "\n"])
+@pytest.mark.parametrize("longest", [50, 20_000])
+def test_what_nothing_settles_is_overdue_in_the_end(splitters, unit, longest):
+    growing, text = GrowingText(splitters("tiny")), "some words " + unit * (OVERDUE + 200)
+    given_out = [growing.feed(piece)[1] for piece in pieces_of(text + " and more", 0, longest)]
+    assert growing.overdue and growing.settled <= len("some words ")
+    assert len(sum(given_out, [])) and growing.finish()[1:] == ([], [])
+    short = GrowingText(splitters("tiny"))
+    short.feed("some words " + unit * (OVERDUE - 200) + " and more")
+    assert not short.overdue
+
+
+def test_bytes_and_text_may_take_turns(splitters, tokenizers):
+    ids, _, _ = in_pieces(splitters("tiny"), [b"a \xf0\x9f", "b", b" \xc3\xa9 c"])
+    assert ids == tokenizers("tiny").backend_tokenizer.encode("a \ufffdb é c").ids
+
+
 def test_bytes_may_be_cut_anywhere(splitters, tokenizers):
     text = "naïve 🙂 世界 ok"
     raw = text.encode()
@@ -144,9 +183,8 @@ def test_normalisation_joins_nothing_across_a_split():
         parts = unicodedata.decomposition(character).split()
         if len(parts) == 2 and not parts[0].startswith("<"):
             assert kind(chr(int(parts[1], 16))) in (MARK, OTHER), hex(code)
-        composed = unicodedata.normalize("NFC", character)
-        if kind(character) not in (OTHER, MARK):
-            assert kind(composed[0]) == kind(character), hex(code)
+        if kind(character) != OTHER:
+            assert unicodedata.normalize("NFC", character) == character, hex(code)
     assert all(kind(first) == kind(last) == OTHER for first, last in JAMO)
 
 

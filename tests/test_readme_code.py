@@ -28,7 +28,7 @@ def names(monitors, tmp_path, monkeypatch):
             yield piece
 
     names = {"my_llm": lambda prompt: iter(PIECES), "my_async_llm": my_async_llm}
-    names |= {"asyncio": asyncio, "prompt": "How do rainbows come about?"}
+    names["prompt"] = "How do rainbows come about?"
     yield names
     (folder / "monitor.json").unlink()
 
