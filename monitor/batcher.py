@@ -51,6 +51,7 @@ class Batcher:
         await asyncio.gather(loop, return_exceptions=True)
         for stream in self._streams:
             stream.free()
+        self._streams.clear()
         for _ in range(self._queued):  # whoever waits for a place finds the batcher closed
             self._places.release()
 
@@ -61,16 +62,17 @@ class Batcher:
             StreamClosed: The batcher is not running, or ends before there is a place.
         """
         self._refuse_stopped()
+        places = self._places
         self._queued += 1
         try:
-            await self._places.acquire()
+            await places.acquire()
         finally:
             self._queued -= 1
         try:
             self._refuse_stopped()
             stream = BatchedStream(self, await asyncio.to_thread(Stream, self._monitor, prompt))
         except BaseException:
-            self._places.release()
+            places.release()
             raise
         self._streams.add(stream.stream)
         try:
@@ -115,8 +117,9 @@ class Batcher:
 
     def _free(self, stream: Stream) -> None:
         stream.free()
-        self._streams.discard(stream)
-        self._places.release()
+        if stream in self._streams:  # not of an earlier time that the batcher was entered
+            self._streams.remove(stream)
+            self._places.release()
 
     def _refuse_stopped(self) -> None:
         if self._loop is None:

@@ -207,6 +207,13 @@ def test_a_batcher_may_be_entered_again_and_ends_what_waits_for_a_place(monitor)
         with pytest.raises(StreamClosed):
             await queued
         assert stream.stream.closed and stream.stream.cache.nbytes == 0
+        async with batcher:
+            stream.leave()  # gives no second place away
+            now = await batcher.open("c")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(batcher.open("d"), 0.05)
+            await now.close()
+            await (await batcher.open("d")).close()
 
     for _ in range(2):
         asyncio.run(asyncio.wait_for(run(), 60))
