@@ -138,12 +138,16 @@ def test_memory_is_bounded_for_endless_input(make, server):
             yield record(number)
 
     def open_gate():
+        deadline = time.monotonic() + 4
+        while len(taken) < WINDOW * 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)  # in which more would be taken
         taken_while_held.append(len(taken))
         gate.set()
 
     server.script, taken_while_held = held, []
     results = make(concurrency=2).annotate(endless())
-    threading.Timer(0.3, open_gate).start()
+    threading.Thread(target=open_gate).start()
     for got in range(1, 21):
         assert next(results).labels == [0, 1, 0]
         assert len(taken) <= got + WINDOW * 2
