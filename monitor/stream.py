@@ -24,7 +24,7 @@ from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from monitor.packed import Scorer
 from monitor.rules import Level, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
-from monitor.text import GrowingIds, GrowingText, Splitter
+from monitor.text import GrowingIds, GrowingText, Splitter, join_surrogates
 from utils.files import InputError
 from utils.predict import TOKEN_BUDGET, default_device
 from utils.tokenization import leading_ids, load_tokenizer
@@ -162,8 +162,7 @@ class StreamingContentMonitor:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Returns the tokens a response is laid after."""
         room = self.context - len(self._opening)
-        growing = GrowingText(self.splitter)
-        ids = growing.feed(prompt + "\n\n")[1] + growing.finish()[1]
+        ids = self.splitter.encode(join_surrogates(prompt) + "\n\n").ids
         return [*self._opening, *ids[-(room // 2) :]]
 
     def advance(self, streams: Sequence["Stream"]) -> None:
@@ -222,7 +221,6 @@ class Stream:
         self._level: Level = "safe"
         self._stop: tuple[Reason, int, int] | None = None
         self._limit_at: int | None = None  # first character beyond the context
-        self._overdue = False
         self._news: tuple[list[str], list[float], list[int]] = ([], [], [])
         self.closed = False
 
@@ -270,9 +268,13 @@ class Stream:
     @property
     def waiting(self) -> bool:
         """Whether there is something to compute."""
+        return not self.closed and bool(self._unread_prompt or self._unjudged or self._is_overdue)
+
+    @property
+    def _is_overdue(self) -> bool:
+        """Whether text came that nothing settles, of which no one has been told yet."""
         over = self._stop is not None or self._limit_at is not None
-        unsettled = self._overdue and not over
-        return not self.closed and bool(self._unread_prompt or self._unjudged or unsettled)
+        return self._input is not None and self._input.overdue and not over
 
     @property
     def failed(self) -> bool:
@@ -305,7 +307,6 @@ class Stream:
         self._news[0].append(text)
         if self._stop is None and self._limit_at is None:
             self._unjudged.extend(zip(ids, starts, strict=True))
-            self._overdue = isinstance(self._input, GrowingText) and self._input.overdue
 
     def next_ids(self, limit: int) -> list[int]:
         """Takes out what is to be computed next, at most `limit` tokens."""
@@ -313,7 +314,7 @@ class Stream:
         if not self._unread_prompt:
             if self._unjudged and not room:
                 self._reach_limit(self._unjudged[0][1])
-            elif self._overdue and not self._unjudged:
+            elif self._is_overdue and not self._unjudged:
                 self._reach_limit(self._input.settled)
         limit = min(limit, room)
         ids = [self._unread_prompt.popleft() for _ in range(min(limit, len(self._unread_prompt)))]
@@ -352,9 +353,12 @@ class Stream:
 
     def fail(self) -> None:
         """Stops the stream where computing failed."""
-        starts = [start for start in self._computing if start >= 0]
-        place = starts[0] if starts else self._unjudged[0][1] if self._unjudged else 0
-        self._end(("error", self._tokens, place))
+        self._end(("error", self._tokens, self._first_unjudged() or 0))
+
+    def _first_unjudged(self) -> int | None:
+        """Where the tokens that are not judged yet begin; None if there are none."""
+        at_work = (start for start in self._computing if start >= 0)
+        return next(at_work, self._unjudged[0][1] if self._unjudged else None)
 
     def _end(self, stop: tuple[Reason, int, int]) -> None:
         self._stop, self._computing = stop, []
@@ -368,11 +372,8 @@ class Stream:
         self._news = ([], [], [])
         reason, stop_token, stop_character = self._stop or (None, None, None)
         verified = self._input.settled if self._input else 0
-        for bound in (stop_character, self._limit_at):
+        for bound in (stop_character, self._limit_at, self._first_unjudged()):
             verified = verified if bound is None else bound
-        at_work = [start for start in self._computing if start >= 0]
-        if at_work or self._unjudged:
-            verified = at_work[0] if at_work else self._unjudged[0][1]
         return Verdict(
             text="".join(text),
             scores=np.array(scores, dtype=np.float32),

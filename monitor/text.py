@@ -99,6 +99,11 @@ def splits(left: str, right: str) -> bool:
     return after in (LETTER, NUMBER, SIGN) and before != after and (before, after) != (SIGN, LETTER)
 
 
+def join_surrogates(text: str) -> str:
+    """Joins halves of surrogate pairs; one without its other half becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 class GrowingText:
     """Turns pieces of a text into token ids that no further text can change.
 
@@ -158,7 +163,7 @@ class GrowingText:
             text, self._half = self._half + text, ""
             if text and "\ud800" <= text[-1] <= "\udbff" and not final:
                 text, self._half = text[:-1], text[-1]
-            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            text = join_surrogates(text)
         return text
 
     def _take(self, count: int) -> tuple[list[int], list[int]]:
@@ -188,6 +193,8 @@ class GrowingIds:
     Args:
         splitter: Of their tokenizer.
     """
+
+    overdue = False  # no id ever waits
 
     def __init__(self, splitter: "Splitter") -> None:
         self._splitter = splitter

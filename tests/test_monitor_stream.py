@@ -245,6 +245,8 @@ def test_a_prompt_beyond_the_context_keeps_its_end(monitors):
     assert monitor.prompt_ids(long) == whole.prompt_ids(long)[-20:]
     assert len(whole.prompt_ids(long)) > 40
     assert follow(monitor, "a short one", long)[2].verified == len("a short one")
+    signs = "-" * 20_000 + " the end"
+    assert whole.prompt_ids(signs)[-3:] == whole.tokenizer.encode(signs + "\n\n")[-3:]
     assert whole.prompt_ids("half \ud83d of it") == whole.prompt_ids("half \ufffd of it")
 
 
