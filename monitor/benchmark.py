@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
+from model.checkpoint import load_checkpoint
 from model.qwen_dual_task import QwenForDualTask, load_backbone
 from monitor.generation import MonitorCriteria
 from monitor.rules import DelayK, Policy
@@ -158,9 +159,10 @@ def measure_streams(
 
 def measure_generation(monitor: StreamingContentMonitor, config: Any) -> dict[str, float]:
     """Times an LLM, which is the monitor's own backbone, with and without the monitor."""
-    llm = AutoModelForCausalLM.from_pretrained(
-        config.base_model_path, dtype=torch.float32, use_safetensors=True
-    ).to(default_device())
+    llm, _ = load_checkpoint(
+        Path(config.base_model_path), AutoModelForCausalLM, "language model", "--base-model-path"
+    )
+    llm = llm.to(default_device())
     inputs = monitor.tokenizer(PROMPT, return_tensors="pt").to(llm.device)
 
     def generate(criteria: list[MonitorCriteria]) -> None:

@@ -18,9 +18,10 @@ from monitor.compare_rules import (
     running_maxima,
     statistics_of,
 )
-from monitor.rules import RULES, ConsecutiveK, Cusum, DelayK, Rule, WindowedMean, stop, trace
+from monitor.rules import RULES, DelayK, Rule, stop, trace
 from test.rules import RulesConfig, main
 from tests.conftest import random_split, run
+from tests.test_rules import rules
 from utils.conformal import conformal_theta
 from utils.files import InputError
 from utils.metrics import MISSED, point_metrics
@@ -28,13 +29,6 @@ from utils.predictions import FILE, SPLITS, Predictions, save_predictions
 
 INF = math.inf
 NAIVE = DelayK(1)
-counts = st.integers(1, 6)
-rules = st.one_of(
-    st.builds(DelayK, counts),
-    st.builds(ConsecutiveK, counts),
-    st.builds(WindowedMean, counts),
-    st.builds(Cusum, st.sampled_from([-1.0, 0.0, 0.5, 2.0])),
-)
 
 
 def split_of(*rows: tuple[int, list[float]]) -> Predictions:

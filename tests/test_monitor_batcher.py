@@ -100,6 +100,31 @@ def monitor(monitors):
     return monitor
 
 
+class Gate:
+    """Holds the model's passes back until it is opened."""
+
+    def __init__(self, monitor, monkeypatch):
+        self._begun, self._opened = threading.Event(), threading.Event()
+        self._score = monitor.scorer.score
+        self.close = lambda: monkeypatch.setattr(monitor.scorer, "score", self._held)
+        self.open = self._opened.set
+
+    def _held(self, chunks):
+        self._begun.set()
+        assert self._opened.wait(30)
+        return self._score(chunks)
+
+    async def begun(self):
+        """Waits until a pass is held back."""
+        while not self._begun.is_set():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture()
+def gate(monitor, monkeypatch) -> Gate:
+    return Gate(monitor, monkeypatch)
+
+
 def test_open_waits_for_a_place(monitor):
     async def body(batcher):
         first, second = await batcher.open("a"), await batcher.open("b")
@@ -114,25 +139,17 @@ def test_open_waits_for_a_place(monitor):
     run_with(monitor, body)
 
 
-def test_a_stream_may_leave_while_it_is_at_work(monitor, monkeypatch):
-    score, begun, go_on = monitor.scorer.score, threading.Event(), threading.Event()
-
-    def slow(chunks):
-        begun.set()
-        assert go_on.wait(30)
-        return score(chunks)
-
+def test_a_stream_may_leave_while_it_is_at_work(monitor, gate):
     async def body(batcher):
         stays, goes = await batcher.open("a"), await batcher.open("b")
-        monkeypatch.setattr(monitor.scorer, "score", slow)
+        gate.close()
         tasks = [asyncio.create_task(one.feed("some words " * 50)) for one in (stays, goes)]
-        while not begun.is_set():
-            await asyncio.sleep(0.01)
+        await gate.begun()
         tasks[1].cancel()
         goes.leave()
         await asyncio.sleep(0.01)
         assert goes.stream.cache.nbytes > 0  # the pass still writes to it
-        go_on.set()
+        gate.open()
         assert (await tasks[0]).tokens > 0
         assert goes.stream.cache.nbytes == 0
         with pytest.raises(StreamClosed):
@@ -144,22 +161,16 @@ def test_a_stream_may_leave_while_it_is_at_work(monitor, monkeypatch):
     assert same_decision(run_with(monitor, body), alone)
 
 
-def test_a_cancelled_feed_leaves_nothing_unjudged(monitor, monkeypatch):
-    score, go_on = monitor.scorer.score, threading.Event()
-
-    def slow(chunks):
-        assert go_on.wait(30)
-        return score(chunks)
-
+def test_a_cancelled_feed_leaves_nothing_unjudged(monitor, gate):
     async def body(batcher):
         stream = await batcher.open("a")
-        monkeypatch.setattr(monitor.scorer, "score", slow)
+        gate.close()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stream.feed(TEXT), 0.05)
         again = asyncio.create_task(stream.feed(""))
         await asyncio.sleep(0.05)
         assert not again.done()
-        go_on.set()
+        gate.open()
         return await again, await stream.close()
 
     monitor.settings = settings_of(DelayK(1), 1e-6)
@@ -167,26 +178,18 @@ def test_a_cancelled_feed_leaves_nothing_unjudged(monitor, monkeypatch):
         assert (verdict.stopped, verdict.stop_token, verdict.verified) == (True, 0, 0)
 
 
-def test_a_stream_that_leaves_while_it_waits_is_not_computed(monitor, monkeypatch):
-    score, begun, go_on = monitor.scorer.score, threading.Event(), threading.Event()
-
-    def slow(chunks):
-        begun.set()
-        assert go_on.wait(30)
-        return score(chunks)
-
+def test_a_stream_that_leaves_while_it_waits_is_not_computed(monitor, gate):
     async def body(batcher):
         works, waits = await batcher.open("a"), await batcher.open("b")
-        monkeypatch.setattr(monitor.scorer, "score", slow)
+        gate.close()
         first = asyncio.create_task(works.feed(TEXT))
-        while not begun.is_set():
-            await asyncio.sleep(0.01)
+        await gate.begun()
         second = asyncio.create_task(waits.feed(TEXT))
         await asyncio.sleep(0.01)
         waits.leave()
         with pytest.raises(StreamClosed):
             await second
-        go_on.set()
+        gate.open()
         assert (await first).tokens > 0
         verdict = await waits.close()
         assert (verdict.tokens, verdict.verified, waits.stream.cache.nbytes) == (0, 0, 0)
