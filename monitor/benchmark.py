@@ -42,7 +42,7 @@ class BenchmarkConfig:
     """Options of the benchmark."""
 
     base_model_path: str = field(metadata={"help": "Qwen2-family model folder."})
-    output: str = field(default="monitor.json", metadata={"help": "JSON file to write."})
+    output: str = field(default="monitor-speed.json", metadata={"help": "JSON file to write."})
     overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
     positions: list[int] = field(
         default_factory=lambda: [128, 512, 2048, 8192], metadata={"help": "Tokens in the stream."}

@@ -394,7 +394,7 @@ def parse_all(config: BuildConfig, folder: Path) -> None:
         rejects = Rejects(rejected)
         rows = select(read_judged(source, columns), config, seen, rejects)
         for record in parse(rows, workers):
-            print(json.dumps(asdict(record), ensure_ascii=False), file=file)
+            print(json.dumps(vars(record), ensure_ascii=False), file=file)
             counts[f"{record.split} {record.label}"] += 1
             bar.update()
     seen.close()
