@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from model.text_classifier import TextClassifier
-from utils.annotation import Annotation, Parsed, batched
+from utils.annotation import WINDOW, Annotation, Parsed, batched
 from utils.predict import Precision
 
-WINDOW = 256  # responses scored at once: sentences of like length share a batch
 MAX_LENGTH = 512  # tokens of a sentence that are read
 
 

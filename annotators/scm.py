@@ -11,15 +11,13 @@ import numpy as np
 
 from model.qwen_dual_task import load_dual_task
 from utils.alignment import Layout, encode_records
-from utils.annotation import Annotation, Parsed, batched
+from utils.annotation import WINDOW, Annotation, Parsed, batched
 from utils.files import InputError, read_json
 from utils.fineharm import Record
 from utils.predict import Precision, default_device, predict, use_bf16
 from utils.run_record import RECORD
 from utils.splits import to_examples
 from utils.tokenization import leading_ids, load_tokenizer
-
-WINDOW = 256  # responses scored at once
 
 
 class ScmAnnotator:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import spacy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,10 +26,10 @@ from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
-from utils.agreement import agreement
+from utils.agreement import agreement, read_annotation
 from utils.alignment import Layout, encode_records
 from utils.benchmark_annotation import multiply
-from utils.build_fineharm import BuildConfig, answers_file, inconsistency, label_record, main
+from utils.build_fineharm import BuildConfig, inconsistency, label_record, main, outside
 from utils.files import InputError, read_json
 from utils.fineharm import SPLITS, find_split, read_split
 from utils.predict import Scores
@@ -37,7 +38,7 @@ from utils.prepare_data import main as prepare
 from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
 from utils.splits import load_examples, load_processed
 from utils.tokenization import load_tokenizer
-from utils.words import label_words, span_labels
+from utils.words import SPACY_MODEL, _worker, label_words, span_labels
 
 PIECES = [
     "Hello there.", "Stop it!", "no", " ", "\n", "\n\n", "\r\n", "\t", "  ", "- item",
@@ -467,6 +468,20 @@ def test_contradictions_are_rejected_with_the_reason(config, monkeypatch):
     dropped = {one["id"] for one in rejected(config)}
     assert dropped and dropped < contradictory and not dropped & train
     assert {record["id"] for record in kept} | dropped == {f"q{number}" for number in range(60)}
+    overruled = read_json(f"{config.output_dir}/stats.json")["splits"]
+    assert sum(split["overruled"] for split in overruled.values()) == 6 - len(dropped)
+    places = [split["harmful_sentence_positions"] for split in overruled.values()]
+    assert np.sum(places) == 30 * 3  # of the annotator's choice alone
+
+    # what it said counts in a comparison, wherever its records have gone
+    for consistency in ("train", "all", "none"):
+        main(replace(config, consistency=consistency, overwrite=True))
+        said = read_annotation(Path(config.output_dir))
+        assert len(said) == 60
+        for identity, record in said.items():
+            number = int(identity[1:])
+            assert any(record["sentence_labels"]) == (number % 2 or number % 10 == 0)
+            assert any(map(any, record["word_labels"])) == any(record["sentence_labels"])
 
 
 def test_a_harmful_response_without_a_harmful_word_trains_nothing():
@@ -481,10 +496,12 @@ def test_a_harmful_response_without_a_harmful_word_trains_nothing():
 @pytest.mark.parametrize("output", ["runs/mine", "runs/mine/", "./runs/../runs/mine"])
 def test_paid_answers_never_lie_in_the_output_folder(output):
     options = {"annotator": "llm", "annotator_model": "m"}
-    place = answers_file(BuildConfig("in", output, **options))
+    config = BuildConfig("in", output, **options)
+    place = outside(config, "--llm-cache", "", ".answers.sqlite")
     assert place == Path("runs").resolve() / "mine.answers.sqlite"
-    with pytest.raises(InputError, match="--llm-cache: .* lies in the output folder"):
-        answers_file(BuildConfig("in", output, llm_cache="runs/mine/cache", **options))
+    for option in ("--llm-cache", "--parsed-cache"):
+        with pytest.raises(InputError, match=f"{option}: .* lies in the output folder"):
+            outside(config, option, "runs/mine/cache", "")
 
 
 def test_duplicates_are_left_out_and_told(config, tmp_path):
@@ -532,6 +549,43 @@ def test_parsed_records_are_taken_from_the_cache(config, tmp_path, monkeypatch):
     with pytest.raises((AssertionError, TypeError)):  # other rows, another place
         main(replace(cached, overwrite=True, seed=1))
     assert not [path for path in tmp_path.rglob("*.partial")]
+
+
+def test_a_model_that_is_missing_is_told_before_parsing(config, monkeypatch):
+    monkeypatch.setattr("utils.build_fineharm.parse_all", no_score)
+    for annotator in ("hf", "scm"):
+        with pytest.raises(InputError, match="nosuch"):
+            main(replace(config, annotator=annotator, annotator_model="nosuch"))
+
+
+def test_another_language_is_another_pipeline(config, tmp_path):
+    blank = spacy.blank("de")
+    blank.to_disk(tmp_path / "blank")
+    for name in ("nosuch", str(tmp_path / "blank")):
+        with pytest.raises(InputError, match=f"--spacy-model: '{name}'"):
+            main(replace(config, spacy_model=name))
+    assert not Path(config.output_dir).exists()
+    ruler = blank.add_pipe("sentencizer") and blank.add_pipe("attribute_ruler")
+    ruler.add([[{"LOWER": "zorblax"}]], {"POS": "NOUN"})
+    ruler.add([[{"LOWER": {"NOT_IN": ["zorblax"]}}]], {"POS": "DET"})
+    blank.to_disk(tmp_path / "german")
+    main(replace(config, spacy_model=str(tmp_path / "german"), eval_only=None))
+    marked = {
+        word
+        for record in read_out(config)
+        for words, labels in zip(record["words"], record["word_labels"], strict=True)
+        for word, label in zip(words, labels, strict=True)
+        if label
+    }
+    assert marked == {"zorblax"}
+
+
+def test_new_words_do_not_stay_in_memory():
+    parsed("One word.")
+    strings = _worker[SPACY_MODEL].vocab.strings
+    before = len(strings)
+    parsed(*(f"unheard{number} of." for number in range(50)))
+    assert len(strings) == before
 
 
 def test_human_spans_label_words_and_sentences(tmp_path, tiny):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.files import InputError
-from utils.fineharm import SPLITS, Record, find_split, read_split
+from utils.fineharm import SPLITS, Record, check_record, find_split, iterate_rows
 
 
 @dataclass
@@ -54,16 +54,26 @@ def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
 
 
 def read_annotation(path: Path) -> dict[str, Record]:
-    """Reads a FineHarm file, or all splits of a folder, by id."""
+    """Reads what an annotator said of a FineHarm file, or of all splits of a folder, by id.
+
+    Where a response's label took the place of the annotator's labels, or they were the reason to
+    reject the record, the annotator's count: else it would agree with anybody.
+    """
+    paths = {"record": path}  # numbered alike in both files where there are no ids
     if path.is_dir():
         paths = {split: find_split(path, split) for split in SPLITS}
-    else:
-        paths = {"record": path}  # numbered alike in both files where there are no ids
+        paths["rejected"] = path / "rejected.jsonl"
     records: dict[str, Record] = {}
     for name, one in paths.items():
-        for where, record in read_split(one, name):
+        if name == "rejected" and not one.exists():
+            continue
+        for number, (where, row) in enumerate(iterate_rows(one)):
+            if name == "rejected" and "sentence_labels" not in row:
+                continue
+            own = row.get("annotator_labels", {})
+            record = check_record(row | own, where, default_id=f"{name}-{number}")
             if record["id"] in records:
-                raise InputError(f"{where}: field 'id': '{record['id']}' is in another split too")
+                raise InputError(f"{where}: field 'id': '{record['id']}' occurs twice")
             records[record["id"]] = record
     return records
 

@@ -3,9 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
+
+from utils.fineharm import Record
+
+# responses that a local model scores at once, so that texts of like length share a batch
+WINDOW = 256
 
 Item = TypeVar("Item")
 
@@ -52,6 +57,28 @@ class Annotation:
 
     labels: list[int] | None
     problem: str | None = None
+
+
+class AnnotatorLabels(TypedDict):
+    """What an annotator said of a response whose label overruled it.
+
+    Attributes:
+        sentence_labels: [S] 1 = harmful.
+        word_labels: [S][W] 1 = harmful.
+    """
+
+    sentence_labels: list[int]
+    word_labels: list[list[int]]
+
+
+class Finished(Record):
+    """A FineHarm record as this pipeline writes it.
+
+    Attributes:
+        annotator_labels: Only where the response's label took the place of the annotator's.
+    """
+
+    annotator_labels: NotRequired[AnnotatorLabels]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

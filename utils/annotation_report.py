@@ -9,7 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from utils.fineharm import SPLITS, Record
+from utils.annotation import Finished
+from utils.fineharm import SPLITS
 from utils.report import BLUE, GREY, ORANGE, percent
 
 POSITION_BINS = 10
@@ -22,14 +23,16 @@ class Statistics:
     Attributes:
         counts: int [split, level, benign or harmful]; levels as in `LEVELS`.
         positions: int [split, POSITION_BINS], harmful sentences by where their middle stands among
-            the words of their response.
+            the words of their response; only those of the annotator's choice.
+        overruled: int [split], responses whose label took the place of the annotator's labels.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros((len(SPLITS), len(LEVELS), 2), dtype=int)
         self.positions = np.zeros((len(SPLITS), POSITION_BINS), dtype=int)
+        self.overruled = np.zeros(len(SPLITS), dtype=int)
 
-    def add(self, split: str, record: Record) -> None:
+    def add(self, split: str, record: Finished) -> None:
         """Counts one record."""
         place, labels = SPLITS.index(split), np.array(record["sentence_labels"])
         sizes = np.array([len(words) for words in record["words"]])
@@ -37,6 +40,9 @@ class Statistics:
         self.counts[place, 0, int(labels.any())] += 1
         self.counts[place, 1] += (int((labels == 0).sum()), int(labels.sum()))
         self.counts[place, 2] += (int(sizes.sum()) - harmful_words, harmful_words)
+        if "annotator_labels" in record:
+            self.overruled[place] += 1
+            return
         middles = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)  # in (0, 1)
         bins = (middles[labels == 1] * POSITION_BINS).astype(int)
         self.positions[place] += np.bincount(bins, minlength=POSITION_BINS)
@@ -61,7 +67,10 @@ class Statistics:
                     }
                     for row, level in enumerate(LEVELS)
                 }
-                | {"harmful_sentence_positions": self.positions[place].tolist()}
+                | {
+                    "harmful_sentence_positions": self.positions[place].tolist(),
+                    "overruled": int(self.overruled[place]),
+                }
                 for place, split in enumerate(SPLITS)
             }
         }
@@ -74,6 +83,8 @@ def print_statistics(stats: dict[str, Any]) -> None:
             f"{counts[level]['all']} {level} ({counts[level]['harmful']} harmful)"
             for level in LEVELS
         ]
+        if counts["overruled"]:
+            parts.append(f"{counts['overruled']} labelled as their response, not by the annotator")
         print(f"{split:5}  {', '.join(parts)}")
     for reason, count in stats["rejected"].items():
         print(f"       rejected: {count}, {reason}")

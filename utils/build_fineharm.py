@@ -7,29 +7,39 @@ corpus.
 Source: arXiv 2506.09996, section on FineHarm's annotation pipeline.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import Literal, TextIO
 
 from tqdm import tqdm
 
 from utils.agreement import compare_files
-from utils.annotation import Annotator, Parsed
+from utils.annotation import Annotator, AnnotatorLabels, Finished, Parsed
 from utils.annotation_report import Statistics, plot_statistics, print_statistics
 from utils.cli import run_command
-from utils.files import InputError, atomic_folder, read_json, sha256_file, write_json
-from utils.fineharm import SPLITS, Record
-from utils.sources import Columns, Row, Seen, read_judged
+from utils.files import (
+    InputError,
+    atomic_folder,
+    read_json,
+    refuse_overwrite,
+    sha256_file,
+    write_json,
+)
+from utils.fineharm import SPLITS
+from utils.kept_work import finish_folder, keep_annotations, whole_lines
+from utils.sources import Columns, Row, Seen, iterate_file, read_judged
 from utils.words import (
     MAX_CHARACTERS,
     PARSER,
@@ -46,7 +56,7 @@ NO_VERDICT = "no verdict"
 SMALL = 250_000  # bytes of input; below, further processes cost more than they bring
 PARSING_OPTIONS = (  # what decides which rows are parsed, and into which split
     "prompt_column response_column label_columns id_column spans_column near_duplicates"
-    " valid_share test_share eval_only seed"
+    " valid_share test_share eval_only seed spacy_model"
 ).split()
 
 
@@ -156,11 +166,18 @@ class BuildConfig:
         },
     )
     seed: int = field(default=42, metadata={"help": "Decides which prompts go where."})
+    spacy_model: str = field(
+        default=SPACY_MODEL,
+        metadata={
+            "help": "Installed spaCy pipeline that finds sentences and parts of speech; that of the"
+            " responses' language."
+        },
+    )
     parsed_cache: str = field(
         default="",
         metadata={
-            "help": "Folder that keeps the parsed records, for further annotators on the same rows"
-            " or after an interruption; '' keeps none."
+            "help": "Folder that keeps parsed records and annotations for further runs on the same"
+            " rows; by default OUTPUT_DIR.work keeps them until the run is complete."
         },
     )
     num_workers: int = field(
@@ -228,11 +245,13 @@ class Rejects:
     def __init__(self, file: TextIO) -> None:
         self.file, self.counts = file, Counter()
 
-    def add(self, reason: str, item: Row | Parsed, detail: str = "") -> None:
-        """Writes one record."""
+    def add(
+        self, reason: str, item: Row | Parsed, detail: str = "", labels: Mapping | None = None
+    ) -> None:
+        """Writes one record, with the labels it would have had if there are any."""
         self.counts[reason] += 1
         entry = {"id": item.id, "reason": reason, "detail": detail, "label": item.label}
-        entry |= {"prompt": item.prompt, "response": item.response}
+        entry |= {"prompt": item.prompt, "response": item.response} | dict(labels or {})
         print(json.dumps(entry, ensure_ascii=False), file=self.file)
 
 
@@ -274,12 +293,17 @@ def select(
         raise InputError(f"{config.input}: field '{name}' of --eval-only is in no row")
 
 
-def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) -> Annotator:
-    """Returns the annotator of a configuration; what it needs is imported only then."""
+def make_annotator(config: BuildConfig, parsed: Path) -> Annotator:
+    """Returns the annotator of a configuration; what it needs is imported only then.
+
+    Args:
+        config: The options.
+        parsed: The parsed corpus; read by mil alone, which learns from it here.
+    """
     if config.annotator == "mil":
         from annotators.mil import MilAnnotator
 
-        return MilAnnotator(stream, config.mil_false_positives)
+        return MilAnnotator(lambda: read_spool(parsed / "parsed.jsonl"), config.mil_false_positives)
     if config.annotator == "hf":
         from annotators.hf import ClassifierAnnotator
 
@@ -305,7 +329,7 @@ def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) 
             url=config.llm_url,
             model=config.annotator_model,
             key_env=config.llm_key_env,
-            cache=answers_file(config),
+            cache=outside(config, "--llm-cache", config.llm_cache, ".answers.sqlite"),
             concurrency=config.llm_concurrency,
             retries=config.llm_retries,
             timeout=config.llm_timeout,
@@ -316,17 +340,23 @@ def make_annotator(config: BuildConfig, stream: Callable[[], Iterable[Parsed]]) 
     return ResponseAnnotator()
 
 
-def answers_file(config: BuildConfig) -> Path:
-    """Returns where a chat endpoint's answers are kept: never in the output folder.
+def outside(config: BuildConfig, option: str, name: str, ending: str) -> Path:
+    """Returns a place for what outlives a run: as named, else beside the output folder.
+
+    Args:
+        config: The options.
+        option: Named in messages.
+        name: The option's value; "" for the default.
+        ending: What the default adds to the output folder's name.
 
     Raises:
-        InputError: --llm-cache lies in it, where replacing the output would lose what was paid for.
+        InputError: It lies in the output folder, which is replaced as a whole.
     """
     output = Path(config.output_dir).resolve()
-    cache = Path(config.llm_cache) if config.llm_cache else Path(f"{output}.answers.sqlite")
-    if cache.resolve().is_relative_to(output):
-        raise InputError(f"--llm-cache: {cache}: lies in the output folder; name another place")
-    return cache
+    path = Path(name).resolve() if name else Path(f"{output}{ending}")
+    if path.is_relative_to(output):
+        raise InputError(f"{option}: {name}: lies in the output folder; name another place")
+    return path
 
 
 def inconsistency(label: int, sentence_labels: list[int]) -> str:
@@ -343,19 +373,14 @@ def inconsistency(label: int, sentence_labels: list[int]) -> str:
 
 def label_record(
     config: BuildConfig, record: Parsed, labels: list[int], annotator: Annotator
-) -> tuple[Record, str]:
+) -> tuple[Finished, str]:
     """Labels the words of a record, and its sentences anew where they contradict the response.
 
     Returns:
         The finished record, and why it should be dropped ("" where it should not).
     """
-    reason = inconsistency(record.label, labels)
-    if reason and config.consistency == "train" and record.split != "train":
-        labels, reason = [record.label] * len(labels), ""
     words = label_words(record, labels, config.word_rule, annotator.score)
-    if any(labels) and not any(map(any, words)) and record.split == "train":
-        reason = reason or "harmful response without a harmful word"
-    finished = Record(
+    finished = Finished(
         id=record.id,
         prompt=record.prompt,
         response=record.response,
@@ -364,14 +389,22 @@ def label_record(
         words=record.words,
         word_labels=words,
     )
+    reason = inconsistency(record.label, labels)
+    if reason and config.consistency == "train" and record.split != "train":
+        finished["annotator_labels"] = AnnotatorLabels(sentence_labels=labels, word_labels=words)
+        labels, reason = [record.label] * len(labels), ""
+        finished["sentence_labels"] = labels
+        finished["word_labels"] = label_words(record, labels, config.word_rule, annotator.score)
+    elif any(labels) and not any(map(any, words)) and record.split == "train":
+        reason = reason or "harmful response without a harmful word"
     return finished, reason if config.consistency != "none" else ""
 
 
 def parse_all(config: BuildConfig, folder: Path) -> None:
-    """Reads, selects and parses the corpus into a folder.
+    """Reads, selects and parses the corpus into a folder, or goes on with that.
 
     It then holds parsed.jsonl, rejected.jsonl and counts.json: records by "split label", and the
-    rejected ones by reason.
+    rejected ones by reason. What was read is read again, what was parsed is not parsed again.
     """
     source, counts = Path(config.input), Counter()
     columns = Columns(
@@ -384,42 +417,36 @@ def parse_all(config: BuildConfig, folder: Path) -> None:
     workers = config.num_workers or os.cpu_count() or 1
     if source.is_file() and source.stat().st_size < SMALL:
         workers = 1
+    done = whole_lines(folder / "parsed.jsonl")
     scratch = folder / "seen.sqlite"
+    scratch.unlink(missing_ok=True)
     seen = Seen(scratch, config.near_duplicates)
+    total = sum(1 for _ in iterate_file(source))
     with (
-        open(folder / "parsed.jsonl", "w", encoding="utf-8") as file,
+        open(folder / "parsed.jsonl", "a", encoding="utf-8") as file,
         open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected,
-        tqdm(desc="read and parse", unit="record") as bar,
     ):
         rejects = Rejects(rejected)
-        rows = select(read_judged(source, columns), config, seen, rejects)
-        for record in parse(rows, workers):
-            print(json.dumps(vars(record), ensure_ascii=False), file=file)
-            counts[f"{record.split} {record.label}"] += 1
-            bar.update()
+        rows = tqdm(read_judged(source, columns), "read and parse", total, unit="row")
+        selected = select(rows, config, seen, rejects)
+        try:
+            for row, split in islice(selected, done):
+                counts[f"{split} {row.label}"] += 1
+            for record in parse(selected, workers, config.spacy_model):
+                print(json.dumps(vars(record), ensure_ascii=False), file=file)
+                counts[f"{record.split} {record.label}"] += 1
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, str(error), str(scratch)) from None
     seen.close()
     scratch.unlink()
     write_json(folder / "counts.json", {"parsed": counts, "rejected": rejects.counts})
 
 
-@contextmanager
-def parsed_corpus(config: BuildConfig, output: Path) -> Iterator[Path]:
-    """Yields a folder as `parse_all` fills it, kept in --parsed-cache or for now in `output`."""
-    if not config.parsed_cache:
-        scratch = output / "parsed"
-        scratch.mkdir()
-        parse_all(config, scratch)
-        yield scratch
-        shutil.rmtree(scratch)
-        return
+def parsing_key(config: BuildConfig) -> str:
+    """Returns what tells parsed corpora apart: input, options and parser."""
     decisive = {name: getattr(config, name) for name in PARSING_OPTIONS}
-    decisive |= {"input": sha256_file(Path(config.input)), "parser": (SPACY_MODEL, PARSER)}
-    key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
-    kept = Path(config.parsed_cache) / key
-    if not kept.is_dir():
-        with atomic_folder(kept, "counts.json") as folder:
-            parse_all(config, folder)
-    yield kept
+    decisive |= {"input": sha256_file(Path(config.input)), "parser": PARSER}
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
 
 def read_spool(spool: Path) -> Iterator[Parsed]:
@@ -429,23 +456,39 @@ def read_spool(spool: Path) -> Iterator[Parsed]:
             yield Parsed(**json.loads(line))
 
 
+def annotations_file(config: BuildConfig, parsed: Path) -> Path | None:
+    """Returns where annotations of a parsed corpus are kept, by model and options.
+
+    Only those of local models are: the others take a minute, or have a cache of their own.
+    """
+    if config.annotator not in ("hf", "scm"):
+        return None
+    names = ("annotator", "annotator_threshold", "token_share", "harmful_label", "precision")
+    decisive: dict = {name: getattr(config, name) for name in names}
+    files = sorted(path for path in Path(config.annotator_model).iterdir() if path.is_file())
+    decisive["model"] = [(path.name, sha256_file(path)) for path in files]
+    key = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    return parsed / f"{config.annotator}-{key}.jsonl"
+
+
 def annotate_all(
-    config: BuildConfig,
-    annotator: Annotator,
-    spool: Path,
-    total: int,
-    folder: Path,
-    rejects: Rejects,
+    config: BuildConfig, annotator: Annotator, parsed: Path, folder: Path, rejects: Rejects
 ) -> Statistics:
     """Labels sentences and words of the parsed records and writes the splits into a folder."""
+    total = sum(read_json(parsed / "counts.json")["parsed"].values())
     statistics = Statistics()
     with ExitStack() as stack:
         files = {
             split: stack.enter_context(open(folder / f"{split}.jsonl", "w", encoding="utf-8"))
             for split in SPLITS
         }
-        records, to_annotate = tee(read_spool(spool))  # holds what the annotator reads ahead
-        pairs = zip(records, annotator.annotate(to_annotate), strict=True)
+        # holds what the annotator reads ahead
+        records, to_annotate = tee(read_spool(parsed / "parsed.jsonl"))
+        if kept := annotations_file(config, parsed):
+            annotations = keep_annotations(annotator.annotate, to_annotate, kept)
+        else:
+            annotations = annotator.annotate(to_annotate)
+        pairs = zip(records, annotations, strict=True)
         for record, annotation in tqdm(pairs, "annotate", total, unit="record"):
             labels = annotation.labels
             if labels is not None and config.word_rule == "spans":
@@ -455,7 +498,7 @@ def annotate_all(
                 continue
             finished, reason = label_record(config, record, labels, annotator)
             if reason:
-                rejects.add(reason, record)
+                rejects.add(reason, record, labels=finished)
                 continue
             statistics.add(record.split, finished)
             print(json.dumps(finished, ensure_ascii=False), file=files[record.split])
@@ -482,20 +525,26 @@ def main(config: BuildConfig) -> None:
     if config.compare:
         return compare_files(*map(Path, config.compare))
     output_dir, source = Path(config.output_dir), Path(config.input)
+    work = outside(config, "--parsed-cache", config.parsed_cache, ".work")
+    parsed = work / parsing_key(config)
+    refuse_overwrite(output_dir, config.overwrite, MARK)
+    # a model that is not there is told before an hour of parsing
+    annotator = None if config.annotator == "mil" else make_annotator(config, parsed)
+    with finish_folder(parsed) as unfinished:
+        if unfinished:
+            parse_all(config, unfinished)
+    counts = read_json(parsed / "counts.json")
+    check_classes(config, counts["parsed"], "")
+    annotator = annotator or make_annotator(config, parsed)
     with (
         atomic_folder(output_dir, MARK, config.overwrite) as folder,
-        parsed_corpus(config, folder) as parsed,
         open(folder / "rejected.jsonl", "w", encoding="utf-8") as file,
     ):
-        counts, spool = read_json(parsed / "counts.json"), parsed / "parsed.jsonl"
-        check_classes(config, counts["parsed"], "")
-        annotator = make_annotator(config, lambda: read_spool(spool))
         rejects = Rejects(file)
         with open(parsed / "rejected.jsonl", encoding="utf-8") as earlier:
             shutil.copyfileobj(earlier, file)
         rejects.counts.update(counts["rejected"])
-        total = sum(counts["parsed"].values())
-        statistics = annotate_all(config, annotator, spool, total, folder, rejects)
+        statistics = annotate_all(config, annotator, parsed, folder, rejects)
         check_classes(config, statistics.records, " that the annotator agrees with")
         name = "spans" if config.word_rule == "spans" else config.annotator
         stats = {
@@ -503,12 +552,14 @@ def main(config: BuildConfig) -> None:
             "options": asdict(config),
             "annotator": {"name": name, **annotator.report()},
             "word_rule": config.word_rule,
-            "parsed": total,
+            "parsed": sum(counts["parsed"].values()),
             "rejected": dict(rejects.counts),
             **statistics.summary(),
         }
         plot_statistics(stats, folder / "stats.png")
         write_json(folder / "stats.json", stats)
+    if not config.parsed_cache:
+        shutil.rmtree(work)
     print_statistics(stats)
     print(f"written to {output_dir}")
     if missing := rejects.counts[NO_VERDICT]:

@@ -1,6 +1,7 @@
 """One way in for every command: flags from a dataclass, bad input as one line."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -37,13 +38,20 @@ def parse(config_class: type[Config], words: Sequence[str], positional: Sequence
     return config
 
 
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def run_command(
     config_class: type[Config], main: Callable[[Config], None], positional: Sequence[str] = ()
 ) -> None:
     """Parses the command line into `config_class` and calls `main` with it.
 
-    Bad input (`InputError`) ends the process with exit status 2 and one line on standard error.
+    Bad input (`InputError`) ends the process with exit status 2 and one line on standard error, and
+    so does what the system refuses (a full disk, a folder that may not be written). On SIGTERM
+    temporary files are removed and worker processes ended, as on SIGINT.
     """
+    signal.signal(signal.SIGTERM, _end)
     # worker processes tokenise side by side; a pool of threads in each would only hinder
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
@@ -54,6 +62,10 @@ def run_command(
         main(parse(config_class, sys.argv[1:], positional))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        reason = error.strerror or str(error).partition("\n")[0]
+        print(f"error: {error.filename or 'system'}: {reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

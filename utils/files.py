@@ -141,6 +141,7 @@ def atomic_folder(path: Path, mark: str, overwrite: bool = False) -> Iterator[Pa
     partial.mkdir()
     try:
         yield partial
+        refuse_overwrite(path, overwrite, mark)  # another run may have finished meanwhile
         if path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.rename(path, old)

@@ -25,6 +25,7 @@ from utils.alignment import (
 from utils.cli import run_command
 from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file, write_json
 from utils.fineharm import SPLITS, Record, find_split, read_split
+from utils.processes import end_with_parent
 from utils.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 
 MARK = "meta.json"  # each output folder of this command holds it
@@ -83,6 +84,7 @@ _worker: dict[str, Any] = {}  # what a worker process keeps between chunks
 
 def _start_worker(tokenizer_json: str, layout: Layout, records: list[tuple[str, Record]]) -> None:
     """Keeps what all chunks need; a forked worker inherits the records without a copy."""
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _worker.update(tokenizer=Tokenizer.from_str(tokenizer_json), layout=layout, records=records)
 

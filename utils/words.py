@@ -16,6 +16,8 @@ from spacy.language import Language
 from spacy.tokens import Doc, Span
 
 from utils.annotation import Parsed, batched
+from utils.files import InputError
+from utils.processes import end_with_parent
 from utils.sources import Row
 
 # The open-class words of Universal Dependencies: those that carry content of their own. The paper
@@ -36,26 +38,50 @@ WordRule = Literal["pos", "all", "delete", "spans"]
 SentenceScore = Callable[[list[str]], np.ndarray]
 
 
-def load_language() -> Language:
-    """Loads the English pipeline with what sentences and parts of speech need, and no more."""
-    return spacy.load(SPACY_MODEL, exclude=["ner", "lemmatizer"])
+def load_language(name: str = SPACY_MODEL) -> Language:
+    """Loads a spaCy pipeline with what sentences and parts of speech need, and no more.
+
+    Args:
+        name: An installed pipeline, or a folder; by default the English one.
+
+    Raises:
+        InputError: There is none of this name, or it finds no sentences or parts of speech.
+    """
+    try:
+        language = spacy.load(name, exclude=["ner", "lemmatizer"])
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--spacy-model: '{name}': cannot be loaded ({reason})") from None
+    probe = language("A b.")
+    if not (probe.has_annotation("SENT_START") and probe.has_annotation("POS")):
+        raise InputError(f"--spacy-model: '{name}': finds no sentences or no parts of speech")
+    return language
 
 
-_worker: dict[str, Language] = {}  # what a worker process keeps between chunks
+_worker: dict[str, Language] = {}  # what a worker process keeps between chunks, by name
 
 
-def _start_worker() -> None:
-    if "language" not in _worker:  # a forked process has inherited it
-        _worker["language"] = load_language()
+def _start_worker(name: str) -> None:
+    if name not in _worker:  # a forked process has inherited it
+        _worker[name] = load_language(name)
 
 
-def _parse_chunk(chunk: list[tuple[Row, str]]) -> list[Parsed]:
-    docs = _worker["language"].pipe((row.response for row, _ in chunk), batch_size=BATCH)
-    pairs = zip(docs, chunk, strict=True)
-    return [parsed_row(doc, row, split) for doc, (row, split) in pairs]
+def _start_child(name: str) -> None:
+    end_with_parent()
+    _start_worker(name)
 
 
-def parse(rows: Iterable[tuple[Row, str]], num_workers: int) -> Iterator[Parsed]:
+def _parse_chunk(name: str, chunk: list[tuple[Row, str]]) -> list[Parsed]:
+    language = _worker[name]
+    with language.memory_zone():  # else every new word stays in memory for good
+        docs = language.pipe((row.response for row, _ in chunk), batch_size=BATCH)
+        pairs = zip(docs, chunk, strict=True)
+        return [parsed_row(doc, row, split) for doc, (row, split) in pairs]
+
+
+def parse(
+    rows: Iterable[tuple[Row, str]], num_workers: int, language: str = SPACY_MODEL
+) -> Iterator[Parsed]:
     """Finds sentences, words and parts of speech, in order, over several processes.
 
     spaCy's own multiprocessing sends whole documents back, which costs more than parsing them;
@@ -64,18 +90,20 @@ def parse(rows: Iterable[tuple[Row, str]], num_workers: int) -> Iterator[Parsed]
     Args:
         rows: (row, split) pairs with a label, read a few chunks ahead.
         num_workers: Processes; 1 parses in this one.
+        language: The spaCy pipeline, see `load_language`.
     """
     chunks = batched(rows, BATCH)
-    _start_worker()
+    _start_worker(language)
     if num_workers == 1:
         for chunk in chunks:
-            yield from _parse_chunk(chunk)
+            yield from _parse_chunk(language, chunk)
         return
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context(), _start_worker) as pool:
+    context = multiprocessing.get_context()
+    with ProcessPoolExecutor(num_workers, context, _start_child, (language,)) as pool:
         pending: deque[Future] = deque()
         try:
             for chunk in chunks:
-                pending.append(pool.submit(_parse_chunk, chunk))
+                pending.append(pool.submit(_parse_chunk, language, chunk))
                 if len(pending) > 2 * num_workers:
                     yield from pending.popleft().result()
             while pending:
