@@ -98,7 +98,10 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
 def main(config: BenchmarkConfig) -> None:
     """Measures each size, prints a table and writes it."""
     refuse_file(Path(config.output), config.overwrite)
-    result = start_record(config) | {"status": "finished", "sizes": []}
+    result = start_record(config) | {"status": "started", "sizes": []}
+    print(
+        f"{'size':>6}{'rows':>9}{'parsed':>9}{'seconds':>9}{'records/s':>11}{'peak memory, MB':>17}"
+    )
     for times in config.times:
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / "rows.jsonl"
@@ -106,17 +109,15 @@ def main(config: BenchmarkConfig) -> None:
             seconds, peak = measure(source, config.annotator, Path(scratch) / "out")
             parsed = read_json(Path(scratch) / "out" / "stats.json")["parsed"]
         size = {"times": times, "rows": rows, "parsed": parsed}
-        size |= {"seconds": seconds, "peak_bytes": peak}
-        result["sizes"].append(size | {"records_per_second": rows / seconds})
-    write_json(Path(config.output), result)
-    print(
-        f"{'size':>6}{'rows':>9}{'parsed':>9}{'seconds':>9}{'records/s':>11}{'peak memory, MB':>17}"
-    )
-    for size in result["sizes"]:
+        size |= {"seconds": seconds, "peak_bytes": peak, "records_per_second": rows / seconds}
+        result["sizes"].append(size)
         print(
-            f"{size['times']:>6g}{size['rows']:>9}{size['parsed']:>9}{size['seconds']:>9.0f}"
-            f"{size['records_per_second']:>11.1f}{size['peak_bytes'] / 1e6:>17.0f}"
+            f"{times:>6g}{rows:>9}{parsed:>9}{seconds:>9.0f}"
+            f"{rows / seconds:>11.1f}{peak / 1e6:>17.0f}",
+            flush=True,
         )
+        write_json(Path(config.output), result)  # the next size may take hours
+    write_json(Path(config.output), result | {"status": "finished"})
     print(f"written to {config.output}")
 
 
