@@ -169,6 +169,50 @@ def test_duplicates_are_found_exact_and_near(tmp_path):
     assert only_exact.duplicate_of(row("d", text + "  X")) == ("exact duplicate", "c")
 
 
+def many_words(count: int, start: int) -> str:
+    return " ".join(f"w{n}" for n in range(start, start + count))
+
+
+@pytest.mark.parametrize("length", [0, 20, 300, 1000])
+def test_responses_to_one_prompt_are_compared_by_themselves(length):
+    prompt = many_words(length, 0)
+    refusal = "Sorry, I can not help with that request."
+    compliance = "Sure. First take flour and water, then knead it for ten minutes and bake it."
+    seen = Seen(":memory:", near=0.7)
+    assert seen.duplicate_of(row("a", refusal, prompt)) is None
+    assert seen.duplicate_of(row("b", compliance, prompt)) is None
+    assert seen.duplicate_of(row("c", refusal.replace("help", "assist"), prompt)) is None
+    text = many_words(100, 5000)
+    assert seen.duplicate_of(row("d", text, prompt)) is None
+    assert seen.duplicate_of(row("e", text + " more", prompt)) == ("near duplicate", "d")
+
+
+def test_texts_without_spaces_have_near_duplicates():
+    random = np.random.default_rng(0)
+    for first in (0x4E00, 0x0E01):  # Chinese, Thai
+        text = "".join(chr(first + code) for code in random.integers(0, 40, 400))
+        seen = Seen(":memory:", near=0.9)
+        assert seen.duplicate_of(row("a", text)) is None
+        assert seen.duplicate_of(row("b", f"{text[:200]}x{text[201:]}")) == ("near duplicate", "a")
+        assert seen.duplicate_of(row("c", text[100:] + text[:100][::-1])) is None
+
+
+@pytest.mark.parametrize("template, answer", [(300, 0), (0, 30), (60, 30)])
+def test_rows_that_share_a_template_are_not_all_compared(template, answer):
+    """And yet the near duplicate of a late one is found."""
+    seen, steps = Seen(":memory:", near=0.9), Counter()
+    for number in range(600):
+        own = 2000 + 100 * number
+        prompt = f"{many_words(template, 0)} {many_words(30, own)}"
+        response = many_words(answer, 1000) or many_words(40, own + 50)
+        hundred = number // 100
+        seen.connection.set_progress_handler(lambda key=hundred: steps.update([key]), 100)
+        assert seen.duplicate_of(row(str(number), response, prompt)) is None
+    assert steps[5] < 1.5 * steps[2]  # of the database's machine
+    again = row("again", response, f"{prompt} changed")
+    assert seen.duplicate_of(again) == ("near duplicate", "599")
+
+
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.6))
 @settings(max_examples=30, deadline=None)
 def test_minhash_estimates_the_jaccard_similarity(seed, changed):
@@ -177,7 +221,7 @@ def test_minhash_estimates_the_jaccard_similarity(seed, changed):
     cut = int(len(one) * changed)
     other = [f"v{n}" for n in range(cut)] + one[cut:]
     seen = Seen(":memory:", near=0.9)
-    estimate = (seen.signature(one) == seen.signature(other)).mean()
+    estimate = (seen.signature(" ".join(one)) == seen.signature(" ".join(other))).mean()
     sets = [{tuple(words[at : at + 5]) for at in range(396)} for words in (one, other)]
     truth = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
     assert abs(estimate - truth) < 0.3  # five standard deviations of 64 hashes

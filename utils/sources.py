@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 import sqlite3
 import sys
 import zlib
@@ -18,7 +19,9 @@ from utils.files import InputError
 from utils.fineharm import iterate_rows, text_field
 
 SHINGLE = 5  # words of a shingle; near duplicates share most of theirs
+LONG_WORDS = 10  # characters a word, on average; above, as in Chinese, a shingle is of characters
 HASHES, BANDS = 64, 16  # of MinHash: pairs of Jaccard similarity 0.9 meet with probability > 0.9999
+CROWD = 32  # rows a band remembers
 PRIME = (1 << 31) - 1
 DEFAULT_ID = "id"  # may be missing; a column that was asked for may not
 
@@ -156,6 +159,11 @@ def read_judged(path: Path, columns: Columns) -> Iterator[Row]:
         )
 
 
+def prompt_key(text: str) -> str:
+    """Returns what tells prompts apart: their words. Case, punctuation and spacing do not count."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
 def majority(labels: Sequence[int]) -> int | None:
     """Combines judgements of one response; None where they are tied.
 
@@ -190,9 +198,13 @@ def _spans(fields: dict[str, Any], name: str, length: int, where: str) -> list[t
 class Seen:
     """Remembers rows on disk: ids, exact and near duplicates. Memory does not grow with them.
 
-    Near duplicates are found by MinHash over word shingles of prompt and response together (so one
-    stock refusal to different prompts is no duplicate), banded for lookup, then compared by the
-    share of equal hashes, an estimate of their Jaccard similarity.
+    Near duplicates are found by MinHash over word shingles: the share of equal hashes estimates the
+    Jaccard similarity of two texts. It has to be high between the responses (two answers to one
+    long prompt are none) and between the prompts (one stock refusal to two prompts is none).
+
+    A band, for lookup, holds hashes of both. Each band remembers its first rows only: thousands
+    that share a template and an answer would otherwise all be compared with each other. What they
+    do not share falls into bands of its own, by which their near duplicates are still found.
 
     Args:
         path: A scratch file, deleted by whoever owns its folder.
@@ -246,29 +258,41 @@ class Seen:
         query = "SELECT id, label FROM texts WHERE digest = ?"
         if found := self.connection.execute(query, (digest,)).fetchone():
             return "exact duplicate" + " with another label" * (found[1] != row.label), found[0]
-        if self.near < 1:
-            signature = self.signature(words)
-            bands = [
-                bytes([number]) + hashlib.blake2b(part.tobytes(), digest_size=8).digest()
-                for number, part in enumerate(np.split(signature, BANDS))
-            ]
-            query = (
-                "SELECT DISTINCT id, label, signature FROM bands JOIN signatures USING (number)"
-                f" WHERE band IN ({', '.join('?' * BANDS)}) ORDER BY number"
-            )
-            for identity, label, stored in self.connection.execute(query, bands):
-                if (np.frombuffer(stored, np.uint32) == signature).mean() >= self.near:
-                    return "near duplicate" + " with another label" * (label != row.label), identity
-            insert = "INSERT INTO signatures (id, label, signature) VALUES (?, ?, ?)"
-            values = (row.id, row.label, signature.tobytes())
-            number = self.connection.execute(insert, values).lastrowid
-            pairs = [(band, number) for band in bands]
-            self.connection.executemany("INSERT INTO bands VALUES (?, ?)", pairs)
+        if self.near < 1 and (found := self._near_duplicate_of(row)):
+            return found
         self.connection.execute("INSERT INTO texts VALUES (?, ?, ?)", (digest, row.id, row.label))
         return None
 
-    def signature(self, words: list[str]) -> np.ndarray:
+    def _near_duplicate_of(self, row: Row) -> tuple[str, str] | None:
+        prompt, response = self.signature(prompt_key(row.prompt)), self.signature(row.response)
+        signatures = np.stack([prompt, response])  # [2, HASHES]
+        mixed = np.where(np.arange(HASHES) % 2, prompt, response)
+        bands = [
+            bytes([number]) + hashlib.blake2b(part.tobytes(), digest_size=8).digest()
+            for number, part in enumerate(np.split(mixed, BANDS))
+        ]
+        query = "SELECT number FROM bands WHERE band = ?"
+        sharing = [self.connection.execute(query, (band,)).fetchall() for band in bands]
+        query = "SELECT id, label, signature FROM signatures WHERE number = ?"
+        for number in sorted(set().union(*sharing)):
+            identity, label, stored = self.connection.execute(query, number).fetchone()
+            equal = np.frombuffer(stored, np.uint32).reshape(2, HASHES) == signatures
+            if (equal.mean(axis=1) >= self.near).all():
+                return "near duplicate" + " with another label" * (label != row.label), identity
+        insert = "INSERT INTO signatures (id, label, signature) VALUES (?, ?, ?)"
+        values = (row.id, row.label, signatures.tobytes())
+        number = self.connection.execute(insert, values).lastrowid
+        pairs = [
+            (band, number) for band, rows in zip(bands, sharing, strict=True) if len(rows) < CROWD
+        ]
+        self.connection.executemany("INSERT INTO bands VALUES (?, ?)", pairs)
+        return None
+
+    def signature(self, text: str) -> np.ndarray:
         """Returns the MinHash of a text's shingles, uint32 [HASHES]."""
+        words = text.casefold().split()
+        if len(joined := "".join(words)) > LONG_WORDS * len(words):
+            words = list(joined)
         starts = range(max(1, len(words) - SHINGLE + 1))
         shingles = {zlib.crc32(" ".join(words[at : at + SHINGLE]).encode()) for at in starts}
         codes = np.fromiter(shingles, np.uint64, len(shingles)) % PRIME
