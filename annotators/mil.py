@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 
 from utils.annotation import Annotation, Parsed, batched
 from utils.files import InputError
+from utils.sources import prompt_key
 
 FOLDS = 5
 MAX_ROUNDS = 10
@@ -159,8 +160,8 @@ class MilAnnotator:
 
 
 def fold_of(record: Parsed) -> int:
-    """Assigns a prompt to a fold."""
-    return int(_uniform(f"fold {record.prompt or record.response}") * FOLDS)
+    """Assigns a prompt to a fold, all its spellings to the same one."""
+    return int(_uniform(f"fold {prompt_key(record.prompt or record.response)}") * FOLDS)
 
 
 def _uniform(text: str) -> float:

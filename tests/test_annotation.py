@@ -310,6 +310,16 @@ def test_mil_scores_no_prompt_with_a_model_that_has_seen_it():
     assert (annotator._held_out(features, folds) < memorised - 0.1).all()
 
 
+def test_spellings_of_a_prompt_share_a_fold():
+    (record,) = parsed("One thing.")
+    spellings = [f"{mark}tell me  about TOPIC {{}}{mark}" for mark in ("", "?", "!", "...", " ")]
+    for number in range(20):
+        prompts = [spelling.format(number) for spelling in spellings]
+        assert len({fold_of(replace(record, prompt=prompt)) for prompt in prompts}) == 1
+        assert len({fold_of(replace(record, prompt="", response=text)) for text in prompts}) == 1
+    assert {fold_of(replace(record, prompt=f"prompt {n}")) for n in range(50)} == set(range(5))
+
+
 def test_mil_needs_both_classes():
     records = parsed("One thing.", "Two things.", labels=[1, 1])
     with pytest.raises(InputError, match="--annotator mil: .* too few prompts of both classes"):

@@ -39,7 +39,7 @@ from utils.files import (
 )
 from utils.fineharm import SPLITS
 from utils.kept_work import finish_folder, keep_annotations, whole_lines
-from utils.sources import Columns, Row, Seen, iterate_file, read_judged
+from utils.sources import Columns, Row, Seen, iterate_file, prompt_key, read_judged
 from utils.words import (
     MAX_CHARACTERS,
     PARSER,
@@ -231,8 +231,7 @@ def split_of(key: str, config: BuildConfig) -> str:
     Case, punctuation and spacing do not count, so trivially different prompts stay together, and
     further rows move no prompt from one split to another.
     """
-    words = " ".join(re.findall(r"\w+", key.casefold()))
-    digest = hashlib.sha256(f"{config.seed}\n{words}".encode()).digest()
+    digest = hashlib.sha256(f"{config.seed}\n{prompt_key(key)}".encode()).digest()
     place = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
     if place < config.test_share:
         return "test"
