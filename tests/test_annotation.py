@@ -273,6 +273,9 @@ def test_word_rules():
 
     deleted = label_words(record, labels, "delete", score)
     assert deleted == [[0, 0, 0, 1, 0], [0] * 5]
+    (single,) = parsed("Fool")
+    assert label_words(single, [1], "delete", no_score) == [[1]]  # a blank text has no score
+    assert label_words(single, [0], "delete", no_score) == [[0]]
     start = record.response.index("nice")
     spanned = replace(record, spans=[(start, start + 8)])
     assert label_words(spanned, labels, "spans", no_score) == [[0] * 5, [0, 0, 1, 1, 0]]

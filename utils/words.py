@@ -213,5 +213,8 @@ def _needed(record: Parsed, position: int, score: SentenceScore) -> list[int]:
     sentence = record.sentences[position]
     pairs = zip(record.words[position], record.word_starts[position], strict=True)
     without = [sentence[:start] + sentence[start + len(word) :] for word, start in pairs]
-    whole, *scores = score([sentence, *without]).tolist()
-    return [int(value < whole) for value in scores]
+    texts = [sentence, *filter(str.strip, without)]  # what is left of a lone word has no score
+    if len(texts) == 1:
+        return [1] * len(without)
+    harm = dict(zip(texts, score(texts).tolist(), strict=True))
+    return [int(text not in harm or harm[text] < harm[sentence]) for text in without]
