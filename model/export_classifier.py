@@ -13,10 +13,10 @@ from transformers import Qwen2ForSequenceClassification
 
 from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
-from utils.files import InputError, atomic_folder
+from utils.files import InputError, atomic_folder, write_json
 from utils.tokenization import load_tokenizer
 
-MARK = "config.json"
+MARK = "exported.json"  # each output folder of this command holds it
 POSITIONAL = ("model_path", "output_dir")
 
 
@@ -27,6 +27,10 @@ class ExportConfig:
     model_path: str = field(metadata={"help": "Dual-task checkpoint."})
     output_dir: str = field(metadata={"help": "Folder for the classifier."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+
+    def __post_init__(self) -> None:
+        if Path(self.model_path).resolve().is_relative_to(Path(self.output_dir).resolve()):
+            raise InputError(f"--output-dir: {self.output_dir}: holds the model; name another")
 
 
 def main(config: ExportConfig) -> None:
@@ -53,6 +57,7 @@ def main(config: ExportConfig) -> None:
     with atomic_folder(Path(config.output_dir), MARK, config.overwrite) as folder:
         classifier.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        write_json(folder / MARK, {"model_path": config.model_path})
     print(f"written to {config.output_dir}")
 
 

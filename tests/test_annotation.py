@@ -419,6 +419,21 @@ def test_the_holistic_scorer_becomes_a_plain_classifier(scm, tmp_path):
         assert score == pytest.approx(logits.softmax(-1)[0, 1].item(), abs=1e-5)
 
 
+def test_an_export_replaces_exports_alone(scm, tmp_path):
+    source, trained, out = (tmp_path / name for name in ("scm", "trained", "out"))
+    for folder in (source, trained):
+        shutil.copytree(scm, folder)
+    (tmp_path / "link").symlink_to(source)
+    for same in (source, f"{tmp_path}/link", f"{source}/../scm/", tmp_path):
+        with pytest.raises(InputError, match="--output-dir: .*: holds the model; name another"):
+            ExportConfig(str(source), str(same), overwrite=True)
+    with pytest.raises(InputError, match="trained: holds something else .* is not overwritten"):
+        export(ExportConfig(str(source), str(trained), overwrite=True))
+    load_dual_task(trained)
+    for _ in range(2):
+        export(ExportConfig(str(source), str(out), overwrite=True))
+
+
 @pytest.mark.parametrize("join", ["newline", "original"])
 def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monkeypatch):
     folder = shutil.copytree(scm, tmp_path / "scm")
