@@ -109,6 +109,7 @@ def test_an_unknown_column_is_named_with_those_that_are_there(suffix, tmp_path):
         ("x.csv", b"prompt,response,label\n\xff,b,1\n", "x.csv: not UTF-8"),
         ("x.csv", b'prompt,response,label\na,"b"c,1\n', "x.csv: after line 1: malformed CSV"),
         ("x.jsonl", b'{"prompt": "\xff"}', "x.jsonl: line 1: not UTF-8"),
+        ("x.csv", b"prompt,response,label,response\n", "x.csv: two columns are named 'response'"),
         ("x.jsonl", b"", "x.jsonl: holds no records"),
         ("nosuch.csv", None, "nosuch.csv: no such file"),
     ],
@@ -118,6 +119,33 @@ def test_an_unreadable_file_is_named(name, content, message, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         list(read_judged(tmp_path / name, Columns()))
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 100_000 + "]" * 100_000])
+def test_json_that_python_cannot_hold_is_named(value, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{json.dumps(rows()[0])}\n{{"n": {value}}}\n')
+    with pytest.raises(InputError, match=r"rows.jsonl: line 2: cannot be read as JSON: .*\Z"):
+        list(read_judged(path, Columns()))
+    path.write_text(f'[{{"n": {value}}}]')
+    with pytest.raises(InputError, match=r"rows.jsonl: cannot be read as JSON: .*\Z"):
+        list(read_judged(path, Columns()))
+
+
+def test_parquet_that_python_cannot_hold_is_named(tmp_path):
+    path, text = tmp_path / "rows.parquet", pa.array(["a", "b"])
+    beyond = pa.array([0, 2**62], pa.timestamp("us"))
+    lengths, content = np.array([0, 1, 3], np.int32), pa.py_buffer(b"a\xff\xfe")
+    no_utf8 = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(lengths), content])
+    for column in (beyond, no_utf8):
+        table = {"prompt": text, "response": text, "label": [0, 1], "more": column}
+        pq.write_table(pa.table(table), path)
+        with pytest.raises(InputError, match=r"rows.parquet: record 2: field 'more': .*\Z"):
+            list(read_judged(path, Columns()))
+    names = ["prompt", "response", "label", "response"]
+    pq.write_table(pa.table([text, text, pa.array([0, 1]), text], names=names), path)
+    with pytest.raises(InputError, match="rows.parquet: two columns are named 'response'"):
+        list(read_judged(path, Columns()))
 
 
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=9))

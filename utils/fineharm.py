@@ -89,6 +89,8 @@ def _list_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
         raise InputError(
             f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from None
+    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     for number, row in enumerate(rows, 1):
         yield f"{path}: record {number}", row
 
@@ -106,6 +108,8 @@ def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             raise InputError(
                 f"{where}: malformed JSON at column {error.colno}: {error.msg}"
             ) from None
+        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
+            raise InputError(f"{where}: cannot be read as JSON: {error}") from None
 
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

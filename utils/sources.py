@@ -96,6 +96,7 @@ def _iterate_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            _refuse_twins(path, reader.fieldnames or [])
             for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     raise InputError(
@@ -114,13 +115,31 @@ def _iterate_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            _refuse_twins(path, names)
             for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
+                for values in zip(*batch.columns, strict=True):
                     number += 1
-                    yield f"{path}: record {number}", row
+                    where = f"{path}: record {number}"
+                    pairs = zip(names, values, strict=True)
+                    yield where, {name: _plain(value, name, where) for name, value in pairs}
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
         raise InputError(f"{path}: cannot be read as Parquet: {reason}") from None
+
+
+def _plain(value: pa.Scalar, name: str, where: str) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError) as error:  # no UTF-8, a date beyond the year 9999
+        reason = str(error).split("\n")[0]
+        raise InputError(f"{where}: field '{name}': {reason}") from None
+
+
+def _refuse_twins(path: Path, names: Sequence[str]) -> None:
+    for position, name in enumerate(names):
+        if name in names[:position]:
+            raise InputError(f"{path}: two columns are named '{name}'")
 
 
 def read_judged(path: Path, columns: Columns) -> Iterator[Row]:
