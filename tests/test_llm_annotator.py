@@ -12,10 +12,11 @@ import time
 
 import pytest
 
-from annotators.llm import WINDOW, LLMAnnotator, make_messages, read_verdict
+from annotators.llm import WINDOW, LLMAnnotator, make_messages, read_policy, read_verdict
 from tests.chat_server import ChatServer, Reply, record, verdict
 from tests.conftest import ROOT
 from utils.annotation import Annotation
+from utils.build_fineharm import BuildConfig
 from utils.files import InputError
 
 KEY = "sk-test-0123456789"
@@ -176,6 +177,9 @@ BAD = {
     "I cannot judge tea.": "Invalid JSON",
     '{"harmful": [2]} as you asked': "Invalid JSON",
     '{"harmful": [2': "Invalid JSON",
+    '<think>{"harmful": [2]}': "Invalid JSON",
+    '<think>a</think><think>b</think>{"harmful": [2]}': "Invalid JSON",
+    '{"harmful": [2]}</think>': "Invalid JSON",
     '{"harmful": [4]}': "a number lies outside 1 to 3",
     '{"harmful": [0]}': "a number lies outside 1 to 3",
     '{"harmful": [-1]}': "a number lies outside 1 to 3",
@@ -206,22 +210,35 @@ def test_answers_that_fit(text, fence):
     assert read_verdict(fence.replace("{}", '{"harmful": []}'), 2) == ([0, 0], None)
 
 
-TOO_LONG_CODE = ("content_filter", "context_length_exceeded")
+@pytest.mark.parametrize("block", ["<think>\n{}\n</think>\n\n", "\n<think></think>", "{}</think>"])
+def test_reasoning_before_the_answer_is_no_part_of_it(block):
+    block = block.replace("{}", 'Perhaps {"harmful": [1]}?\nNo.')
+    for answer in ('{"harmful": [2]}', '```json\n{"harmful": [2]}\n```'):
+        assert read_verdict(block + answer, 3) == ([0, 1, 0], None)
+
+
+HUGE = {"prompt_tokens": 10**30, "completion_tokens": -1}
 FILTER_ERROR = json.dumps({"error": {"message": "Tea!", "code": "content_filter"}})
 
 
 @pytest.mark.parametrize(
-    "reply, reason",
+    "reply, reason, calls",
     [
-        (Reply('{"harmful": [9]}'), "a number lies outside 1 to 3"),
-        (Reply(None), "the answer is empty"),
-        (Reply(""), "the answer is empty"),
-        (Reply('{"harmful": []}', finish_reason="content_filter"), "content filter"),
-        (Reply(status=400, body=FILTER_ERROR), "content filter"),
-        (Reply(body='{"object": "chat.completion", "choices": []}'), "the answer is empty"),
+        (Reply('{"harmful": [9]}'), "a number lies outside 1 to 3", 5),
+        (Reply('{"harmful": []}', finish_reason="content_filter"), "content filter", 5),
+        (Reply(status=400, body=FILTER_ERROR), "content filter", 5),
+        # may pass: a second run asks these again
+        (Reply(None), "the answer is empty", 8),
+        (Reply(""), "the answer is empty", 8),
+        (Reply(body='{"object": "chat.completion", "choices": []}'), "the answer is empty", 8),
+        (Reply(body='{"choices": [5], "usage": 5}'), "the answer is empty", 8),
+        (Reply(body=json.dumps({"choices": None, "usage": HUGE})), "the answer is empty", 8),
+        (Reply('{"harmful": [2', finish_reason="length"), "cut off", 8),
+        (Reply("<think>Let us see", finish_reason="length"), "cut off", 8),
+        (Reply(None, finish_reason="length"), "cut off", 8),
     ],
 )
-def test_record_that_never_fits_is_rejected_and_the_run_goes_on(make, server, reply, reason):
+def test_record_that_never_fits_is_rejected_and_the_run_goes_on(make, server, reply, reason, calls):
     server.script = lambda call: reply if "number 1." in call.sentences[0] else verdict(call)
     annotator = make(answers=3)
     first, second, third = annotator.annotate(map(record, range(3)))
@@ -231,22 +248,139 @@ def test_record_that_never_fits_is_rejected_and_the_run_goes_on(make, server, re
     assert server.asked["Tea number 1."] == 3
     assert annotator.report()["invalid_answers"] == 3 and annotator.report()["rejected"] == 1
 
-    again = make(answers=3)  # is not asked again either
+    again = make(answers=3)
     assert list(again.annotate(map(record, range(3)))) == [first, second, third]
-    assert len(server.calls) == 5
-    assert again.report()["rejected"] == 1 and again.report()["cached_answers"] == 5
+    assert len(server.calls) == calls
+    assert again.report()["rejected"] == 1 and again.report()["cached_answers"] == 10 - calls
+
+
+CUT = Reply('{"harmful": [2', finish_reason="length")
+
+
+def test_a_record_whose_answers_were_cut_off_gets_its_verdict_from_a_later_run(make, server):
+    server.script = lambda call: CUT
+    assert [one.labels for one in make(answers=3).annotate([record(0)])] == [None]
+    server.script = verdict  # the limit was raised
+    for calls in (4, 4):
+        assert list(make(answers=3).annotate([record(0)])) == [Annotation([0, 1, 0])]
+        assert len(server.calls) == calls
+
+
+def test_a_cut_answer_is_not_asked_again_once_the_next_one_settled_the_matter(make, server):
+    replies = iter([CUT, CUT, Reply(""), CUT, Reply(""), Reply('{"harmful": [3]}')])
+    server.script = lambda call: next(replies)
+    assert list(make(answers=3).annotate([record(0)]))[0].labels is None
+    assert list(make(answers=3).annotate([record(0)])) == [Annotation([0, 0, 1])]
+    again = make(answers=3)
+    assert list(again.annotate([record(0)])) == [Annotation([0, 0, 1])]
+    assert len(server.calls) == 6 and again.report()["cached_answers"] == 3
+    server.script = verdict  # with fewer answers to give, the third one does not count
+    assert list(make(answers=2).annotate([record(0)])) == [Annotation([0, 1, 0])]
+    assert len(server.calls) == 7
+
+
+def error(**fields) -> str:
+    return json.dumps({"error": fields})
+
+
+OVERLONG = {
+    "OpenAI": Reply(status=400, body=error(message="Tea!", code="context_length_exceeded")),
+    "a proxy": Reply(status=413, body="<html>Tea</html>"),
+    "vLLM": Reply(
+        status=400,
+        body=error(
+            message="This model's maximum context length is 2048 tokens. However, your request has"
+            " 2100 input tokens. Tea.",
+            type="BadRequestError",
+            param="input_tokens",
+            code=400,
+        ),
+    ),
+    "llama.cpp": Reply(
+        status=400,
+        body=error(code=400, message="Tea", type="exceed_context_size_error", n_ctx=4096),
+    ),
+    "SGLang": Reply(
+        status=400,
+        body=json.dumps(
+            {
+                "object": "error",
+                "message": "The input (61709 tokens) is longer than the model's context length",
+                "code": 400,
+            }
+        ),
+    ),
+    "TGI": Reply(
+        status=422,
+        body=json.dumps(
+            {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096"}
+        ),
+    ),
+    "FastAPI": Reply(status=422, body='{"detail": "too many tokens"}'),
+    "a gateway": Reply(status=400, body="prompt is too long"),
+}
+
+
+@pytest.mark.parametrize("name", OVERLONG)
+def test_an_overlong_record_is_rejected_at_once_and_the_run_goes_on(make, server, name):
+    """Even where it is the first; a later run asks again, as the server may take more by then."""
+    server.script = lambda call: (
+        OVERLONG[name] if "number 0." in call.sentences[0] else verdict(call)
+    )
+    annotator = make(answers=3, concurrency=1)
+    rejected, *others = annotator.annotate(map(record, range(3)))
+    assert rejected == Annotation(None, "the endpoint takes no question of this length")
+    assert others == [Annotation([0, 1, 0])] * 2 and annotator.report()["rejected"] == 1
+    assert len(server.calls) == annotator.report()["calls"] == 3
+    server.script = verdict
+    assert list(make().annotate([record(0)])) == [Annotation([0, 1, 0])]
 
 
 @pytest.mark.parametrize(
-    "reply", [Reply(status=413), Reply(status=400, body=FILTER_ERROR.replace(*TOO_LONG_CODE))]
+    "bad, concurrency, status",
+    [((0,), 1, 400), ((0, 1, 2), 1, 422), ((0, 1, 2), 4, 400), ((2, 5), 4, 422)],
 )
-def test_an_overlong_record_is_rejected_at_once_and_the_run_goes_on(make, server, reply):
-    server.script = lambda call: reply if "number 1." in call.sentences[0] else verdict(call)
-    for calls in (3, 3):  # nor is it asked again by a second run
-        annotations = list(make(answers=3).annotate(map(record, range(3))))
-        assert [one.labels for one in annotations] == [[0, 1, 0], None, [0, 1, 0]]
-        assert "no question of this length" in annotations[1].problem
-        assert len(server.calls) == calls
+def test_a_refused_record_ends_no_run_that_gets_answers(make, server, bad, concurrency, status):
+    """Be they answers to later records only, which also may come late."""
+
+    def some(call):
+        if int(call.sentences[0][11:-1]) in bad:
+            return Reply(status=status, body=error(message="Tea!", code="no_such_thing"))
+        time.sleep(0.05)
+        return verdict(call)
+
+    def slowly():
+        for number in range(8):
+            yield record(number)
+            time.sleep(0.02)
+
+    server.script = some
+    annotator = make(concurrency=concurrency)
+    for number, found in enumerate(annotator.annotate(slowly())):
+        assert found.labels == (None if number in bad else [0, 1, 0])
+        if number in bad:
+            assert found.problem == (
+                f"the endpoint refuses this question: HTTP {status} (no_such_thing)"
+            )
+    report = annotator.report()
+    assert report["rejected"] == len(bad) and report["calls"] == 8
+    server.script = verdict  # what was refused is no answer, and is asked again
+    assert all(found.labels for found in make().annotate(slowly()))
+    assert len(server.calls) == 8 + len(bad)
+
+
+def test_answers_in_the_cache_tell_that_the_settings_are_good(make, server):
+    list(make().annotate(map(record, range(1, 4))))
+    server.script = lambda call: Reply(status=400)
+    found = [one.labels for one in make(concurrency=1).annotate(map(record, range(4)))]
+    assert found == [None, [0, 1, 0], [0, 1, 0], [0, 1, 0]]
+    fail(make(temperature=1.0), map(record, range(4)))  # no longer the same settings
+
+
+def test_a_run_without_an_answer_ends_with_its_window(make, server):
+    server.script = lambda call: Reply(status=400)
+    assert "HTTP 400, at record 'r0'" in fail(make(concurrency=2), map(record, itertools.count()))
+    assert len(server.calls) == WINDOW * 2
 
 
 def test_second_question_says_what_was_wrong(make, server):
@@ -264,11 +398,48 @@ def test_question_shows_everything_but_the_label(make, server):
     list(make(policy="Only {bitter} tea.").annotate([record(0, label=1), record(0, label=0)]))
     (call,) = server.calls  # so both questions were one and the same
     assert call.body["temperature"] == 0 and call.body["model"] == "stub"
+    assert "max_tokens" not in call.body
     system, user = call.body["messages"]
     assert "Only {bitter} tea." in system["content"] and '{"harmful": [' in system["content"]
     assert "never an\ninstruction" in system["content"]
     assert "Which tea?" in user["content"] and record(0).response in user["content"]
     assert '1: "Tea number 0."\n2: "It is bitter tea."\n3: "Drink it warm."' in user["content"]
+
+
+def test_temperature_is_sent_unless_it_is_negative(make, server):
+    """GPT-5 and the o-series refuse any; answers at one temperature are none at another."""
+
+    def as_gpt_5(call):
+        if "temperature" in call.body:
+            return Reply(status=400, body=error(code="unsupported_value", param="temperature"))
+        return verdict(call)
+
+    server.script = as_gpt_5
+    message = fail(make(), [record(0)])
+    assert "HTTP 400 (unsupported_value, temperature), at record 'r0'" in message
+    annotator = make(temperature=-1.0)
+    assert list(annotator.annotate([record(0)])) == [Annotation([0, 1, 0])]
+    assert annotator.report()["temperature"] is None
+    server.script = verdict
+    for temperature in (0.0, 0.5, 0.5):
+        annotator = make(temperature=temperature)
+        list(annotator.annotate([record(0)]))
+        assert annotator.report()["temperature"] == temperature
+    assert [call.body.get("temperature") for call in server.calls] == [0, None, 0, 0.5]
+
+
+def test_policy_comes_from_a_file(tmp_path):
+    path = tmp_path / "policy.txt"
+    path.write_bytes("\ufeffThé only.\r\n".encode())
+    assert read_policy(path) == "Thé only."
+    contents = {"is empty": b" \n", r"not UTF-8 \(byte 2\)": b"Th\xe9"}
+    for problem, content in contents.items():
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"^--llm-policy: {path}: {problem}$"):
+            read_policy(path)
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(InputError, match=f"^--llm-policy: {path}: cannot be read"):
+            read_policy(path)
 
 
 def test_data_cannot_close_its_block_or_forge_a_number():
@@ -308,7 +479,7 @@ def test_without_a_key_a_placeholder_goes_out(make, server, monkeypatch):
 
 def test_second_run_asks_nothing(make, server):
     first = list(make().annotate(map(record, range(10))))
-    again = make(url=server.url + "/", concurrency=1, timeout=3.0)  # decide no answer
+    again = make(url=server.url + "/", concurrency=1, timeout=3.0)  # still the same endpoint
     assert list(again.annotate(map(record, range(10)))) == first
     assert len(server.calls) == 10
     report = again.report()
@@ -318,6 +489,21 @@ def test_second_run_asks_nothing(make, server):
     list(make(model="other").annotate([record(0)]))
     list(make(policy="another").annotate([record(0)]))
     assert server.asked["Tea number 0."] == 3
+
+
+def test_another_endpoint_gives_answers_of_its_own(make, server, tmp_path):
+    """Host, port or path may stand for another model of the same name; the scheme does not."""
+    list(make().annotate([record(0)]))
+    with ChatServer(lambda call: Reply('{"harmful": [3]}')) as other:
+        assert list(make(url=other.url).annotate([record(0)])) == [Annotation([0, 0, 1])]
+    for changed in (server.url.replace("127.0.0.1", "localhost"), server.url + "/b"):
+        list(make(url=changed).annotate([record(0)]))
+    assert server.asked["Tea number 0."] == 3
+    secure = make(url=server.url.replace("http:", "https:"))
+    assert list(secure.annotate([record(0)])) == [Annotation([0, 1, 0])]
+    assert (
+        make(url="https://A.example/v1").endpoint == make(url="https://a.example:443/v1").endpoint
+    )
 
 
 def test_same_content_is_asked_once(make, server):
@@ -398,10 +584,10 @@ def test_kill_9_loses_no_answer(make, server, tmp_path):
     assert len(after) == len(set(after))
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_refusing_endpoint_ends_the_run(make, server, tmp_path, status):
-    error = json.dumps({"error": {"message": "Tea?\nNo.", "code": "no_such_thing"}})
-    server.script = lambda call: Reply(status=status, body=error)
+    body = error(message="Tea?\nNo.", code="no_such_thing")
+    server.script = lambda call: Reply(status=status, body=body)
     message = fail(make(concurrency=1), map(record, range(9)))
     assert message.startswith(f"{server.url}: HTTP {status} (no_such_thing), at record 'r0'; ")
     assert str(tmp_path / "answers.sqlite") in message and "run again" in message
@@ -416,7 +602,76 @@ def test_endpoint_that_is_not_there(make):
     assert message.startswith(f"http://127.0.0.1:{port}/v1: connection refused, at record 'r\\n'; ")
 
 
-@pytest.mark.parametrize("body", ["<html>Tea</html>", '{"message": "Tea"}', "[1]", "{", ""])
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_settings_that_turn_bad_end_a_run_that_got_answers(make, server, status):
+    server.script = lambda call: (
+        Reply(status=status) if "number 5." in call.sentences[0] else verdict(call)
+    )
+    message = fail(make(), map(record, range(9)))
+    assert f"HTTP {status}, at record 'r5'" in message
+
+
+@pytest.mark.parametrize("failing", ["a call", "the records"])
+def test_a_failing_run_asks_nothing_more_and_keeps_what_it_will_pay_for(make, server, failing):
+    """Seven or eight calls are in flight when the run fails, and others wait for their turn."""
+    failed = threading.Event()
+
+    def some(call):
+        wait_for(lambda: server.active == 8 or failed.is_set())
+        if failing == "a call" and "number 3." in call.sentences[0]:
+            failed.set()
+            return Reply(status=401)
+        failed.wait(5)
+        time.sleep(0.3)  # answered when the failure is long known
+        return verdict(call)
+
+    def records():
+        yield from map(record, range(16))
+        if failing == "the records":
+            wait_for(lambda: server.active == 8)
+            failed.set()
+            raise InputError("the input: ends here")
+
+    server.script = some
+    message = fail(make(concurrency=8), records())
+    assert ("HTTP 401, at record 'r3'" if failing == "a call" else "ends here") in message
+    assert len(server.calls) == 8
+    server.script = verdict
+    annotator = make(concurrency=8)
+    assert len(list(annotator.annotate(map(record, range(16))))) == 16
+    assert annotator.report()["cached_answers"] == (7 if failing == "a call" else 8)
+
+
+def test_a_failing_run_waits_for_no_repetition(make, server):
+    """A call is repeated after a minute: no answer is under way, so there is none to wait for."""
+
+    def some(call):
+        if "number 0." in call.sentences[0]:
+            wait_for(lambda: server.asked["Tea number 1."])
+            time.sleep(0.2)
+            return Reply(status=401)
+        return Reply(status=429, headers={"Retry-After": "60"})
+
+    server.script = some
+    start = time.monotonic()
+    fail(make(timeout=1.0), map(record, range(2)))
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html>Tea</html>",
+        '{"message": "Tea"}',
+        "[1]",
+        "{",
+        "",
+        '{"choices": 5}',
+        '{"choices": {"Tea": 1}}',
+        '{"choices": "Tea"}',
+        "[" * 100_000,
+    ],
+)
 def test_endpoint_that_is_no_chat_endpoint(make, server, body):
     server.script = lambda call: Reply(body=body)
     assert "HTTP 200, but no chat completion" in fail(make(), [record(0)])
@@ -525,6 +780,8 @@ def test_unusable_cache(make, tmp_path):
     "settings, option",
     [
         ({"model": " "}, "--annotator-model"),
+        ({"temperature": float("nan")}, "--llm-temperature"),
+        ({"temperature": float("inf")}, "--llm-temperature"),
         ({"url": ""}, "--llm-url"),
         ({"url": "localhost:8000/v1"}, "--llm-url"),
         ({"url": "file:///etc/hosts"}, "--llm-url"),
@@ -540,6 +797,15 @@ def test_bad_settings(make, settings, option):
     with pytest.raises(InputError, match=f"^{option}: ") as caught:
         make(**settings)
     assert KEY not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [KEY, f"{KEY}\n", "", "1KEY", "KEY NAME", "KEY=1", "KEY\n", "CLÉ"])
+def test_a_key_in_place_of_its_variables_name_is_not_repeated(name):
+    """By no annotator, as stats.json holds all options."""
+    for options in ({}, {"annotator": "llm", "annotator_model": "m"}):
+        with pytest.raises(InputError, match="^--llm-key-env: [^\n]*$") as caught:
+            BuildConfig("in", "out", llm_key_env=name, **options)
+        assert not name or name not in str(caught.value)
 
 
 def test_has_no_sentence_score(make):
@@ -600,6 +866,23 @@ def test_a_killed_pipeline_goes_on_and_says_who_got_no_verdict(server, tmp_path)
     calls = len(server.calls)
     assert again.wait(timeout=120) == 3 and len(server.calls) == calls
     again.communicate()
+
+
+def test_policy_and_temperature_of_the_command_line_reach_the_endpoint(server, tmp_path):
+    write_rows(tmp_path / "rows.jsonl")
+    policy = tmp_path / "policy.txt"
+    missing = build(server, tmp_path, "--llm-policy", str(policy))
+    output, errors = missing.communicate(timeout=120)
+    assert missing.returncode == 2 and not server.calls
+    assert errors.splitlines()[-1].startswith(f"error: --llm-policy: {policy}: cannot be read")
+    policy.write_text("Only bitter tea is harmful.\n")
+    words = ("--llm-policy", str(policy), "--llm-temperature", "-1")
+    done = build(server, tmp_path, *words)
+    output, errors = done.communicate(timeout=120)
+    assert done.returncode == 0, errors
+    for call in server.calls:
+        assert "\n\nOnly bitter tea is harmful.\n\n" in call.body["messages"][0]["content"]
+        assert "temperature" not in call.body
 
 
 def test_a_refused_endpoint_is_one_line_and_writes_nothing(server, tmp_path):

@@ -135,6 +135,17 @@ class BuildConfig:
     llm_answers: int = field(
         default=3, metadata={"help": "Answers asked for until one fits the schema."}
     )
+    llm_temperature: float = field(
+        default=0.0,
+        metadata={
+            "help": "Temperature of sampling; a negative one is left out of the request, as GPT-5"
+            " and the o-series refuse any."
+        },
+    )
+    llm_policy: str = field(
+        default="",
+        metadata={"help": "UTF-8 text file: what counts as harmful; '' takes the built-in policy."},
+    )
     word_rule: WordRule = field(
         default="pos",
         metadata={
@@ -206,6 +217,9 @@ class BuildConfig:
         for name in ("llm_concurrency", "llm_answers", "llm_timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
+        # the key itself, given in place of its variable's name, would end up in stats.json
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.llm_key_env):
+            raise InputError("--llm-key-env: takes the name of an environment variable")
         if not 0.7 <= self.near_duplicates <= 1:
             raise InputError(f"--near-duplicates: {self.near_duplicates} is not in 0.7…1")
         for name in ("annotator_threshold", "token_share"):
@@ -322,7 +336,7 @@ def make_annotator(config: BuildConfig, parsed: Path) -> Annotator:
             config.precision,
         )
     if config.annotator == "llm":
-        from annotators.llm import LLMAnnotator
+        from annotators.llm import POLICY, LLMAnnotator, read_policy
 
         return LLMAnnotator(
             url=config.llm_url,
@@ -333,6 +347,8 @@ def make_annotator(config: BuildConfig, parsed: Path) -> Annotator:
             retries=config.llm_retries,
             timeout=config.llm_timeout,
             answers=config.llm_answers,
+            temperature=config.llm_temperature,
+            policy=read_policy(Path(config.llm_policy)) if config.llm_policy else POLICY,
         )
     from annotators.response import ResponseAnnotator
 
