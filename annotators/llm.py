@@ -342,7 +342,7 @@ class LLMAnnotator:
                     while window and (
                         len(window) == WINDOW * self.concurrency
                         # until anything is answered, a refusal cannot be told from bad settings
-                        or (window[0].done() and (session.answered or session.failure))
+                        or (session.answered and window[0].done())
                     ):
                         yield self._next(session, window)
                 while window:
@@ -494,7 +494,8 @@ class LLMAnnotator:
         used = (
             getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")
         )
-        tokens = [count if count in range(2**63) else 0 for count in used]  # as SQLite holds
+        # SQLite's integers end at 2**63
+        tokens = [n if isinstance(n, int) and 0 <= n < 2**63 else 0 for n in used]
         return Answer(labels, problem, *tokens)
 
     def _stopped(self, record: Parsed, happened: str) -> InputError:

@@ -338,7 +338,7 @@ def test_an_overlong_record_is_rejected_at_once_and_the_run_goes_on(make, server
 
 @pytest.mark.parametrize(
     "bad, concurrency, status",
-    [((0,), 1, 400), ((0, 1, 2), 1, 422), ((0, 1, 2), 4, 400), ((2, 5), 4, 422)],
+    [((0,), 1, 400), ((0, 1, 2), 1, 422), ((0, 1, 2), 4, 400), ((2, 7), 4, 422)],
 )
 def test_a_refused_record_ends_no_run_that_gets_answers(make, server, bad, concurrency, status):
     """Be they answers to later records only, which also may come late."""
