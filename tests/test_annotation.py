@@ -148,6 +148,19 @@ def test_parquet_that_python_cannot_hold_is_named(tmp_path):
         list(read_judged(path, Columns()))
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_spans_are_read_from_every_format(suffix, tmp_path):
+    path = tmp_path / f"rows.{suffix}"
+    columns = Columns(prompt="", labels=(), spans="spans")
+    made = [{"response": "abc", "spans": spans} for spans in ([[0, 2], [2, 3]], [])]
+    write(path, made)
+    assert [one.spans for one in read_judged(path, columns)] == [[(0, 2), (2, 3)], []]
+    for bad in ("", "[[0, 2]", "{}", "[" * 100_000):
+        write(path, [{"response": "abc", "spans": bad}])
+        with pytest.raises(InputError, match="1: field 'spans': a list of .* was expected"):
+            list(read_judged(path, columns))
+
+
 @given(st.lists(st.integers(0, 1), min_size=1, max_size=9))
 def test_the_majority_decides_and_ties_do_not(votes):
     counts = Counter(votes)

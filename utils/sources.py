@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import re
 import sqlite3
 import sys
@@ -35,7 +36,8 @@ class Columns:
         response: Column of the response.
         labels: Columns of response-level judgements, 0/1; the majority counts.
         id: Column of the id; rows without it are numbered.
-        spans: Column of human [start, end) character spans of harm; "" where there is none.
+        spans: Column of human [start, end) character spans of harm, in CSV a JSON list; "" where
+            there is none.
     """
 
     prompt: str = "prompt"
@@ -203,6 +205,11 @@ def _label(fields: dict[str, Any], name: str, where: str) -> int:
 
 def _spans(fields: dict[str, Any], name: str, length: int, where: str) -> list[tuple[int, int]]:
     spans = fields.get(name)
+    if isinstance(spans, str):  # CSV knows text only
+        try:
+            spans = json.loads(spans)
+        except (ValueError, RecursionError):
+            pass
     if not isinstance(spans, list):
         raise InputError(f"{where}: field '{name}': a list of [start, end) pairs was expected")
     for position, span in enumerate(spans):
