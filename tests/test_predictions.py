@@ -45,6 +45,33 @@ def test_a_spoilt_file_is_named(tmp_path):
         load_predictions(path)
 
 
+def test_a_damaged_file_is_named_in_one_line(tmp_path):
+    """Bytes changed or cut off: what was saved is read, or an error says which file it is."""
+    path = tmp_path / "p.npz"
+    saved = {name: random_split(6, seed) for seed, name in enumerate(SPLITS)}
+    save_predictions(path, saved)
+    whole, random, refused = path.read_bytes(), np.random.default_rng(0), 0
+    damaged = [whole[:length] for length in range(0, len(whole), len(whole) // 60)]
+    for place in random.integers(len(whole), size=500):
+        changed = whole[place] ^ int(random.integers(1, 256))
+        damaged.append(whole[:place] + bytes([changed]) + whole[place + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            read = load_predictions(path)
+        except InputError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+        else:
+            for name, split in saved.items():
+                np.testing.assert_array_equal(read[name].response_prob, split.response_prob)
+                np.testing.assert_array_equal(read[name].token_probs[0], split.token_probs[0])
+    assert refused > 300
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(InputError, match="array.npy: is no predictions file"):
+        load_predictions(tmp_path / "array.npy")
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_pieces_are_the_text(tokenizers, name):
     tokenizer = tokenizers(name)

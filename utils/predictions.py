@@ -4,7 +4,6 @@ All tables and figures are made from these files alone. No pickle is inside.
 """
 
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
         {"valid": …, "test": …}.
 
     Raises:
-        InputError: It cannot be read, or lacks an array.
+        InputError: It cannot be read, is damaged, or lacks an array.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -131,8 +130,9 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except KeyError as error:
         raise InputError(f"{path}: array {error} is missing; run the test again") from None
-    except (ValueError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is no predictions file: {error}") from None
+    except Exception as error:  # zipfile, zlib, struct, ast, tokenize …: each fails in its own way
+        reason = (str(error) or type(error).__name__).split("\n")[0]
+        raise InputError(f"{path}: is no predictions file, or damaged: {reason}") from None
 
 
 def find_tests(folder: Path) -> list[Path]:
