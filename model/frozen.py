@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.loading import config_hash
 from model.qwen_dual_task import QwenForDualTask
 from utils.files import read_json, write_json
 from utils.predict import autocast
@@ -107,7 +108,8 @@ def frozen_states(
     Returns:
         [N] float32 arrays [L, hidden], mapped from disk.
     """
-    maker = f"{backbone} {len(frozen)} {model.config._attn_implementation} {bf16}"
+    config, attention = config_hash(model.config.to_dict()), model.config._attn_implementation
+    maker = f"{backbone} {config} {len(frozen)} {attention} {bf16}"
     folder = Path(folder) / hashlib.sha256(maker.encode()).hexdigest()[:16]
     keys = [hashlib.sha256(ids.astype("<i4")).hexdigest()[:32] for ids in examples.input_ids]
     known = _read_shards(folder)

@@ -1,5 +1,7 @@
 """Reading model folders: safetensors only, no remote code, every weight accounted for."""
 
+import hashlib
+import json
 from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -13,17 +15,37 @@ from utils.files import InputError, read_json, sha256_file
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+# Fields of a config.json that decide nothing of what a backbone computes: remarks, and what the
+# training sets (`model.qwen_dual_task.load_backbone`).
+NOT_OF_BACKBONE = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
+NOT_OF_BACKBONE |= {"use_cache", "alpha", "beta", "gamma", "logic_reduce", "ignore_index"}
+NOT_OF_BACKBONE |= {"num_token_labels", "num_sequence_labels", "token_dropout"}
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Returns the SHA-256 of what decides, beside the weights, what a backbone computes.
+
+    Args:
+        config: Content of a config.json, or a loaded configuration's `to_dict`.
+    """
+    decisive = {name: value for name, value in config.items() if name not in NOT_OF_BACKBONE}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
 
 def backbone_summary(folder: Path) -> dict[str, str]:
-    """Returns what a run record says of its backbone: the SHA-256 of each of its weight files."""
+    """Returns what a run record says of its backbone: hashes of its configuration and weights."""
     _tensor_names(folder)
     files = sorted(Path(folder).glob("*.safetensors"))
-    return {"folder": str(folder)} | {path.name: sha256_file(path) for path in files}
+    return {
+        "folder": str(folder),
+        "config.json": config_hash(read_config(folder)),
+        **{path.name: sha256_file(path) for path in files},
+    }
 
 
 def backbone_key(summary: dict[str, str]) -> str:
     """Returns what identifies a backbone's weights, from its `backbone_summary`."""
-    return " ".join(value for name, value in summary.items() if name != "folder")
+    return " ".join(value for name, value in summary.items() if name.endswith(".safetensors"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

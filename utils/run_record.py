@@ -101,6 +101,7 @@ def check_same_run(folder: Path, old: dict[str, Any], new: dict[str, Any], free:
             )
     for kind in ("data", "backbone"):
         before, now = ({**(one.get(kind) or {}), "folder": None} for one in (old, new))
+        before.setdefault("config.json", now.get("config.json"))  # an older version did not keep it
         for name in now:
             if before.get(name) != now[name]:
                 raise InputError(
