@@ -1,7 +1,9 @@
 """Frozen layers computed once: their output is kept on disk and fed to the layers that train."""
 
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from model.loading import config_hash
 from model.qwen_dual_task import QwenForDualTask
-from utils.files import read_json, write_json
+from utils.files import InputError, read_json, write_json
 from utils.predict import autocast
 from utils.splits import Examples, collate, token_budget_batches
 
@@ -107,6 +109,9 @@ def frozen_states(
 
     Returns:
         [N] float32 arrays [L, hidden], mapped from disk.
+
+    Raises:
+        InputError: The disk has no room for them.
     """
     config, attention = config_hash(model.config.to_dict()), model.config._attn_implementation
     maker = f"{backbone} {config} {len(frozen)} {attention} {bf16}"
@@ -150,9 +155,7 @@ def _write_shard(
     partial = folder / f".{name}.{os.getpid()}.partial"
     device = next(model.parameters()).device
     try:
-        states = np.lib.format.open_memmap(
-            partial, "w+", np.float32, shape=(int(bounds[-1]), model.config.hidden_size)
-        )
+        states = _new_array(partial, int(bounds[-1]), model.config.hidden_size)
         with (
             _only(model, frozen) as trunk,
             tqdm(total=len(states), desc="frozen layers", unit="token") as bar,
@@ -171,3 +174,27 @@ def _write_shard(
         write_json(folder / f"{name}.json", [[key, length] for key, length in pairs])
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _new_array(path: Path, rows: int, columns: int) -> np.ndarray:
+    """Maps a new float32 .npy file, (rows, columns), with all its space on disk taken already.
+
+    Where a disk fills up under a mapped file, the kernel kills the process (SIGBUS).
+    """
+    needed, free = 4 * rows * columns, shutil.disk_usage(path.parent).free
+    full = InputError(
+        f"{path.parent}: no room for the frozen layers' output: {needed:,} bytes needed,"
+        f" {free:,} free"
+    )
+    if needed > free:  # asked first: who allocates in vain leaves others without a byte meanwhile
+        raise full
+    try:
+        array = np.lib.format.open_memmap(path, "w+", np.float32, shape=(rows, columns))
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full from None
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot allocate
+            raise
+    return array
