@@ -1,53 +1,69 @@
 #!/usr/bin/env bash
 # Every row of the table on one corpus: data, trainings, tests, ablations, tables and figures.
 #   bash scripts/run-table.sh RECORDS_DIR RUNS_DIR [flags of the SCM and Qwen trainings]
-# Interrupted, it goes on where it was. From the environment: BACKBONE and MODERNBERT (folders;
-# default SmolLM2-135M and a small random ModernBERT), MAX_LENGTH (tokens), MODERNBERT_FLAGS,
-# PARTIAL_FLAGS (of its partial test), TEST_FLAGS (of all model tests), CAUSAL_FLAGS (of SCM's and
-# Qwen's), WORD_RULES (see run-ablations.sh), ABLATIONS=no to leave them out.
+# Interrupted, it goes on where it was; RUNS_DIR/settings.txt holds it to the settings it began with.
+# From the environment: BACKBONE and MODERNBERT (folders; default SmolLM2-135M and a small random
+# ModernBERT), MAX_LENGTH (tokens), MODERNBERT_FLAGS, PARTIAL_FLAGS (of its partial test), TEST_FLAGS
+# (of all model tests), CAUSAL_FLAGS (of SCM's and Qwen's), WORD_RULES (see run-ablations.sh). These
+# may change later: ABLATIONS=no leaves them out, SEEDS="42 43 44" trains SCM and Qwen once a seed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ $# -lt 2 ]]; then
     echo "usage: $0 RECORDS_DIR RUNS_DIR [training flags; see run-scm.sh --help]" >&2
     exit 2
 fi
-RECORDS=$1 RUNS=$2
+source scripts/setup.sh
+RECORDS=${1%/} RUNS=${2%/}
 FLAGS=("${@:3}")
-BACKBONE=${BACKBONE:-backbones/smollm2-135m}
-MODERNBERT=${MODERNBERT:-$RUNS/random-modernbert}
+BACKBONE=${BACKBONE:-backbones/smollm2-135m} MODERNBERT=${MODERNBERT:-}
+DATA=$RUNS/data ENCODER_DATA=$RUNS/data-modernbert
 read -ra TEST <<< "${TEST_FLAGS:-}"
 read -ra CAUSAL <<< "${CAUSAL_FLAGS:-}"
 read -ra PARTIAL <<< "${PARTIAL_FLAGS:-}"
 read -ra ENCODER <<< "${MODERNBERT_FLAGS:-}"
+read -ra RULES <<< "${WORD_RULES:-}"
+read -ra SEED <<< "${SEEDS:-}"
 run() { bash "scripts/run-$1.sh" "${@:2}"; }
 missing() { [[ ! -e $1 ]]; }
-test_row() {  # row, model, data, flags
-    missing "$RUNS/metrics/$1" && run "$1" test --model-path "$RUNS/models/$2" --data-dir "$3" \
-        --output-dir "$RUNS/metrics/$1" "${TEST[@]}" "${@:4}"
-    return 0
+tested() { [[ $RUNS/metrics/$1/run.json -nt $RUNS/$2 ]]; }  # row; what it must be newer than
+test_row() {  # folder, row, model, data, flags
+    local metrics=$RUNS/metrics/$1 again=()
+    tested "$1" "models/$3/run.json" && return
+    missing "$metrics" || again=(--overwrite)  # of a model that was trained anew since
+    run "$2" test --model-path "$RUNS/models/$3" --data-dir "$4" --output-dir "$metrics" \
+        "${again[@]}" "${TEST[@]}" "${@:5}"
 }
+causal_rows() {  # end of the folders' names, more flags of the trainings
+    run scm --output-dir "$RUNS/models/scm$1" --data-dir "$DATA" --base-model-path "$BACKBONE" \
+        --resume "${FLAGS[@]}" "${@:2}"
+    test_row "scm$1" scm "scm$1" "$DATA" "${CAUSAL[@]}"
+    run qwen-full --output-dir "$RUNS/models/qwen$1" --data-dir "$DATA" \
+        --base-model-path "$BACKBONE" --resume "${FLAGS[@]}" "${@:2}"
+    test_row "qwen-full$1" qwen-full "qwen$1" "$DATA" "${CAUSAL[@]}"
+    test_row "qwen-partial$1" qwen-partial "qwen$1" "$DATA" "${CAUSAL[@]}"
+}
+
+python -m utils.same_settings "$RUNS/settings.txt" "records=$RECORDS" \
+    "BACKBONE=${BACKBONE%/}" "MODERNBERT=${MODERNBERT%/}" "MAX_LENGTH=${MAX_LENGTH:-4096}" \
+    "MODERNBERT_FLAGS=${ENCODER[*]}" "PARTIAL_FLAGS=${PARTIAL[*]}" "TEST_FLAGS=${TEST[*]}" \
+    "CAUSAL_FLAGS=${CAUSAL[*]}" "${RULES[@]/#/WORD_RULES }" "training flags=${FLAGS[*]}"
 missing "$BACKBONE" && bash scripts/get-backbone.sh smollm2-135m "$BACKBONE"
-missing "$MODERNBERT" && bash scripts/get-backbone.sh random-modernbert "$MODERNBERT" --corpus "$RECORDS"
-DATA=$RUNS/data ENCODER_DATA=$RUNS/data-modernbert
 missing "$DATA" && run data "$DATA" "$BACKBONE" --input-dir "$RECORDS" --max-length "${MAX_LENGTH:-4096}"
+MODERNBERT=${MODERNBERT:-$RUNS/random-modernbert}
+missing "$MODERNBERT" && bash scripts/get-backbone.sh random-modernbert "$MODERNBERT" --corpus "$RECORDS"
 missing "$ENCODER_DATA" && run data "$ENCODER_DATA" "$MODERNBERT" --input-dir "$RECORDS" \
     --max-length "${MAX_LENGTH:-4096}"
 
 for method in tfidf length; do
-    missing "$RUNS/metrics/$method" && run floor "$method" --data-dir "$DATA" \
-        --output-dir "$RUNS/metrics/$method"
+    tested $method data/meta.json || run floor $method --data-dir "$DATA" \
+        --output-dir "$RUNS/metrics/$method" --overwrite
 done
 run modernbert-full --output-dir "$RUNS/models/modernbert" --data-dir "$ENCODER_DATA" \
     --base-model-path "$MODERNBERT" --resume "${ENCODER[@]}"
-test_row modernbert-full modernbert "$ENCODER_DATA"
-test_row modernbert-partial modernbert "$ENCODER_DATA" "${PARTIAL[@]}"
-run scm --output-dir "$RUNS/models/scm" --data-dir "$DATA" --base-model-path "$BACKBONE" \
-    --resume "${FLAGS[@]}"
-test_row scm scm "$DATA" "${CAUSAL[@]}"
-run qwen-full --output-dir "$RUNS/models/qwen" --data-dir "$DATA" --base-model-path "$BACKBONE" \
-    --resume "${FLAGS[@]}"
-test_row qwen-full qwen "$DATA" "${CAUSAL[@]}"
-test_row qwen-partial qwen "$DATA" "${CAUSAL[@]}"
+test_row modernbert-full modernbert-full modernbert "$ENCODER_DATA"
+test_row modernbert-partial modernbert-partial modernbert "$ENCODER_DATA" "${PARTIAL[@]}"
+causal_rows "" ${SEED:+--seed "$SEED"}
+for seed in "${SEED[@]:1}"; do causal_rows "-$seed" --seed "$seed"; done
 [[ ${ABLATIONS:-yes} == no ]] || TEST_FLAGS="${TEST[*]} ${CAUSAL[*]}" run ablations "$DATA" "$BACKBONE" "$RUNS" "${FLAGS[@]}"
 
 bash scripts/make-tables.sh "$RUNS" --overwrite

@@ -1,5 +1,8 @@
 """The whole table from one command, on tiny models."""
 
+import re
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -21,7 +24,7 @@ def runs(tmp_path_factory, tiny, small_fineharm):
     }  # fmt: skip
     words = ["bash", "scripts/run-table.sh", small_fineharm, folder, *FAST]
     run(*words, **environment)
-    return folder, run(*words, ABLATIONS="no", **environment).stdout
+    return folder, run(*words, ABLATIONS="no", SEEDS="42 43", **environment).stdout
 
 
 def test_every_row_is_there(runs):
@@ -38,6 +41,11 @@ def test_every_row_is_there(runs):
     assert (runs[0] / "metrics" / "scm" / "examples.html").is_file()
 
 
-def test_a_second_time_nothing_is_trained_again(runs):
+def test_a_second_time_only_another_seed_is_trained(runs):
     assert runs[1].count("the run is finished already") == 3
-    assert "best checkpoint" not in runs[1]
+    trained = re.findall(r"best checkpoint: .* in (.*)", runs[1])
+    assert [Path(folder).name for folder in trained] == ["scm-43", "qwen-43"]
+    table = pd.read_csv(runs[0] / "tables" / "table.csv")
+    seeds = table.groupby("row")["seeds"].agg(set).to_dict()
+    assert seeds["scm"] > {"42; 43"} and seeds["qwen-full"] == seeds["qwen-partial"] == {"42; 43"}
+    assert re.search(r"\| [\d.]+ ± [\d.]+ \|", (runs[0] / "tables" / "table.md").read_text())
