@@ -65,6 +65,8 @@ class TestConfig(ModelTestConfig):
         super().__post_init__()
         if self.row != "scm" and self.score_with != "token":
             raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
+        if self.row == "qwen-full":
+            self.refuse_target("full detection stops no stream")
 
 
 def take_frozen(model: QwenForDualTask, config: TestConfig) -> tuple[list[nn.Module], str]:

@@ -44,6 +44,11 @@ class FloorConfig(EvaluationConfig):
         metadata={"help": "partial: full detection, and every prefix as well. full: that alone."},
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.detection == "full":
+            self.refuse_target("full detection stops no stream")
+
 
 def main(config: FloorConfig) -> None:
     """Fits on train, picks the regularisation on validation, reports."""

@@ -30,6 +30,8 @@ READ_BY = {  # the options that not every row reads
     "strictness": ("generative", "stream"),
     "trust_remote_code": ("stream",),
     "token_budget": ("classifier", "generative"),
+    "target_false_alarm": ("stream",),
+    "target_k": ("stream",),
 }
 POSITIONAL = ("row",)  # the first words of the command line
 

@@ -47,6 +47,10 @@ class TestConfig(ModelTestConfig):
         refuse_below_one(self, "stride")
         if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
             raise InputError("--stride, --stop-early: full detection scores no prefixes")
+        if self.row == "modernbert-full":
+            self.refuse_target("full detection stops no stream")
+        if self.stop_early:
+            self.refuse_target("θ is calibrated on scores that --stop-early cuts; leave one out")
 
 
 def main(config: TestConfig) -> None:

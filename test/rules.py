@@ -77,6 +77,8 @@ class RulesConfig:
 
     def __post_init__(self) -> None:
         refuse_below_one(self, "bootstrap")
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
         for target in self.targets:
             if not 0 < target < 1:
                 raise InputError(f"--targets: {target} is not above 0 and below 1")

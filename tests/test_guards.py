@@ -631,6 +631,11 @@ def test_the_stream_row_runs_code_that_it_may_run(stream_folder, tiny_data, tmp_
             "--strictness: llama-guard calls nothing controversial",
         ),
         ({"row": "classifier", "token_budget": 0}, "--token-budget: 0 is below 1"),
+        ({"row": "classifier", "target_k": 9}, "--target-k: the row classifier does not read it"),
+        (
+            {"row": "generative", "style": "llama-guard", "target_false_alarm": 0.1},
+            "--target-false-alarm: the row generative does not read it",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, reason, tmp_path):

@@ -183,6 +183,9 @@ def test_bad_input(encoder, tiny, encoder_data, tmp_path):
     for wrong, message in (
         ({"stride": 0}, "--stride: 0 is below 1"),
         ({"row": "modernbert-full", "stop_early": True}, "full detection scores no prefixes"),
+        ({"row": "modernbert-full", "target_false_alarm": 0.1}, "detection stops no stream"),
+        ({"stop_early": True, "target_false_alarm": 0.1}, "on scores that --stop-early cuts"),
+        ({"stop_early": True, "target_k": 9}, "--target-k: θ is calibrated on scores that"),
     ):
         with pytest.raises(InputError, match=message):
             ModernBertConfig("d", "o", **{"row": "modernbert-partial", "model_path": "m"} | wrong)

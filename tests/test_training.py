@@ -201,6 +201,25 @@ def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_d
     assert done.returncode == 2 and "nothing is trained here" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seed": -1}, "--seed: -1 is below 0"),
+        ({"target_false_alarm": 1.0}, "--target-false-alarm: 1.0 is not in 0…1"),
+        ({"detection": "full", "target_false_alarm": 0.1}, "full detection stops no stream"),
+        ({"detection": "full", "target_k": 9}, "--target-k: full detection stops no stream"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_scored(options, message):
+    with pytest.raises(InputError, match=message):
+        FloorConfig("d", "o", **options)
+    FloorConfig("d", "o", seed=0, target_false_alarm=0.1, target_k=9)
+    target = {"target_false_alarm": 0.1}
+    with pytest.raises(InputError, match="--target-k: full detection stops no stream"):
+        CausalConfig("d", "o", row="qwen-full", model_path="m", **target)
+    CausalConfig("d", "o", row="qwen-partial", model_path="m", **target)
+
+
 @pytest.mark.parametrize("method", ["tfidf", "length"])
 def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path):
     for detection in ("full", "partial"):

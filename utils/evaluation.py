@@ -144,8 +144,15 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         refuse_below_one(self, "bootstrap", "target_k")
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
         if not 0 <= self.target_false_alarm < 1:
             raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
+
+    def refuse_target(self, reason: str) -> None:
+        """Raises InputError where θ is to be calibrated for a share of false alarms."""
+        if self.target_false_alarm or self.target_k != EvaluationConfig.target_k:
+            raise InputError(f"--target-false-alarm, --target-k: {reason}")
 
 
 @dataclass(kw_only=True)
