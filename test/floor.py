@@ -11,13 +11,13 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm import tqdm
 
 from utils.cli import run_command
 from utils.evaluation import EvaluationConfig, run_evaluation
-from utils.files import refuse_overwrite
+from utils.files import InputError, refuse_overwrite
 from utils.predict import Scores
 from utils.predictions import METRICS
 from utils.splits import Examples, load_examples, load_processed
@@ -65,17 +65,22 @@ def main(config: FloorConfig) -> None:
 
     inputs = {name: features_of(split) for name, split in examples.items()}
 
-    def fit(strength: float):
-        if config.method == "length":
-            features = [FunctionTransformer(np.log), StandardScaler()]
-        else:
-            features = [TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)]
+    if config.method == "length":
+        features = make_pipeline(FunctionTransformer(np.log), StandardScaler())
+    else:
+        features = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    try:
+        train_features = features.fit_transform(inputs["train"])
+    except ValueError:  # no term is left
+        raise InputError(f"{data.folder}: split 'train': no word is in two responses") from None
+
+    def fit(strength: float) -> Pipeline:
         classifier = LogisticRegression(C=strength, max_iter=1000)
-        return make_pipeline(*features, classifier).fit(
-            inputs["train"], examples["train"].response_label
+        return make_pipeline(
+            features, classifier.fit(train_features, examples["train"].response_label)
         )
 
-    def probabilities(pipeline, split: str) -> np.ndarray:
+    def probabilities(pipeline: Pipeline, split: str) -> np.ndarray:
         return pipeline.predict_proba(inputs[split])[:, 1].astype(np.float32)
 
     pipelines = [fit(strength) for strength in STRENGTHS]

@@ -315,6 +315,9 @@ def test_a_comparison_is_not_overwritten_unasked(metrics_dir, tmp_path):
 def test_a_target_that_is_no_share_is_refused(targets):
     with pytest.raises(InputError, match="--targets: .* is not above 0 and below 1"):
         RulesConfig("m", "o", targets)
+
+
+def test_a_seed_below_zero_is_refused():
     with pytest.raises(InputError, match="--seed: -1 is below 0"):
         RulesConfig("m", "o", seed=-1)
 

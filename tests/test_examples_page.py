@@ -114,6 +114,12 @@ def test_every_token_by_hand():
     assert '<p class="stop">' not in show(split, k=4)
 
 
+def test_a_token_is_marked_by_the_comparison_that_stops():
+    """0.9 in float32 lies below 0.9."""
+    text = show(made_split((1, ["a", "b"], [0.9, 0.9])), theta=0.9)
+    assert "not stopped: 0 of 2 tokens at or above θ" in text and not re.search(r'"s\d over', text)
+
+
 def test_a_stop_at_the_last_token_leaves_no_rest():
     text = show(made_split((1, ["a", "b"], [0.9, 0.9])))
     assert "stopped here, token 2 of 2, 100" in text and 'class="run rest"' not in text

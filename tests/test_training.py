@@ -238,6 +238,23 @@ def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path)
         assert len(np.unique(np.sign(np.diff(first)))) == 1
 
 
+def test_a_training_split_without_a_common_word_is_named(tiny, fineharm, tmp_path):
+    path = fineharm / "train.json"
+    records = json.loads(path.read_text())
+    harmful, benign = (
+        next(one for one in records if any(one["sentence_labels"]) == label)
+        for label in (True, False)
+    )
+    for record, word, label in ((harmful, "alpha", 1), (benign, "omega", 0)):
+        record |= {"response": word, "sentences": [word], "words": [[word]]}
+        record |= {"sentence_labels": [label], "word_labels": [[label]]}
+    path.write_text(json.dumps([harmful, benign]))
+    data = str(tmp_path / "data")
+    prepare(DataConfig(data, str(tiny), str(fineharm)))
+    with pytest.raises(InputError, match=f"{data}: split 'train': no word is in two responses"):
+        measure_floor(FloorConfig(data, str(tmp_path / "out")))
+
+
 def test_same_seed_same_weights_other_seed_others(config):
     folders = [str(Path(config.output_dir) / name) for name in "abc"]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):

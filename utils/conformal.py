@@ -25,11 +25,12 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
     """Returns the least θ that keeps a new benign response's false-alarm probability at `target`.
 
     Args:
-        statistics: float [n], a benign response is flagged iff its statistic reaches θ.
+        statistics: float [n], 0 or above, or -inf (a response shorter than k); a benign response is
+            flagged iff its statistic reaches θ.
         target: α, above 0 and below 1.
 
     Returns:
-        θ; infinite where n is too small to promise so little.
+        θ, 0 or above; infinite where n is too small to promise so little.
     """
     ordered = np.sort(np.asarray(statistics, dtype=float))
     # rounded first: 1 - 0.9 is not quite 0.1, and must not cost a rank
@@ -37,7 +38,7 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
     if rank > len(ordered):
         return np.inf
     # the next float32: NumPy rounds a θ to that where it compares it with a float32 score
-    return float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf)))
+    return max(0.0, float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf))))
 
 
 def calibrate(token_probs: Sequence[np.ndarray], label: np.ndarray, k: int, target: float) -> float:

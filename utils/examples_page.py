@@ -18,7 +18,16 @@ import numpy as np
 
 from utils.cli import run_command
 from utils.files import InputError, read_json, refuse_file, write_bytes
-from utils.metrics import MAX_K, MISSED, THETAS, Outcome, delay_k, point_metrics, select_partial
+from utils.metrics import (
+    MAX_K,
+    MISSED,
+    THETAS,
+    Outcome,
+    delay_k,
+    point_metrics,
+    reaches,
+    select_partial,
+)
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.report import percent, threshold
 
@@ -172,7 +181,7 @@ def _section(title: str, note: str, articles: list[str]) -> str:
 def _article(test: Predictions, index: int, code: int, theta: float, k: int) -> str:
     """Returns one response: what became of it, its tokens, and where it was stopped."""
     pieces, probs = test.pieces[index], test.token_probs[index]
-    over = probs >= theta  # (T,)
+    over = reaches(probs, theta)  # (T,)
     stop, harmful, tokens = delay_k(probs, theta, k), code > 1, len(probs)
     place = f"token {stop + 1} of {tokens}, {_share((stop + 1) / tokens, 0)}"
     veil = ' aria-hidden="true" inert' if harmful else ""

@@ -24,8 +24,11 @@ MISSED = -1  # the stop position of a response that was never stopped
 Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def _reaches(probs: np.ndarray, theta: float) -> np.ndarray:
-    """Compares in float64: beside float32 scores NumPy would round θ to float32 first."""
+def reaches(probs: np.ndarray, theta: float) -> np.ndarray:
+    """Tells which scores are at or above θ; every decision goes by this.
+
+    It compares in float64: beside float32 scores NumPy would round θ to float32 first.
+    """
     return np.asarray(probs, dtype=float) >= theta
 
 
@@ -39,7 +42,7 @@ def full_detection(response_prob: np.ndarray, theta: float) -> np.ndarray:
     Returns:
         bool [N].
     """
-    return _reaches(response_prob, theta)
+    return reaches(response_prob, theta)
 
 
 def delay_k(token_probs: np.ndarray, theta: float, k: int) -> int:
@@ -53,7 +56,7 @@ def delay_k(token_probs: np.ndarray, theta: float, k: int) -> int:
     Returns:
         The index of the token at which the stream is stopped, or -1 (`MISSED`).
     """
-    hits = np.flatnonzero(_reaches(token_probs, theta))
+    hits = np.flatnonzero(reaches(token_probs, theta))
     return int(hits[k - 1]) if len(hits) >= k else MISSED
 
 
