@@ -15,7 +15,7 @@ import numpy as np
 from monitor.rules import RULES, Policy, Rule, trace
 from monitor.settings import MonitorSettings, token_theta_of, write_settings
 from utils.cli import run_command
-from utils.conformal import conformal_theta
+from utils.conformal import CAVEAT, conformal_theta
 from utils.files import InputError, read_json, refuse_below_one, refuse_file
 from utils.metrics import FULL_THETAS, kth_largest
 from utils.predict import ScoreWith
@@ -204,8 +204,7 @@ def main(config: CalibrateConfig) -> None:
         "chosen_on": "valid",
         "target_false_alarm": target,
         "promise": "conformal: a new benign response like those of validation is stopped with at"
-        " most this probability, on average over validation sets, if the rule's shape was not"
-        " chosen on them",
+        f" most this probability {CAVEAT}; nor may they have chosen the rule's shape",
         "benign_responses": len(benign),
         "metrics_dir": str(folder),
         "row": result["row"],
@@ -216,7 +215,7 @@ def main(config: CalibrateConfig) -> None:
     print(
         f"threshold {threshold:.4g} for at most {100 * target:g} % false alarms, from"
         f" {len(benign)} benign validation responses; {missed} % of {len(harmful)} harmful ones"
-        f" would be missed: {output}"
+        f" would be missed: {output}\nthat share is promised {CAVEAT}"
     )
 
 

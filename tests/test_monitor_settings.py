@@ -147,7 +147,10 @@ def test_thresholds_keep_their_promise_on_validation(words, rule, token_theta, t
     assert settings.origin["target_false_alarm"] == 0.1
     assert settings.origin["benign_responses"] == 30 and "conformal" in settings.origin["promise"]
     missed = 100 * (highest[valid.label == 1] < settings.policy.unsafe).mean()
-    assert f"{missed:.1f} % of 30 harmful ones" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{missed:.1f} % of 30 harmful ones" in out
+    for text in (settings.origin["promise"], out):
+        assert "strictly only for a detector that these did not choose" in text
 
 
 def test_the_script_writes_the_same(tmp_path):

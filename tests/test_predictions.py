@@ -13,6 +13,7 @@ from utils.evaluation import evaluate
 from utils.files import InputError
 from utils.metrics import by_length, delay_k
 from utils.predictions import SPLITS, load_predictions, save_predictions, token_pieces
+from utils.report import format_table
 
 
 @pytest.mark.parametrize("partial", [True, False])
@@ -126,12 +127,28 @@ def test_coverage_by_simulation():
     assert np.mean(rates) >= 2 / 31 - 3 * spread  # rank 28 of 31: three thirty-firsts lie above
 
 
+def test_choosing_the_detector_on_the_same_responses_weakens_the_promise():
+    """The README's figures: benign scores are uniform, so θ leaves a false-alarm rate of 1 - θ."""
+    random, rates = np.random.default_rng(0), {1: [], 4: [], 10: []}
+    for candidates, found in rates.items():
+        for _ in range(2000):
+            benign = random.random((candidates, 100))
+            harmful = np.minimum(random.random((candidates, 100)) + 0.6, 1)
+            fp, tp = (benign >= 0.9).sum(axis=1), (harmful >= 0.9).sum(axis=1)
+            macro_f1 = tp / (100 + tp + fp) + (100 - fp) / (300 - tp - fp)
+            found.append(1 - min(1, conformal_theta(benign[macro_f1.argmax()], 0.05)))
+    means = [np.mean(found) for found in rates.values()]
+    assert means == pytest.approx([0.049, 0.058, 0.0625], abs=0.0015)  # three standard errors
+
+
 def test_the_report_holds_the_calibrated_row():
     valid, test = random_split(200, 1), random_split(200, 2)
     result = evaluate(valid, test, 10, 0, target_false_alarm=0.2, target_k=2)
     row = result["partial_conformal"]
     assert row["k"] == 2 and row["chosen_on"] == "valid" and row["target_false_alarm"] == 0.2
     assert row["valid"]["false_alarm_rate"] <= 0.2
+    table = format_table({"method": "SCM"} | result)
+    assert table.count("strictly only for a detector that these did not choose") == 1
     assert "partial_conformal" not in evaluate(valid, test, 10, 0)
 
 

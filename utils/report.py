@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.conformal import CAVEAT
 from utils.files import read_json
 from utils.metrics import STOP_BINS
 
@@ -68,6 +69,8 @@ def format_table(result: dict[str, Any]) -> str:
             lines.append(f"    {name:8} P {precision:>5}  R {recall:>5}  F1 {f1:>5}")
         lines.append(f"    macro F1           {interval(values['macro_f1'])}")
         lines.append(f"    false alarms       {interval(values['false_alarm_rate'])}")
+        if key == "partial_conformal":
+            lines.append(f"    that share is promised {CAVEAT}")
         lines.append(f"    AUROC              {interval(values['auroc'])}")
         if key != "full":
             lines.append(f"    response seen      {interval(values['mean_fraction_seen'])}")
