@@ -201,6 +201,52 @@ def test_one_seed_twice_is_a_mistake_unless_it_is_a_copy(tmp_path):
         tables(runs)
 
 
+def test_a_calibrated_run_stands_beside_the_plain_one(tmp_path):
+    """The README's own commands: one model, tested without and with a share of false alarms."""
+    runs, splits = tmp_path / "runs", {"valid": random_split(99, 1), "test": random_split(40, 2)}
+    write_run(runs / "scm", **splits)
+    write_run(runs / "scm-20percent", target_false_alarm=0.2, target_k=2, **splits)
+    write_run(runs / "scm-20percent-k3", target_false_alarm=0.2, target_k=3, **splits)
+    write_run(runs / "scm-5percent", target_false_alarm=0.05, target_k=2, **splits)
+    write_run(runs / "scm-5percent-again", target_false_alarm=0.05, target_k=2, **splits)
+    made = tables(runs)
+    ours = made["table.csv"][made["table.csv"]["runs"] > 0]
+    kinds = ["partial", "partial_paper_protocol", *["partial_conformal"] * 3, "full"]
+    assert ours["detection"].tolist() == kinds and (ours["runs"] == 1).all()
+    calibrated = ours[ours["detection"] == "partial_conformal"]
+    targets = list(zip(calibrated["target_false_alarm"], calibrated["k"].astype(int), strict=True))
+    assert targets == [(0.05, 2), (0.2, 2), (0.2, 3)]
+    assert ours[ours["detection"] != "partial_conformal"]["target_false_alarm"].isna().all()
+    for share in (5, 20):
+        name = f"partial, θ calibrated for at most {share} % false alarms"
+        assert markdown_row(made["table.md"], "SCM", name)[3].endswith(", 2")
+        assert rf"$\theta$ calibrated for at most {share} \% false alarms" in made["table.tex"]
+
+
+def test_seeds_are_averaged_for_one_target_alone(tmp_path):
+    runs = tmp_path / "runs"
+    for seed, targets in enumerate(((0.2, 0.05), (0.2,), (0.5,), ())):
+        splits = {"valid": random_split(99, 10 + seed), "test": random_split(40, 2)}
+        for target in targets:
+            config = {"target_false_alarm": target, "target_k": 2}
+            write_run(runs / f"{seed}-{target}", seed=seed, **config, **splits)
+        if not targets:
+            write_run(runs / f"{seed}", seed=seed, **splits)
+    frame = tables(runs)["table.csv"]
+    found = {
+        (row["detection"], row["target_false_alarm"]): row["seeds"]
+        for _, row in frame[frame["runs"] > 0].fillna({"target_false_alarm": 0}).iterrows()
+    }
+    everyone = "0; 1; 2; 3"
+    assert found == {
+        ("partial", 0): everyone, ("partial_paper_protocol", 0): everyone, ("full", 0): everyone,
+        ("partial_conformal", 0.05): "0", ("partial_conformal", 0.2): "0; 1",
+        ("partial_conformal", 0.5): "2",
+    }  # fmt: skip
+    both = line(frame, detection="partial_conformal", target_false_alarm=0.2)
+    assert both["k"] == "2; 2" and both["runs"] == 2
+
+
 def test_namesakes_are_told_apart(tmp_path):
     runs = tmp_path / "runs"
     write_run(runs / "small", backbone="backbones/small")

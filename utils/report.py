@@ -27,8 +27,18 @@ ROWS = {
     "full": "full detection",
     "partial": "partial detection",
     "partial_paper_protocol": "partial, (θ, k) chosen on test: optimistic",
-    "partial_conformal": "partial, θ calibrated for a share of false alarms",
+    "partial_conformal": "partial, θ calibrated for at most {target:g} % false alarms",
 }
+
+
+def kind_title(kind: str, target: float | None) -> str:
+    """Names a kind of detection.
+
+    Args:
+        kind: A key of `ROWS`.
+        target: Share of false alarms that θ was calibrated for; None where it was not.
+    """
+    return ROWS[kind].format(target=None if target is None else 100 * target)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -55,11 +65,11 @@ def format_table(result: dict[str, Any]) -> str:
         f"{result['method']}: {test['all']} test responses ({test['harmful']} harmful), percent,"
         " 95 % bootstrap intervals over prompts",
     ]
-    for key, title in ROWS.items():
+    for key in ROWS:
         if key not in result:
             continue
         row = result[key]
-        values = row["test"]
+        title, values = kind_title(key, row.get("target_false_alarm")), row["test"]
         setting = f"θ {threshold(row['theta'])}" + (f", k {row['k']}" if "k" in row else "")
         lines += ["", f"  {title}  ({setting}; chosen on {row['chosen_on']})"]
         for name in ("benign", "harmful"):

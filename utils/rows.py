@@ -74,6 +74,13 @@ class Run:
         return self.record.get("model") or {}
 
     @property
+    def target(self) -> tuple[float, int] | None:
+        """The share of false alarms that θ was calibrated for, and its k."""
+        config = self.record["config"]
+        share = config.get("target_false_alarm")
+        return (share, config["target_k"]) if share else None
+
+    @property
     def is_variant(self) -> bool:
         """Whether the row goes by another name than the paper's method: an ablation, say."""
         return self.row in PAPER_ROWS and self.method != PAPER_ROWS[self.row][0]
@@ -102,10 +109,18 @@ class Run:
 
 @dataclass
 class Row:
-    """A method by one kind of detection: one run, or one for each seed of the training."""
+    """A method by one kind of detection: one run, or one for each seed of the training.
+
+    Attributes:
+        name: The method's.
+        kind: One of `KINDS`.
+        target: Share of false alarms that θ was calibrated for; None where it was not.
+        runs: One a seed; settings and outcomes are theirs.
+    """
 
     name: str
     kind: str
+    target: float | None
     runs: list[Run]
     settings: list[Setting]
     outcomes: list[Outcome]
@@ -158,7 +173,7 @@ def same_predictions(one: Run, other: Run) -> bool:
 
 
 def one_a_seed(runs: list[Run]) -> list[Run]:
-    """Drops copies of a run.
+    """Drops copies of a run; one with another target of false alarms is none.
 
     Args:
         runs: Of one row.
@@ -166,34 +181,39 @@ def one_a_seed(runs: list[Run]) -> list[Run]:
     Raises:
         InputError: Two runs of one seed differ.
     """
-    kept: dict[int | None, Run] = {}
+    first: dict[int | None, Run] = {}
+    kept: dict[tuple, Run] = {}
     for run in runs:
         seed = run.model.get("seed")
-        first = kept.setdefault(seed, run)
-        if not same_predictions(first, run):
+        before = first.setdefault(seed, run)
+        if not same_predictions(before, run):
             raise InputError(
-                f"{first.folder} and {run.folder}: other predictions for one row"
+                f"{before.folder} and {run.folder}: other predictions for one row"
                 f" ('{run.row}', '{run.method}'), one data set and one seed ({seed});"
                 " remove one, or test it with another --name"
             )
+        kept.setdefault((seed, run.target), run)
     return list(kept.values())
 
 
 def rows_of(runs: list[Run], name: str) -> list[Row]:
-    """Returns a row for each kind of detection that the runs of one row report."""
-    chosen = []
+    """Returns a row for each kind of detection that runs of one row report, one run a seed in each.
+
+    Calibrated detection has a row for each share of false alarms and k that it was calibrated for.
+    """
+    found: dict[tuple, dict[int | None, tuple[Run, Setting]]] = {}
     for run in runs:
-        config = run.record["config"]
-        target = config.get("target_false_alarm", 0.0), config.get("target_k", 4)
-        chosen.append(choose_settings(run.valid, run.test, *target))
-    kinds = [kind for kind in KINDS if all(kind in settings for settings in chosen)]
-    if runs[0].row.endswith("-partial"):
-        kinds.remove("full")  # that is the row "…-full"
+        for kind, setting in choose_settings(run.valid, run.test, *(run.target or ())).items():
+            target = run.target if kind == "partial_conformal" else None
+            same = found.setdefault((KINDS.index(kind), target), {})
+            same.setdefault(run.model.get("seed"), (run, setting))
     rows = []
-    for kind in kinds:
-        settings = [one[kind] for one in chosen]
-        outcomes = [one.decide(run.test) for one, run in zip(settings, runs, strict=True)]
-        rows.append(Row(name, kind, runs, settings, outcomes))
+    for (place, target), seeds in sorted(found.items()):
+        if KINDS[place] == "full" and runs[0].row.endswith("-partial"):
+            continue  # that is the row "…-full"
+        chosen, settings = map(list, zip(*seeds.values(), strict=True))
+        outcomes = [setting.decide(run.test) for run, setting in seeds.values()]
+        rows.append(Row(name, KINDS[place], target and target[0], chosen, settings, outcomes))
     return rows
 
 

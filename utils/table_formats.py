@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report import ROWS, interval, percent, threshold
+from utils.report import ROWS, interval, kind_title, percent, threshold
 
 BY_CLASS = {
     f"{label} {short}": f"{label}_{part}"
@@ -118,7 +118,8 @@ def _duration(seconds: float) -> str:
 
 def _cells(line: dict[str, Any]) -> dict[str, str]:
     """Formats a line of the result table by its columns; what is left out is empty."""
-    cells = {"method": line["method"], "detection": ROWS[line["detection"]]}
+    detection = kind_title(line["detection"], line.get("target_false_alarm"))
+    cells = {"method": line["method"], "detection": detection}
     paper = {"paper's macro F1": percent(line.get("paper_macro_f1"), 2)}
     if not line["runs"]:
         return {**cells, "macro F1": "not run", **paper}

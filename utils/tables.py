@@ -120,6 +120,7 @@ def result_record(row: Row, paper: dict[tuple[str, str], dict[str, Any]]) -> dic
         "row": first.row,
         "method": row.name,
         "detection": row.kind,
+        "target_false_alarm": row.target,
         "backbone": first.model.get("base_model_path") or "",
         "runs": len(runs),
         "seeds": tuple(run.model.get("seed") for run in runs if run.model),
