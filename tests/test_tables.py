@@ -1,5 +1,6 @@
 """The tables: six responses by hand, seeds, sections, what is missing, and the three formats."""
 
+import dataclasses
 import io
 import json
 import re
@@ -12,10 +13,12 @@ import pytest
 from test import modernbert
 from test.causal import NAMES
 from tests.conftest import random_split, run
+from train.train_qwen import QwenConfig
+from train.training import FREE_ON_RESUME
 from utils.evaluation import evaluate
 from utils.files import InputError, write_json
 from utils.predictions import Predictions, load_predictions, save_predictions
-from utils.rows import PAPER_ROWS, find_runs
+from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs
 from utils.tables import TablesConfig, main
 
 LABEL = (1, 1, 1, 0, 0, 0)
@@ -54,9 +57,15 @@ def write_run(
     test=None,
     seed=42,
     backbone="b/qwen",
+    trained: dict | None = None,
     **config,
 ) -> Path:
-    """Writes what a test leaves behind."""
+    """Writes what a test leaves behind.
+
+    Args:
+        trained: More of what the record says of the model.
+        config: Options of the test.
+    """
     folder.mkdir(parents=True)
     test = test or six()
     valid = valid or clear(test.token_probs is not None)
@@ -68,7 +77,7 @@ def write_run(
         "git": {"commit": "b" * 40, "dirty": True},
         "device": "cpu: a processor",
         "seconds": 30.0,
-        "model": None if seed is None else model | {"base_model_path": backbone},
+        "model": None if seed is None else model | {"base_model_path": backbone} | (trained or {}),
     }
     write_json(folder / "run.json", record)
     save_predictions(folder / "predictions.npz", {"valid": valid, "test": test})
@@ -255,6 +264,55 @@ def test_namesakes_are_told_apart(tmp_path):
     full = frame[(frame["detection"] == "full") & (frame["row"] == "scm")]
     assert full["method"].tolist() == ["SCM (large)", "SCM (small)"]
     assert (full["runs"] == 1).all()
+
+
+def trained(learning_rate=1e-4, weights="c" * 64, data="d" * 64, **options) -> dict:
+    """What a record says of a training."""
+    return {
+        "config": {"learning_rate": learning_rate, "last_layers": 0, **options},
+        "backbone": {"folder": "b", "model.safetensors": weights},
+        "data_sha256": data,
+    }
+
+
+def test_seeds_of_one_row_were_trained_alike(tmp_path):
+    runs = tmp_path / "runs"
+    variants = (
+        trained(seed=1, output_dir="a", micro_batch_size=8, resume=True),
+        trained(seed=2, output_dir="b", micro_batch_size=2, resume=False),
+        trained(learning_rate=1e-3),
+        trained(learning_rate=1e-3, last_layers=4),
+        trained(weights="e" * 64),
+        trained(data="f" * 64),
+        None,
+    )
+    for seed, one in enumerate(variants):
+        backbone = f"moved-{seed}/qwen"
+        write_run(runs / f"{seed}", "qwen-full", "Qwen", test=six(tokens=None), seed=seed,
+                  backbone=backbone, trained=one)  # fmt: skip
+    frame = tables(runs)["table.csv"]
+    ours = frame[frame["runs"] > 0]
+    assert dict(zip(ours["seeds"], ours["method"], strict=True)) == {
+        "0; 1": f"Qwen ({runs}/0)",
+        "2": "Qwen (last layers 0, learning rate 0.001)",
+        "3": "Qwen (last layers 4, learning rate 0.001)",
+        "4": f"Qwen ({runs}/4)",
+        "5": f"Qwen ({runs}/5)",
+        "6": f"Qwen ({runs}/6)",
+    }
+
+
+def test_what_makes_no_other_row_is_an_option():
+    options = {field.name for field in dataclasses.fields(QwenConfig)}
+    assert FREE_ON_RESUME < INCIDENTAL < options
+    assert not {"alpha", "beta", "last_layers", "lora_rank", "epochs", "precision"} & INCIDENTAL
+
+
+def test_old_records_tell_the_backbone_by_its_path_alone(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "runs" / f"{seed}", seed=seed)
+    row = line(tables(tmp_path / "runs")["table.csv"], method="SCM", detection="full")
+    assert row["seeds"] == "1; 2"
 
 
 def test_each_test_split_has_its_section(tmp_path):

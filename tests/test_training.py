@@ -158,6 +158,10 @@ def test_holistic_at_every_token_is_a_named_variant(trained, tiny_data, tmp_path
     last = scores["test_token_probs"][scores["test_offsets"][1:] - 1]
     np.testing.assert_allclose(last, scores["test_response_prob"], atol=1e-5)
     assert "holistic" in json.loads((out / "metrics.json").read_text())["method"]
+    told, training = (json.loads((one / "run.json").read_text()) for one in (out, trained))
+    assert told["model"]["config"] == training["config"]  # tables tell trainings apart by these
+    assert told["model"]["backbone"] == training["backbone"]
+    assert told["model"]["data_sha256"] == training["data"]["meta_sha256"]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ A row is a method by one kind of detection. Runs that differ by their training's
 row. Rows of one test split are a section: only they can be compared.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ NEEDED = {
 }
 
 
+# Options of a training that make no other row of it: the seed, where things lie, what changes its
+# speed and memory alone.
+INCIDENTAL = {
+    "seed", "output_dir", "data_dir", "base_model_path", "frozen_cache", "resume", "overwrite",
+    "micro_batch_size", "gradient_checkpointing", "attention", "eval_tokens", "num_workers",
+    "logging_steps", "save_total_limit",
+}  # fmt: skip
+
+
 @dataclass
 class Run:
     """The output folder of one test."""
@@ -95,10 +105,25 @@ class Run:
         return place, self.is_variant, self.method, self.row, str(self.folder)
 
     @property
-    def same_row(self) -> tuple:
+    def training(self) -> dict[str, Any]:
+        """The training's options, seed and the like apart; none where the record tells none."""
+        options = self.model.get("config") or {}
+        return {name: options[name] for name in sorted(options) if name not in INCIDENTAL}
+
+    @property
+    def backbone(self) -> Any:
+        """What tells the backbone from others: its weights' hashes, or its path if none is told."""
+        files = self.model.get("backbone") or {}
+        hashes = sorted(value for name, value in files.items() if name != "folder")
+        return hashes or self.model.get("base_model_path")
+
+    @property
+    def same_row(self) -> str:
         """Equal for runs that differ by the training's seed alone."""
-        data = self.record["data"]["meta_sha256"]
-        return self.row, self.method, self.model.get("base_model_path"), data, self.same_split
+        trained_on, tested_on = self.model.get("data_sha256"), self.record["data"]["meta_sha256"]
+        return json.dumps(
+            [self.row, self.method, self.training, self.backbone, trained_on, tested_on]
+        )
 
     @property
     def same_split(self) -> tuple:
@@ -219,9 +244,21 @@ def rows_of(runs: list[Run], name: str) -> list[Row]:
 
 def names_of(groups: list[list[Run]]) -> list[str]:
     """Names the rows of a section by their methods, namesakes by what tells them apart, too."""
+
+    def options(run: Run) -> str:
+        """Names the training's options that differ between this run and its namesakes."""
+        key = run.row, run.method
+        others = [runs[0].training for runs in groups if (runs[0].row, runs[0].method) == key]
+        return ", ".join(
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in run.training.items()
+            if any(name in other and other[name] != value for other in others)
+        )
+
     tags = [
         {
             "backbone": Path(runs[0].model.get("base_model_path") or "").name,
+            "options": options(runs[0]),
             "data": Path(runs[0].record["data"]["folder"]).name,
             "hash": f"data {runs[0].record['data']['meta_sha256'][:7]}",
             "folder": str(runs[0].folder),
@@ -245,7 +282,7 @@ def names_of(groups: list[list[Run]]) -> list[str]:
 
 def sections_of(runs: list[Run]) -> list[list[Row]]:
     """Puts runs together to rows, and rows to sections: one for each test split."""
-    sections: dict[tuple, dict[tuple, list[Run]]] = {}
+    sections: dict[tuple, dict[str, list[Run]]] = {}
     for run in runs:
         sections.setdefault(run.same_split, {}).setdefault(run.same_row, []).append(run)
     result = []

@@ -72,6 +72,9 @@ def model_summary(folder: Path) -> dict[str, Any]:
     config, git = record.get("config", {}), record.get("git") or {}
     return {
         "folder": str(folder),
+        "config": config,
+        "data_sha256": (record.get("data") or {}).get("meta_sha256"),
+        "backbone": record.get("backbone"),
         "base_model_path": config.get("base_model_path"),
         "seed": config.get("seed"),
         "commit": git.get("commit"),
