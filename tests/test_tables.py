@@ -18,7 +18,7 @@ from train.training import FREE_ON_RESUME
 from utils.evaluation import evaluate
 from utils.files import InputError, write_json
 from utils.predictions import Predictions, load_predictions, save_predictions
-from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs
+from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal
 from utils.tables import TablesConfig, main
 
 LABEL = (1, 1, 1, 0, 0, 0)
@@ -306,6 +306,23 @@ def test_what_makes_no_other_row_is_an_option():
     options = {field.name for field in dataclasses.fields(QwenConfig)}
     assert FREE_ON_RESUME < INCIDENTAL < options
     assert not {"alpha", "beta", "last_layers", "lora_rank", "epochs", "precision"} & INCIDENTAL
+
+
+def test_approximated_scores_are_named(tmp_path):
+    runs, methods = tmp_path / "runs", ("modernbert-partial", "ModernBERT")
+    write_run(runs / "exact", *methods, stride=1, stop_early=False)
+    write_run(runs / "coarse", *methods, stride=4, stop_early=False, test=six(prob=PERFECT))
+    write_run(runs / "both", *methods, stride=22, stop_early=True, test=six(prob=[0.1] * 6))
+    made = tables(runs)
+    frame = made["table.csv"]
+    ours = frame[(frame["detection"] == "partial") & (frame["runs"] > 0)]
+    names = ["ModernBERT", "ModernBERT, every 22nd prefix, stopped early"]
+    names.append("ModernBERT, every 4th prefix")
+    assert ours["method"].tolist() == names and (ours["runs"] == 1).all()
+    assert (ours["paper_macro_f1"] == 0.9321).all()  # the method is the paper's all the same
+    assert "AUROC ranks\nresponses by the scores until then" in made["table.md"]
+    words = ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
+    assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 112)] == words
 
 
 def test_old_records_tell_the_backbone_by_its_path_alone(tmp_path):

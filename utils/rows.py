@@ -67,6 +67,12 @@ INCIDENTAL = {
 }  # fmt: skip
 
 
+def ordinal(number: int) -> str:
+    """Formats 1, 2, … as 1st, 2nd, …"""
+    ending = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 @dataclass
 class Run:
     """The output folder of one test."""
@@ -91,6 +97,17 @@ class Run:
         return (share, config["target_k"]) if share else None
 
     @property
+    def name(self) -> str:
+        """The method, and how its scores were approximated."""
+        config = self.record["config"]
+        manner = [self.method]
+        if config.get("stride", 1) > 1:
+            manner.append(f"every {ordinal(config['stride'])} prefix")
+        if config.get("stop_early"):
+            manner.append("stopped early")
+        return ", ".join(manner)
+
+    @property
     def is_variant(self) -> bool:
         """Whether the row goes by another name than the paper's method: an ablation, say."""
         return self.row in PAPER_ROWS and self.method != PAPER_ROWS[self.row][0]
@@ -102,7 +119,7 @@ class Run:
         if key == "scm" and self.is_variant:
             key = "ablation"
         place = ORDER.index(key) if key in ORDER else len(ORDER)
-        return place, self.is_variant, self.method, self.row, str(self.folder)
+        return place, self.is_variant, self.name, self.row, str(self.folder)
 
     @property
     def training(self) -> dict[str, Any]:
@@ -122,7 +139,7 @@ class Run:
         """Equal for runs that differ by the training's seed alone."""
         trained_on, tested_on = self.model.get("data_sha256"), self.record["data"]["meta_sha256"]
         return json.dumps(
-            [self.row, self.method, self.training, self.backbone, trained_on, tested_on]
+            [self.row, self.name, self.training, self.backbone, trained_on, tested_on]
         )
 
     @property
@@ -214,7 +231,7 @@ def one_a_seed(runs: list[Run]) -> list[Run]:
         if not same_predictions(before, run):
             raise InputError(
                 f"{before.folder} and {run.folder}: other predictions for one row"
-                f" ('{run.row}', '{run.method}'), one data set and one seed ({seed});"
+                f" ('{run.row}', '{run.name}'), one data set and one seed ({seed});"
                 " remove one, or test it with another --name"
             )
         kept.setdefault((seed, run.target), run)
@@ -247,8 +264,8 @@ def names_of(groups: list[list[Run]]) -> list[str]:
 
     def options(run: Run) -> str:
         """Names the training's options that differ between this run and its namesakes."""
-        key = run.row, run.method
-        others = [runs[0].training for runs in groups if (runs[0].row, runs[0].method) == key]
+        key = run.row, run.name
+        others = [runs[0].training for runs in groups if (runs[0].row, runs[0].name) == key]
         return ", ".join(
             f"{name.replace('_', ' ')} {value}"
             for name, value in run.training.items()
@@ -267,11 +284,11 @@ def names_of(groups: list[list[Run]]) -> list[str]:
     ]
     names = []
     for runs, tag in zip(groups, tags, strict=True):
-        key = runs[0].row, runs[0].method
+        key = runs[0].row, runs[0].name
         namesakes = [
             other
             for others, other in zip(groups, tags, strict=True)
-            if (others[0].row, others[0].method) == key and other is not tag
+            if (others[0].row, others[0].name) == key and other is not tag
         ]
         telling = [
             one for one in tag if tag[one] and all(tag[one] != other[one] for other in namesakes)
