@@ -16,9 +16,10 @@ from tests.conftest import random_split, run
 from train.train_qwen import QwenConfig
 from train.training import FREE_ON_RESUME
 from utils.evaluation import evaluate
+from utils.figure_numbers import comparable, load_method
 from utils.files import InputError, write_json
-from utils.predictions import Predictions, load_predictions, save_predictions
-from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal
+from utils.predictions import Predictions, find_tests, load_predictions, save_predictions
+from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal, sections_of
 from utils.tables import TablesConfig, main
 
 LABEL = (1, 1, 1, 0, 0, 0)
@@ -312,13 +313,15 @@ def test_approximated_scores_are_named(tmp_path):
     runs, methods = tmp_path / "runs", ("modernbert-partial", "ModernBERT")
     write_run(runs / "exact", *methods, stride=1, stop_early=False)
     write_run(runs / "coarse", *methods, stride=4, stop_early=False, test=six(prob=PERFECT))
-    write_run(runs / "both", *methods, stride=22, stop_early=True, test=six(prob=[0.1] * 6))
+    options = {"stride": 22, "stop_early": True, "target_false_alarm": 0.5, "target_k": 2}
+    write_run(runs / "both", *methods, test=six(prob=[0.1] * 6), **options)  # refused by now
     made = tables(runs)
     frame = made["table.csv"]
     ours = frame[(frame["detection"] == "partial") & (frame["runs"] > 0)]
     names = ["ModernBERT", "ModernBERT, every 22nd prefix, stopped early"]
     names.append("ModernBERT, every 4th prefix")
     assert ours["method"].tolist() == names and (ours["runs"] == 1).all()
+    assert "partial_conformal" not in set(frame["detection"])
     assert (ours["paper_macro_f1"] == 0.9321).all()  # the method is the paper's all the same
     assert "AUROC ranks\nresponses by the scores until then" in made["table.md"]
     words = ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
@@ -355,6 +358,31 @@ def test_each_test_split_has_its_section(tmp_path):
     assert markdown_row(made["table.md"], "bag of words")[16:] == [
         "tested bbbbbbb (dirty)", "cpu: a processor", "–", "30 s",
     ]  # fmt: skip
+
+
+def test_scms_full_detection_is_shown_once(tmp_path):
+    runs = tmp_path / "runs"
+    write_run(runs / "scm")
+    low = [[0.1] * len(some) for some in TEST_TOKENS]
+    write_run(runs / "holistic", "scm-holistic", "SCM, holistic", test=six(tokens=low))
+    write_run(runs / "other", "scm-holistic", "another's", test=six(prob=PERFECT))
+    frame = tables(runs)["table.csv"]
+    full = frame[(frame["detection"] == "full") & (frame["runs"] > 0)]
+    assert full["method"].tolist() == ["SCM", "another's"]
+    assert set(frame[frame["method"] == "SCM, holistic"]["detection"]) == {
+        "partial", "partial_paper_protocol",
+    }  # fmt: skip
+
+
+def test_other_groups_of_prompts_are_another_split(tmp_path):
+    """Tables and figures agree: intervals resample the groups."""
+    grouped = six()
+    grouped.group = np.array([0, 0, 1, 1, 2, 2])
+    write_run(tmp_path / "runs" / "a", test=six())
+    write_run(tmp_path / "runs" / "b", "qwen-partial", "Qwen", test=grouped)
+    assert len(sections_of(find_runs(tmp_path / "runs"))) == 2
+    drawn, notes = comparable([load_method(folder) for folder in find_tests(tmp_path / "runs")])
+    assert len(drawn) == 1 and "was tested on another split" in notes[0]
 
 
 def test_rows_have_a_fixed_order(tmp_path):

@@ -15,7 +15,7 @@ from utils.evaluation import choose_settings
 from utils.files import InputError, read_json
 from utils.metrics import Outcome
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
-from utils.rows import ORDER
+from utils.rows import ORDER, split_key
 
 # universal parts of speech, the notional ones first; what else spaCy says counts as other
 TAGS = {
@@ -84,8 +84,7 @@ def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
     """
     notes, groups = [], {}
     for method in methods:
-        key = tuple(sorted(zip(method.test.ids, method.test.label.tolist(), strict=True)))
-        same = groups.setdefault(key, {})
+        same = groups.setdefault(split_key(method.test), {})
         first = same.setdefault((method.row, method.name), method)
         if first is not method:
             notes.append(f"{method.folder}: left out, {first.folder} has the same row and name")

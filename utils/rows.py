@@ -91,10 +91,12 @@ class Run:
 
     @property
     def target(self) -> tuple[float, int] | None:
-        """The share of false alarms that θ was calibrated for, and its k."""
+        """The share of false alarms that θ is calibrated for, and its k."""
         config = self.record["config"]
         share = config.get("target_false_alarm")
-        return (share, config["target_k"]) if share else None
+        if not share or config.get("stop_early"):  # cut scores, of earlier tests, calibrate nothing
+            return None
+        return share, config["target_k"]
 
     @property
     def name(self) -> str:
@@ -141,12 +143,6 @@ class Run:
         return json.dumps(
             [self.row, self.name, self.training, self.backbone, trained_on, tested_on]
         )
-
-    @property
-    def same_split(self) -> tuple:
-        """Equal for runs on the same test responses."""
-        split = self.test
-        return tuple(split.ids), tuple(split.label.tolist()), tuple(split.group.tolist())
 
 
 @dataclass
@@ -202,6 +198,14 @@ def find_runs(runs_dir: Path) -> list[Run]:
     if not folders:
         raise InputError(f"{runs_dir}: no test folder in it (none holds {METRICS})")
     return sorted((read_run(folder) for folder in folders), key=lambda run: run.rank)
+
+
+def split_key(test: Predictions) -> tuple:
+    """Equal for test splits of the same responses, labelled and grouped the same.
+
+    Only detectors tested on such splits can be compared, in one table or one figure.
+    """
+    return tuple(test.ids), tuple(test.label.tolist()), tuple(test.group.tolist())
 
 
 def same_predictions(one: Run, other: Run) -> bool:
@@ -297,14 +301,29 @@ def names_of(groups: list[list[Run]]) -> list[str]:
     return names
 
 
+def repeats_scm(row: Row, rows: list[Row]) -> bool:
+    """Tells whether a row is SCM's full detection once more.
+
+    The same holistic scorer judges complete responses, whichever of its scorers reads the tokens.
+    """
+    if row.kind != "full" or row.runs[0].row != "scm-holistic":
+        return False
+    shown = [run for one in rows if one.kind == "full" for run in one.runs if run.row == "scm"]
+    return all(
+        any(np.array_equal(run.test.response_prob, other.test.response_prob) for other in shown)
+        for run in row.runs
+    )
+
+
 def sections_of(runs: list[Run]) -> list[list[Row]]:
     """Puts runs together to rows, and rows to sections: one for each test split."""
     sections: dict[tuple, dict[str, list[Run]]] = {}
     for run in runs:
-        sections.setdefault(run.same_split, {}).setdefault(run.same_row, []).append(run)
+        sections.setdefault(split_key(run.test), {}).setdefault(run.same_row, []).append(run)
     result = []
     for groups in sections.values():
         groups = [one_a_seed(group) for group in groups.values()]
         named = zip(groups, names_of(groups), strict=True)
-        result.append([row for group, name in named for row in rows_of(group, name)])
+        rows = [row for group, name in named for row in rows_of(group, name)]
+        result.append([row for row in rows if not repeats_scm(row, rows)])
     return result
