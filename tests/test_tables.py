@@ -17,8 +17,9 @@ from train.train_qwen import QwenConfig
 from train.training import FREE_ON_RESUME
 from utils.evaluation import evaluate
 from utils.figure_numbers import comparable, load_method
-from utils.files import InputError, write_json
+from utils.files import InputError, read_json, write_json
 from utils.predictions import Predictions, find_tests, load_predictions, save_predictions
+from utils.report import PAPER
 from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal, sections_of
 from utils.tables import TablesConfig, main
 
@@ -64,7 +65,7 @@ def write_run(
     """Writes what a test leaves behind.
 
     Args:
-        trained: More of what the record says of the model.
+        trained: More of what the record says of the model; without a seed, all of it.
         config: Options of the test.
     """
     folder.mkdir(parents=True)
@@ -72,13 +73,14 @@ def write_run(
     valid = valid or clear(test.token_probs is not None)
     write_json(folder / "metrics.json", {"row": row, "method": method})
     model = {"seed": seed, "commit": "a" * 40, "dirty": False, "seconds": 600.0}
+    model["base_model_path"] = backbone
     record = {
         "config": {"bootstrap": 40, "seed": 7, **config},
         "data": {"folder": "runs/data", "meta_sha256": "f" * 64},
         "git": {"commit": "b" * 40, "dirty": True},
         "device": "cpu: a processor",
         "seconds": 30.0,
-        "model": None if seed is None else model | {"base_model_path": backbone} | (trained or {}),
+        "model": trained if seed is None else {**model, **(trained or {})},
     }
     write_json(folder / "run.json", record)
     save_predictions(folder / "predictions.npz", {"valid": valid, "test": test})
@@ -348,8 +350,10 @@ def test_each_test_split_has_its_section(tmp_path):
     assert line(frame, method="bag of words")["section"] == 2
     # what the paper has and nobody ran is told once, in the first section
     absent = frame[frame["runs"] == 0]
-    assert absent["method"].tolist() == ["Qwen2.5-0.5B"] * 2 + ["ModernBERT"] * 2
-    assert (absent["section"] == 1).all() and made["table.md"].count("not run") == 4
+    guards = ["HateBERT", "ToxDectRoBERTa", "LlamaGuard3-8B"]
+    guards += ["Google Perspective", "OpenAI Moderation"]
+    assert absent["method"].tolist() == ["Qwen2.5-0.5B"] * 2 + ["ModernBERT"] * 2 + guards
+    assert (absent["section"] == 1).all() and made["table.md"].count("not run") == 9
     assert markdown_row(made["table.md"], "ModernBERT", "partial detection")[15] == "93.21"
     assert "bag of words" not in set(
         made["paired.csv"][made["paired.csv"]["section"] == 1]["against"]
@@ -423,7 +427,8 @@ def test_what_the_paper_tells_of(tmp_path):
             ("qwen-full", "Qwen", "full"): full,
             ("qwen-partial", "Qwen", "partial"): partial,
         }
-        assert frame[frame["runs"] == 0]["method"].tolist() == ["ModernBERT", "ModernBERT"]
+        absent = frame[frame["runs"] == 0]["method"].tolist()
+        assert absent[:3] == ["ModernBERT", "ModernBERT", "HateBERT"] and len(absent) == 7
     # full detection by the model of qwen-full is that row alone
     kinds = ours[ours["row"] == "qwen-partial"]["detection"].tolist()
     assert kinds == ["partial", "partial_paper_protocol"]
@@ -433,9 +438,34 @@ def test_what_the_paper_tells_of(tmp_path):
 
 def test_the_papers_rows_go_by_the_names_their_tests_give_them():
     for key in ("scm", "qwen-full", "qwen-partial"):
-        assert PAPER_ROWS[key][0] == NAMES[key]
+        assert (key, NAMES[key]) in PAPER_ROWS
     for key in ("modernbert-full", "modernbert-partial"):
-        assert PAPER_ROWS[key][0] == modernbert.NAME
+        assert (key, modernbert.NAME) in PAPER_ROWS
+    told = {(row["model"], row["detection"]) for row in read_json(PAPER)["rows"]}
+    sizes = ("0.5B", "1.5B", "7B")
+    ours = [(name.format(size=size), kind) for name, kind in PAPER_ROWS.values() for size in sizes]
+    assert set(ours) == told
+
+
+def test_guards_of_the_paper_are_matched_by_name(tmp_path):
+    runs, full = tmp_path / "runs", six(tokens=None)
+    guard = {"seed": None, "trained": {"folder": "guards/x", "guard": "classifier"}}
+    write_run(runs / "a", "guard-classifier", "HateBERT", test=full, **guard)
+    write_run(runs / "b", "guard-classifier", "hatebert (response HATE)", test=full, **guard)
+    made = tables(runs)
+    frame = made["table.csv"]
+    paper = frame[frame["row"].str.startswith(("guard", "api"))]
+    told = {row["method"]: (row["runs"], row["paper_macro_f1"]) for _, row in paper.iterrows()}
+    assert np.isnan(told.pop("hatebert (response HATE)")[1])
+    assert told == {
+        "HateBERT": (1, 0.9457), "ToxDectRoBERTa": (0, 0.9685), "LlamaGuard3-8B": (0, 0.9079),
+        "Google Perspective": (0, 0.755), "OpenAI Moderation": (0, 0.7651),
+    }  # fmt: skip
+    row = line(frame, method="HateBERT")
+    assert row["seeds"] == "–" and row["train_commit"] == "–"
+    cells = markdown_row(made["table.md"], "HateBERT", "full detection")
+    assert cells[15] == "94.57" and cells[16] == "trained –; tested bbbbbbb (dirty)"
+    assert "None" not in made["table.md"] and "unknown" not in made["table.md"]
 
 
 def test_rows_are_compared_on_the_same_prompts(tmp_path):
@@ -571,7 +601,7 @@ def test_latex_is_balanced(tmp_path):
         assert code.count(rf"\begin{{{name}}}") == code.count(rf"\end{{{name}}}") == 1
     columns = len(re.search(r"begin{tabular}{([lr]+)}", code).group(1))
     lines = [one for one in code.splitlines() if one.rstrip().endswith(r"\\")]
-    assert len(lines) == 2 + 3 + 2 + 3 + 4 * 2  # heads; SCM and its paper lines; ablation; not run
+    assert len(lines) == 2 + 3 + 2 + 3 + 9 * 2  # heads; SCM and its paper lines; ablation; not run
     for one in lines:
         spanned = sum(int(number) - 1 for number in re.findall(r"\\multicolumn{(\d)}", one))
         assert len(re.findall(r"(?<!\\)&", one)) + 1 + spanned == columns

@@ -33,14 +33,20 @@ ORDER = (
 )
 KINDS = ("partial", "partial_paper_protocol", "partial_conformal", "full")
 
-# Row key → the method's own name, the paper's name and kind of detection. A run under another name
-# is a variant, of which the paper tells nothing.
+# Row key and the method's own name → the paper's name and kind of detection. A run under another
+# name is a variant, of which the paper tells nothing; a guard is the paper's if --name says so.
+# Nothing here runs those behind an API.
 PAPER_ROWS = {
-    "scm": ("SCM", "SCM-{size}", "partial"),
-    "qwen-full": ("Qwen", "Qwen2.5-{size}", "full"),
-    "qwen-partial": ("Qwen", "Qwen2.5-{size}", "partial"),
-    "modernbert-full": ("ModernBERT", "ModernBERT", "full"),
-    "modernbert-partial": ("ModernBERT", "ModernBERT", "partial"),
+    ("scm", "SCM"): ("SCM-{size}", "partial"),
+    ("qwen-full", "Qwen"): ("Qwen2.5-{size}", "full"),
+    ("qwen-partial", "Qwen"): ("Qwen2.5-{size}", "partial"),
+    ("modernbert-full", "ModernBERT"): ("ModernBERT", "full"),
+    ("modernbert-partial", "ModernBERT"): ("ModernBERT", "partial"),
+    ("guard-classifier", "HateBERT"): ("HateBERT", "full"),
+    ("guard-classifier", "ToxDectRoBERTa"): ("ToxDectRoBERTa", "full"),
+    ("guard-generative", "LlamaGuard3-8B"): ("LlamaGuard3-8B", "full"),
+    ("api", "Google Perspective"): ("Google Perspective", "full"),
+    ("api", "OpenAI Moderation"): ("OpenAI Moderation", "full"),
 }
 
 # what is read of a test folder's files
@@ -111,8 +117,8 @@ class Run:
 
     @property
     def is_variant(self) -> bool:
-        """Whether the row goes by another name than the paper's method: an ablation, say."""
-        return self.row in PAPER_ROWS and self.method != PAPER_ROWS[self.row][0]
+        """Whether the paper has no such row, or under another name: an ablation, say."""
+        return (self.row, self.method) not in PAPER_ROWS
 
     @property
     def rank(self) -> tuple:

@@ -82,39 +82,46 @@ def commit_name(git: dict[str, Any] | None) -> str:
     return git["commit"][:7] + (" (dirty)" if git.get("dirty") else "")
 
 
+def training_of(model: dict[str, Any]) -> tuple[Any, str]:
+    """Returns seed and commit of a model's training; dashes where it was none of ours."""
+    seed = model.get("seed")
+    return ("–", "–") if seed is None else (seed, commit_name(model))
+
+
 def mean_seconds(values: list[float | None]) -> float:
     """The mean, NaN where a run does not know."""
     return float(np.mean([np.nan if value is None else value for value in values]))
 
 
-def paper_values(size: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """Returns the paper's columns for each (row key, kind) that it tells of.
+def paper_values(size: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Returns the paper's columns for each (row key, method, kind) that it tells of.
 
     Args:
         size: Of the paper's backbone, "0.5b", "1.5b" or "7b".
     """
     published = {(row["model"], row["detection"]): row for row in read_json(PAPER)["rows"]}
     result = {}
-    for key, (_, name, kind) in PAPER_ROWS.items():
+    for key, (name, kind) in PAPER_ROWS.items():
         model = name.format(size=size.upper())
         shares = {
             f"paper_{metric}": round(value / 100, 4)
             for metric, value in published[model, kind].items()
             if not isinstance(value, str)
         }
-        result[key, kind] = {"paper_model": model, **shares}
+        result[*key, kind] = {"paper_model": model, **shares}
     # the paper chose (θ, k) on the test split
-    result["scm", "partial_paper_protocol"] = result["scm", "partial"]
+    result["scm", "SCM", "partial_paper_protocol"] = result["scm", "SCM", "partial"]
     return result
 
 
-def result_record(row: Row, paper: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, Any]:
     """Returns one line of table.csv; what differs between runs is a tuple."""
 
     def distinct(values: Iterable[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(values))
 
     runs, first = row.runs, row.runs[0]
+    trainings = [training_of(run.model) for run in runs if run.model]
     measured = [measure(run, one) for run, one in zip(runs, row.outcomes, strict=True)]
     return {
         "row": first.row,
@@ -123,13 +130,13 @@ def result_record(row: Row, paper: dict[tuple[str, str], dict[str, Any]]) -> dic
         "target_false_alarm": row.target,
         "backbone": first.model.get("base_model_path") or "",
         "runs": len(runs),
-        "seeds": tuple(run.model.get("seed") for run in runs if run.model),
+        "seeds": tuple(seed for seed, _ in trainings),
         "theta": tuple(one.theta for one in row.settings),
         "k": tuple(one.k for one in row.settings if one.k is not None),
         "chosen_on": row.settings[0].chosen_on,
         **over_seeds(measured),
-        **({} if first.is_variant else paper.get((first.row, row.kind), {})),
-        "train_commit": distinct(commit_name(run.model) for run in runs if run.model),
+        **paper.get((first.row, first.method, row.kind), {}),
+        "train_commit": distinct(commit for _, commit in trainings),
         "test_commit": distinct(commit_name(run.record["git"]) for run in runs),
         "device": distinct(run.record["device"] for run in runs),
         "train_seconds": mean_seconds([run.model.get("seconds") for run in runs]),
@@ -139,16 +146,17 @@ def result_record(row: Row, paper: dict[tuple[str, str], dict[str, Any]]) -> dic
 
 
 def not_run(
-    sections: list[list[Row]], paper: dict[tuple[str, str], dict[str, Any]]
+    sections: list[list[Row]], paper: dict[tuple[str, str, str], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Returns lines of table.csv for the paper's rows that nobody has run."""
-    done = {row.runs[0].row for rows in sections for row in rows if not row.runs[0].is_variant}
-    return [
-        {"row": key, "method": paper[key, kind]["paper_model"], "detection": kind, "runs": 0}
-        | paper[key, kind]
-        for key, (_, _, kind) in PAPER_ROWS.items()
-        if key not in done
-    ]
+    done = {(row.runs[0].row, row.runs[0].method) for rows in sections for row in rows}
+    absent = []
+    for key, (_, kind) in PAPER_ROWS.items():
+        if key not in done:
+            told = paper[*key, kind]
+            line = {"row": key[0], "method": told["paper_model"], "detection": kind, "runs": 0}
+            absent.append(line | told)
+    return absent
 
 
 def paired_records(rows: list[Row]) -> list[dict[str, Any]]:
@@ -210,7 +218,7 @@ def length_records(row: Row) -> list[dict[str, Any]]:
     ]
 
 
-def section_tables(rows: list[Row], paper: dict[tuple[str, str], dict[str, Any]]) -> Section:
+def section_tables(rows: list[Row], paper: dict[tuple[str, str, str], dict[str, Any]]) -> Section:
     """Computes all tables of one section."""
     test = rows[0].runs[0].test
     folders = dict.fromkeys(run.record["data"]["folder"] for row in rows for run in row.runs)
