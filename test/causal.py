@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from model.frozen import frozen_states, take_frozen_layers
@@ -103,6 +104,13 @@ def main(config: TestConfig) -> None:
             f"{config.model_path}/config.json: field 'alpha': it was trained as {was}; test it with"
             f" scripts/run-{script}.sh test"
         )
+    losses = getattr(model.config, "alpha", None), getattr(model.config, "gamma", None)
+    untrained = losses == (1, 0)  # no loss has reached the holistic scorer
+    if untrained and config.score_with == "holistic":
+        raise InputError(
+            f"--score-with: {config.model_path}/config.json: fields 'alpha', 'gamma': nothing has"
+            " trained its holistic scorer"
+        )
     bf16 = use_bf16(config.precision, device)
     frozen, backbone = take_frozen(model, config) if config.frozen_cache else ([], "")
     token_scorer = config.row == "scm" and config.score_with == "token"
@@ -126,7 +134,11 @@ def main(config: TestConfig) -> None:
             token_budget=config.token_budget,
             description=split,
         )
-        return Scores(None, scores.response_prob) if config.row == "qwen-full" else scores
+        token_probs, response_prob = scores.token_probs, scores.response_prob
+        return Scores(
+            None if config.row == "qwen-full" else token_probs,
+            np.full_like(response_prob, np.nan) if untrained else response_prob,
+        )
 
     is_variant = config.row == "scm" and not token_scorer
     row = "scm-holistic" if is_variant else config.row

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
@@ -26,6 +27,8 @@ from test.floor import main as measure_floor
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.train_qwen import main as train
+from utils.figure_numbers import full_detectors, load_method
+from utils.figures import draw_all
 from utils.files import InputError
 from utils.prepare_data import DataConfig
 from utils.prepare_data import main as prepare
@@ -222,6 +225,33 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_scored(options, m
     with pytest.raises(InputError, match="--target-k: full detection stops no stream"):
         CausalConfig("d", "o", row="qwen-full", model_path="m", **target)
     CausalConfig("d", "o", row="qwen-partial", model_path="m", **target)
+
+
+def test_an_untrained_holistic_scorer_judges_nothing(config, tmp_path):
+    """The ablation α 1 without logic loss: partial detection alone, in tables and figures, too."""
+    train(replace(config, alpha=1.0, beta=0.0))
+    out, model = tmp_path / "runs" / "scm", Path(config.output_dir)
+    with pytest.raises(InputError, match="--score-with: .*config.json: .* its holistic scorer"):
+        score_as("scm", model, config.data_dir, out, score_with="holistic")
+    score_as("scm", model, config.data_dir, out)
+    result = json.loads((out / "metrics.json").read_text())
+    assert "full" not in result and result["partial"]["k"] >= 1
+    make_tables(TablesConfig(str(tmp_path / "runs")))
+    table = pd.read_csv(tmp_path / "runs" / "tables" / "table.csv")
+    kinds = ["partial", "partial_paper_protocol"]
+    assert table[table["runs"] > 0]["detection"].tolist() == kinds
+    method = load_method(out)
+    assert method.full is None and not full_detectors([method])
+    notes = draw_all([method], tmp_path)
+    assert (tmp_path / "trade_off.png").exists() and (tmp_path / "leaked.png").exists()
+    assert not any("trade_off" in note or "leaked" in note for note in notes)
+
+
+def test_a_trained_holistic_scorer_judges(config, tmp_path):
+    """The logic loss alone trains it, too."""
+    train(replace(config, alpha=1.0, beta=1.0))
+    score_as("scm", config.output_dir, config.data_dir, tmp_path / "out")
+    assert "full" in json.loads((tmp_path / "out" / "metrics.json").read_text())
 
 
 @pytest.mark.parametrize("method", ["tfidf", "length"])

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from utils.conformal import calibrate
 from utils.files import InputError, atomic_folder, read_json, refuse_below_one, write_json
 from utils.metrics import (
@@ -57,9 +59,14 @@ class Setting:
 def choose_settings(
     valid: Predictions, test: Predictions, target_false_alarm: float = 0.0, target_k: int = 4
 ) -> dict[str, Setting]:
-    """Chooses the thresholds of every kind of detection; the arguments are those of `evaluate`."""
-    theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
-    settings = {"full": Setting(theta, None, "valid")}
+    """Chooses the thresholds of every kind of detection that the scores allow.
+
+    The arguments are those of `evaluate`.
+    """
+    settings = {}
+    if not np.isnan(valid.response_prob).all():
+        theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
+        settings["full"] = Setting(theta, None, "valid")
     if test.token_probs is None:
         return settings
     for key, chosen_on, split in (

@@ -35,18 +35,20 @@ class Method:
         row: Key of its row: "scm", "qwen-full", "tfidf", …
         name: What it is called.
         test: The test split.
-        full_theta: Chosen on validation, as are θ and k; None where there is no partial detection.
+        full_theta: Chosen on validation, as are θ and k.
         full: Full detection of the test split.
         theta, k: Of delay-k detection.
         partial: Partial detection of the test split.
+
+    What belongs to a kind of detection that there is not is None.
     """
 
     folder: Path
     row: str
     name: str
     test: Predictions
-    full_theta: float
-    full: Outcome
+    full_theta: float | None = None
+    full: Outcome | None = None
     theta: float | None = None
     k: int | None = None
     partial: Outcome | None = None
@@ -55,8 +57,10 @@ class Method:
 def judge(folder: Path, row: str, name: str, valid: Predictions, test: Predictions) -> Method:
     """Chooses thresholds on validation and applies them to the test split."""
     settings = choose_settings(valid, test)
-    full, partial = settings["full"], settings.get("partial")
-    method = Method(folder, row, name, test, full.theta, full.decide(test))
+    full, partial = settings.get("full"), settings.get("partial")
+    method = Method(folder, row, name, test)
+    if full is not None:
+        method.full_theta, method.full = full.theta, full.decide(test)
     if partial is not None:
         method.theta, method.k, method.partial = partial.theta, partial.k, partial.decide(test)
     return method
@@ -102,11 +106,11 @@ def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
 
 
 def full_detectors(methods: Sequence[Method]) -> list[Method]:
-    """Leaves out those whose full detection another one shows: a model tested partially, too."""
+    """Leaves out who has none, or whose another one shows: a model tested partially, too."""
     kept: list[Method] = []
     for method in methods:
         scores = method.test.response_prob
-        if not any(
+        if method.full is not None and not any(
             method.name == other.name or np.array_equal(scores, other.test.response_prob)
             for other in kept
         ):

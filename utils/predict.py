@@ -29,7 +29,8 @@ class Scores:
     Attributes:
         token_probs: [N] float32 arrays [T], probability of harm at each response token; None for
             a detector that judges complete responses alone.
-        response_prob: float32 [N], probability that the whole response is harmful.
+        response_prob: float32 [N], probability that the whole response is harmful; NaN throughout
+            for a detector that does not judge complete responses.
         losses: The training loss parts' means over the split, where they were asked for.
     """
 

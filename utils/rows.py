@@ -221,7 +221,9 @@ def same_predictions(one: Run, other: Run) -> bool:
         return np.concatenate([split.response_prob, *(split.token_probs or [])])
 
     pairs = ((one.valid, other.valid), (one.test, other.test))
-    return all(np.array_equal(scores(first), scores(second)) for first, second in pairs)
+    return all(
+        np.array_equal(scores(first), scores(second), equal_nan=True) for first, second in pairs
+    )
 
 
 def one_a_seed(runs: list[Run]) -> list[Run]:
