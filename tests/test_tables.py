@@ -12,7 +12,7 @@ import pytest
 
 from test import modernbert
 from test.causal import NAMES
-from tests.conftest import random_split, run
+from tests.conftest import ROOT, random_split, run
 from train.train_qwen import QwenConfig
 from train.training import FREE_ON_RESUME
 from utils.evaluation import evaluate
@@ -605,6 +605,20 @@ def test_latex_is_balanced(tmp_path):
     for one in lines:
         spanned = sum(int(number) - 1 for number in re.findall(r"\\multicolumn{(\d)}", one))
         assert len(re.findall(r"(?<!\\)&", one)) + 1 + spanned == columns
+
+
+def test_latex_has_a_letter_for_each_of_our_names(tmp_path):
+    script = (ROOT / "scripts" / "run-ablations.sh").read_text()
+    ablations = re.findall(r'^ *one \S+ "([^"]+)"', script, flags=re.MULTILINE)
+    assert len(ablations) >= 4 and any("α" in name for name in ablations)
+    marks = "αβγδεζηθικλμνξπρςστυφχψω ∞±×≤≥→–—…’“”\N{NO-BREAK SPACE}"
+    for number, name in enumerate([*NAMES.values(), *ablations, marks]):
+        write_run(tmp_path / "runs" / f"{number}", method=name, target_false_alarm=0.5, target_k=2)
+    text = tables(tmp_path / "runs")["table.tex"]
+    code = "\n".join(re.sub(r"(?<!\\)%.*", "", one) for one in text.splitlines())
+    assert code.isascii()
+    assert r"SCM, no holistic scorer ($\alpha$ 1)" in code and r"SCM, $\alpha$ \$alpha" in code
+    assert r"$\rho$$\varsigma$$\sigma$" in code and r"$\psi$$\omega$" in code
 
 
 def test_markdown_cells_do_not_break(tmp_path):

@@ -19,15 +19,32 @@ BY_CLASS = {
     for short, part in (("P", "precision"), ("R", "recall"), ("F1", "f1"))
 }
 PROVENANCE = ("commit", "device", "training", "test")
+GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho varsigma sigma"
+    " tau upsilon phi chi psi omega"
+).split()
 LATEX = {  # what LaTeX reads as a command, or pdflatex has no letter for
     "\\": r"\textbackslash{}",
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    "θ": r"$\theta$",
+    **{
+        letter: rf"$\{name}$"
+        for letter, name in zip("αβγδεζηθικλμνξπρςστυφχψω", GREEK, strict=True)
+    },
     "∞": r"$\infty$",
     "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "→": r"$\to$",
     "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "’": "'",
+    "“": "``",
+    "”": "''",
+    "\N{NO-BREAK SPACE}": "~",
 }
 NOTES = """\
 Percent, on the test split. In brackets the 95 % bootstrap interval, prompts resampled; with several
