@@ -21,6 +21,7 @@ from utils.metrics import FULL_THETAS, kth_largest
 from utils.predict import ScoreWith
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.report import percent
+from utils.run_record import RECORD, read_record
 
 POSITIONAL = ("metrics_dir",)  # the first word of the command line
 SCORERS: dict[str, ScoreWith] = {  # what scored the tokens of a row
@@ -113,12 +114,17 @@ def load_partial(folder: Path) -> tuple[dict[str, Any], dict[str, Predictions]]:
         metrics.json, and the predictions of each split.
 
     Raises:
-        InputError: The folder is no test's, or its test was of full detection alone.
+        InputError: The folder is no test's, or its test was of full detection alone or cut scores.
     """
-    result = read_json(folder / METRICS)
+    result, record = read_json(folder / METRICS), read_record(folder) or {}
     for name in ("row", "method"):
         if not isinstance(result, dict) or not isinstance(result.get(name), str):
             raise InputError(f"{folder / METRICS}: field '{name}' is missing")
+    if record.get("config", {}).get("stop_early"):
+        raise InputError(
+            f"{folder / RECORD}: field 'config.stop_early': no threshold can be set on cut scores;"
+            " test without --stop-early"
+        )
     splits = load_predictions(folder / FILE)
     for name, split in splits.items():
         if split.token_probs is None:

@@ -338,6 +338,10 @@ def test_what_cannot_be_compared_is_named(metrics_dir, tmp_path):
     with pytest.raises(InputError, match="predictions.npz: split 'test' lacks a class"):
         main(config)
     save_predictions(folder / FILE, {name: random_split(8) for name in SPLITS})
+    (folder / "run.json").write_text('{"config": {"stop_early": true}}')
+    with pytest.raises(InputError, match="run.json: field 'config.stop_early': no threshold"):
+        main(config)
+    (folder / "run.json").unlink()
     with pytest.raises(InputError, match="4 benign validation responses .* of 0.05; it takes 19"):
         main(config)
     assert not (tmp_path / "out").exists()

@@ -21,8 +21,10 @@ from utils.files import InputError, read_json, write_json
 from utils.predictions import Predictions, find_tests, load_predictions, save_predictions
 from utils.report import PAPER
 from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal, sections_of
+from utils.table_formats import BY_CLASS
 from utils.tables import TablesConfig, main
 
+PARTS = ("value", "low", "high")
 LABEL = (1, 1, 1, 0, 0, 0)
 TEST_PROB = (0.8, 0.7, 0.2, 0.6, 0.3, 0.1)
 PERFECT = (0.9, 0.9, 0.9, 0.1, 0.1, 0.1)
@@ -145,12 +147,30 @@ def test_six_responses_by_hand(tmp_path):
     assert (long["harmful_recall"], long["false_alarm_rate"]) == (0, 0)
 
     cells = markdown_row(made["table.md"], "SCM", "partial detection")
-    assert cells[2:10] == ["qwen", "0.9, 1", *["66.7"] * 6]
-    assert cells[10].startswith("66.7 [") and cells[11].startswith("33.3 [")
-    assert cells[12:16] == ["75.0", "66.7", "66.7", "95.64"]
-    assert cells[16:] == [
+    assert cells[2:4] == ["qwen", "0.9, 1"]
+    assert cells[4].startswith("66.7 [") and cells[5].startswith("33.3 [")
+    assert cells[6:10] == ["75.0", "66.7", "66.7", "95.64"]
+    assert cells[10:] == [
         "trained aaaaaaa; tested bbbbbbb (dirty)", "cpu: a processor", "10 min", "30 s",
     ]  # fmt: skip
+
+
+def test_both_classes_stand_beside_the_papers(tmp_path):
+    write_run(tmp_path / "runs" / "scm")
+    made = tables(tmp_path / "runs")
+    for text in made["table.md"], made["table.tex"].replace("&", "|").replace("\\\\", "|"):
+        lines = [one.strip("| ") for one in text.splitlines()]
+        place = next(n for n, one in enumerate(lines) if one.startswith("paper: SCM-0.5B"))
+        ours, paper = (
+            [cell.strip() for cell in one.split("|")] for one in lines[place - 1 : place + 1]
+        )
+        assert ours[:2] == ["SCM", "partial detection"] and paper[1] == "partial detection"
+        assert paper[2:] == ["96.18", "96.12", "96.15", "95.09", "95.17", "95.13", "95.64"]
+        frame = line(made["table.csv"], method="SCM", detection="partial")
+        for cell, metric in zip(ours[2:], (*BY_CLASS.values(), "macro_f1"), strict=True):
+            value, low, high = (f"{100 * frame[f'{metric}_{part}']:.1f}" for part in PARTS)
+            assert cell == f"{value} [{low}, {high}]"
+    assert "paper: HateBERT | full detection | 95.93 |" in made["table.md"]
 
 
 def test_numbers_are_those_of_the_report(tmp_path):
@@ -196,7 +216,7 @@ def test_seeds_of_one_row_are_its_mean_and_deviation(tmp_path):
     assert row["macro_f1_std"] == pytest.approx(np.sqrt(2) * (1 / 6))  # ddof = 1
     assert np.isnan(row["macro_f1_low"])
     cells = markdown_row(made["table.md"], "Qwen (2 runs)", "full detection")
-    assert cells[3] == "0.5" and cells[10:12] == ["83.3 ± 23.6", "16.7 ± 23.6"]
+    assert cells[3] == "0.5" and cells[4:6] == ["83.3 ± 23.6", "16.7 ± 23.6"]
     assert r"83.3 $\pm$ 23.6" in made["table.tex"]
     shortest = line(made["lengths.csv"], to_tokens=1)  # 0.8 and 0.6 are flagged; then 0.9 alone
     assert shortest["false_alarm_rate"] == 0.5
@@ -325,7 +345,7 @@ def test_approximated_scores_are_named(tmp_path):
     assert ours["method"].tolist() == names and (ours["runs"] == 1).all()
     assert "partial_conformal" not in set(frame["detection"])
     assert (ours["paper_macro_f1"] == 0.9321).all()  # the method is the paper's all the same
-    assert "AUROC ranks\nresponses by the scores until then" in made["table.md"]
+    assert "their AUROC rests on cut scores" in made["table.md"]
     words = ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "21st", "112th"]
     assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 112)] == words
 
@@ -354,12 +374,12 @@ def test_each_test_split_has_its_section(tmp_path):
     guards += ["Google Perspective", "OpenAI Moderation"]
     assert absent["method"].tolist() == ["Qwen2.5-0.5B"] * 2 + ["ModernBERT"] * 2 + guards
     assert (absent["section"] == 1).all() and made["table.md"].count("not run") == 9
-    assert markdown_row(made["table.md"], "ModernBERT", "partial detection")[15] == "93.21"
+    assert markdown_row(made["table.md"], "ModernBERT", "partial detection")[9] == "93.21"
     assert "bag of words" not in set(
         made["paired.csv"][made["paired.csv"]["section"] == 1]["against"]
     )
     assert np.isnan(line(frame, method="bag of words")["train_seconds"])
-    assert markdown_row(made["table.md"], "bag of words")[16:] == [
+    assert markdown_row(made["table.md"], "bag of words")[10:] == [
         "tested bbbbbbb (dirty)", "cpu: a processor", "–", "30 s",
     ]  # fmt: skip
 
@@ -464,7 +484,7 @@ def test_guards_of_the_paper_are_matched_by_name(tmp_path):
     row = line(frame, method="HateBERT")
     assert row["seeds"] == "–" and row["train_commit"] == "–"
     cells = markdown_row(made["table.md"], "HateBERT", "full detection")
-    assert cells[15] == "94.57" and cells[16] == "trained –; tested bbbbbbb (dirty)"
+    assert cells[9] == "94.57" and cells[10] == "trained –; tested bbbbbbb (dirty)"
     assert "None" not in made["table.md"] and "unknown" not in made["table.md"]
 
 
@@ -514,8 +534,8 @@ def test_one_class_is_dashes(tmp_path, label):
     assert np.isnan(row["auroc_value"]) and np.isnan(row["auroc_at_equal_length_low"])
     assert np.isnan(row["harmful_precision_value"])  # nothing is flagged
     cells = markdown_row(made["table.md"], "SCM", "full detection")
-    assert cells[12:15] == ["–", "–", "–"]  # seen, AUROC, AUROC at equal length
-    assert cells[10] == ("–" if label == 0 else "0.0 [0.0, 0.0]")
+    assert cells[6:9] == ["–", "–", "–"]  # seen, AUROC, AUROC at equal length
+    assert cells[4] == ("–" if label == 0 else "0.0 [0.0, 0.0]")
     assert "nan" not in made["table.md"] and "nan" not in made["table.tex"]
     p = made["paired.csv"]["p"]
     assert p.isna().all() if label == 0 else (p == 1).all()
@@ -591,20 +611,23 @@ def test_latex_is_balanced(tmp_path):
     text = tables(runs)["table.tex"]
     odd = r"50\% \& a\_b \#1 \{x\} \$y\textasciicircum{}2 \textasciitilde{}\textbackslash{}z"
     assert odd in text and r"($\theta$, k) chosen on test" in text
-    assert r"\quad paper: SCM-0.5B &  &  &  & 96.18 & 96.12 & 96.15 & 95.09 &" in text
+    assert r"paper: SCM-0.5B & partial detection & 96.18 & 96.12 & 96.15 & 95.09 &" in text
     code = "\n".join(re.sub(r"(?<!\\)%.*", "", one) for one in text.splitlines())
     bare = re.sub(r"\\[{}]", "", code)
     depth = np.cumsum([(letter == "{") - (letter == "}") for letter in bare])
     assert depth.min() == 0 and depth[-1] == 0
     assert len(re.findall(r"(?<!\\)\$", code)) % 2 == 0 and code.isascii()
     for name in ("table*", "tabular"):
-        assert code.count(rf"\begin{{{name}}}") == code.count(rf"\end{{{name}}}") == 1
-    columns = len(re.search(r"begin{tabular}{([lr]+)}", code).group(1))
-    lines = [one for one in code.splitlines() if one.rstrip().endswith(r"\\")]
-    assert len(lines) == 2 + 3 + 2 + 3 + 9 * 2  # heads; SCM and its paper lines; ablation; not run
-    for one in lines:
-        spanned = sum(int(number) - 1 for number in re.findall(r"\\multicolumn{(\d)}", one))
-        assert len(re.findall(r"(?<!\\)&", one)) + 1 + spanned == columns
+        assert code.count(rf"\begin{{{name}}}") == code.count(rf"\end{{{name}}}") == 2
+    tabulars = code.split(r"\begin{tabular}")[1:]
+    # head, two methods' three kinds, what was not run; two heads, the same with the paper's lines
+    for tabular, count in zip(tabulars, (1 + 6 + 9, 2 + 6 + 2 + 9), strict=True):
+        columns = len(re.match("{([lr]+)}", tabular).group(1))
+        lines = [one for one in tabular.splitlines() if one.rstrip().endswith(r"\\")]
+        assert len(lines) == count
+        for one in lines:
+            spanned = sum(int(number) - 1 for number in re.findall(r"\\multicolumn{(\d)}", one))
+            assert len(re.findall(r"(?<!\\)&", one)) + 1 + spanned == columns
 
 
 def test_latex_has_a_letter_for_each_of_our_names(tmp_path):
@@ -625,7 +648,7 @@ def test_markdown_cells_do_not_break(tmp_path):
     write_run(tmp_path / "runs" / "odd", method="a | b")
     text = tables(tmp_path / "runs")["table.md"]
     blocks = [block for block in text.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", one)) for one in block.splitlines()}) == 1
 

@@ -5,6 +5,7 @@ where undefined, a tuple where runs differ. Markdown and LaTeX show them rounded
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -55,9 +56,9 @@ Delay-k detection favours long responses. "AUROC at equal length" is taken withi
 response length and averaged, a quartile weighing as many as it has pairs of a harmful and a benign
 response: what length explains of the AUROC is missing in it. Compare the row of length alone too.
 
-Rows "every N-th prefix" were scored at these alone, a coarse sweep. In rows "stopped early" scoring
-a response ended once every (θ, k) of the sweep had fired: no decision differs, but AUROC ranks
-responses by the scores until then.
+Rows "every N-th prefix" were scored at these alone, a coarse sweep. In rows "stopped early" a
+response was scored no further once every (θ, k) of the sweep had fired: no decision differs, but
+their AUROC rests on cut scores.
 
 The paper's values are of its own backbone on FineHarm (arXiv 2506.09996, Table 2) and no comparison
 unless ours is of the same. It chose SCM's θ and k on the test split; its value stands beside both
@@ -154,7 +155,6 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
         **cells,
         "backbone": PurePath(line["backbone"]).name or "–",
         "θ, k": "; ".join(dict.fromkeys(thetas)),
-        **{head: _share(line[f"{metric}_value"]) for head, metric in BY_CLASS.items()},
         "macro F1": _spread(line, "macro_f1"),
         "false alarms": _spread(line, "false_alarm_rate"),
         "seen": _share(line["mean_fraction_seen_value"]),
@@ -166,6 +166,19 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
         "training": _duration(line["train_seconds"]),
         "test": _duration(line["test_seconds"]),
     }
+
+
+def _class_rows(line: dict[str, Any]) -> list[dict[str, str]]:
+    """Formats a line of the result table by the paper's columns: our values, then the paper's."""
+    columns = {**BY_CLASS, "macro F1": "macro_f1"}
+    detection, rows = _cells(line)["detection"], []
+    if line["runs"]:
+        ours = {head: _spread(line, metric) for head, metric in columns.items()}
+        rows.append({"method": _cells(line)["method"], "detection": detection, **ours})
+    if "paper_model" in line:
+        paper = {head: percent(line[f"paper_{metric}"], 2) for head, metric in columns.items()}
+        rows.append({"method": f"paper: {line['paper_model']}", "detection": detection, **paper})
+    return rows
 
 
 def markdown_table(rows: list[dict[str, str]]) -> str:
@@ -208,6 +221,9 @@ def as_markdown(sections: list[Section]) -> str:
         blocks += [
             f"## {section.title}",
             markdown_table([_cells(line) for line in section.results]),
+            "### By class",
+            "Precision, recall and F1 with their intervals; the paper's line below ours.",
+            markdown_table([row for line in section.results for row in _class_rows(line)]),
         ]
         first = section.paired[0]["method"], section.paired[0]["detection"]
         against = [
@@ -236,41 +252,53 @@ def _escape(text: str) -> str:
 
 
 def as_latex(sections: list[Section]) -> str:
-    """Returns the result table of each section as a booktabs table, the paper's line below ours.
+    """Returns two booktabs tables of each section: the results, and P, R and F1 of both classes.
 
-    Commit, device and times are comments at a line's end.
+    Commit, device and times are comments at a line's end of the first; in the second the paper's
+    line stands below ours.
     """
-    tables = [_latex_table(section) for section in sections]
+    tables = [
+        table
+        for section in sections
+        for table in (_latex_results(section), _latex_by_class(section))
+    ]
     return "\n\n".join([r"% needs \usepackage{booktabs,graphicx}", *tables]) + "\n"
 
 
-def _latex_table(section: Section) -> str:
+def _latex_results(section: Section) -> str:
     rows = [_cells(line) for line in section.results]
-    heads = [head for head in rows[0] if head not in ("paper's macro F1", *PROVENANCE)]
+    heads = [head for head in rows[0] if head not in PROVENANCE]
     lines = []
-    for line, cells in zip(section.results, rows, strict=True):
+    for cells in rows:
         lines.append(_latex_line([cells.get(head, "") for head in heads]))
-        if line["runs"]:
+        if PROVENANCE[0] in cells:
             lines[-1] += " % " + ", ".join(f"{name} {cells[name]}" for name in PROVENANCE)
-        if "paper_model" in line:
-            paper = {
-                head: percent(line[f"paper_{metric}"], 2)
-                for head, metric in {**BY_CLASS, "macro F1": "macro_f1"}.items()
-            } | {"method": f"paper: {line['paper_model']}"}
-            lines.append(r"\quad " + _latex_line([paper.get(head, "") for head in heads]))
-    start = heads.index("benign P") + 1  # columns count from one
-    groups = " & " * (start - 1) + r"\multicolumn{3}{c}{benign} & \multicolumn{3}{c}{harmful}"
+    numbers = len(heads) - heads.index("macro F1")
+    columns = "l" * (len(heads) - numbers) + "r" * numbers
+    return _latex_table(section.title, columns, [_latex_line(heads)], lines)
+
+
+def _latex_by_class(section: Section) -> str:
+    rows = [row for line in section.results for row in _class_rows(line)]
+    heads = [
+        r" & & \multicolumn{3}{c}{benign} & \multicolumn{3}{c}{harmful} & \\",
+        r"\cmidrule(lr){3-5} \cmidrule(lr){6-8}",
+        _latex_line([head.split()[-1] if head in BY_CLASS else head for head in rows[0]]),
+    ]
+    lines = [_latex_line(row.values()) for row in rows]
+    return _latex_table(f"{section.title}, by class", "llrrrrrrr", heads, lines)
+
+
+def _latex_table(title: str, columns: str, heads: list[str], lines: list[str]) -> str:
     return "\n".join(
         [
             r"\begin{table*}",
             r"\centering",
-            rf"\caption{{{_escape(section.title)}. Percent, 95\,\% bootstrap intervals.}}",
+            rf"\caption{{{_escape(title)}. Percent, 95\,\% bootstrap intervals.}}",
             r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{{'l' * (start - 1)}{'r' * (len(heads) - start + 1)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            groups + " &" * (len(heads) - start - 5) + r" \\",
-            rf"\cmidrule(lr){{{start}-{start + 2}}} \cmidrule(lr){{{start + 3}-{start + 5}}}",
-            _latex_line([head.split()[-1] if head in BY_CLASS else head for head in heads]),
+            *heads,
             r"\midrule",
             *lines,
             r"\bottomrule",
@@ -280,9 +308,5 @@ def _latex_table(section: Section) -> str:
     )
 
 
-def _latex_line(cells: list[str]) -> str:
+def _latex_line(cells: Iterable[str]) -> str:
     return " & ".join(map(_escape, cells)) + r" \\"
-
-
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
