@@ -63,7 +63,6 @@ NEEDED = {
     ),
 }
 
-
 # Options of a training that make no other row of it: the seed, where things lie, what changes its
 # speed and memory alone.
 INCIDENTAL = {
