@@ -756,7 +756,7 @@ def test_process_ends_in_silence_with_a_run_half_way(server, tmp_path):
     with ChatServer(lambda call: Reply(status=401)) as refusing:
         process = child(LEAVES, server.url, tmp_path / "answers.sqlite", refusing.url)
         try:
-            out, err = process.communicate(timeout=15)
+            out, err = process.communicate(timeout=90)
         finally:
             process.kill()
             gate.set()
@@ -844,7 +844,7 @@ def test_a_killed_pipeline_goes_on_and_says_who_got_no_verdict(server, tmp_path)
 
     server.script = misfit
     killed = build(server, tmp_path, "--llm-concurrency", "1")
-    wait_for(lambda: len(server.calls) >= 10, seconds=60)
+    wait_for(lambda: len(server.calls) >= 10, seconds=180)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "out").exists()  # nothing half-written under its name
