@@ -560,7 +560,10 @@ def main(config: BuildConfig) -> None:
             shutil.copyfileobj(earlier, file)
         rejects.counts.update(counts["rejected"])
         statistics = annotate_all(config, annotator, parsed, folder, rejects)
-        check_classes(config, statistics.records, " that the annotator agrees with")
+        missing = rejects.counts[NO_VERDICT]
+        reason = " that the annotator agrees with"
+        reason += f" ({missing} records got no verdict)" if missing else ""
+        check_classes(config, statistics.records, reason)
         name = "spans" if config.word_rule == "spans" else config.annotator
         stats = {
             "input": {"file": source.name, "sha256": sha256_file(source)},
@@ -577,7 +580,7 @@ def main(config: BuildConfig) -> None:
         shutil.rmtree(work)
     print_statistics(stats)
     print(f"written to {output_dir}")
-    if missing := rejects.counts[NO_VERDICT]:
+    if missing:
         print(f"{missing} records got no verdict from the annotator: {output_dir}/rejected.jsonl")
         sys.exit(SOME_UNANNOTATED)
 
