@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from tqdm import tqdm
 
 from utils.annotation import Annotation, Parsed, batched
 from utils.files import InputError
@@ -79,7 +80,7 @@ class MilAnnotator:
         candidate = label == 1
         positive = candidate.copy()
         self.changed: list[float] = []
-        for _ in range(MAX_ROUNDS):
+        for _ in tqdm(range(MAX_ROUNDS), "fit", unit="round"):
             self._fit_folds(features, positive, bag, fold)
             scores = self._held_out(features, fold)
             # the same rate of benign sentences would be called harmful by mistake
