@@ -37,9 +37,11 @@ def main(config: ExportConfig) -> None:
     """Writes the classifier with its tokenizer.
 
     Raises:
-        InputError: The tokenizer has neither padding nor end token.
+        InputError: The holistic scorer is untrained, or the tokenizer has no padding or end token.
     """
     model = load_dual_task(Path(config.model_path))
+    if untrained := model.untrained_holistic_scorer():
+        raise InputError(f"{config.model_path}/{untrained}")
     tokenizer = load_tokenizer(Path(config.model_path))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

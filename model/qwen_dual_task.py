@@ -69,6 +69,12 @@ class QwenForDualTask(Qwen2PreTrainedModel):
         self.sequence_classifier = nn.Linear(config.hidden_size, sequences, bias=False)
         self.post_init()
 
+    def untrained_holistic_scorer(self) -> str | None:
+        """Says why the holistic scorer means nothing; None if some loss has trained it."""
+        if (getattr(self.config, "alpha", None), getattr(self.config, "gamma", None)) != (1, 0):
+            return None
+        return "config.json: fields 'alpha', 'gamma': nothing has trained its holistic scorer"
+
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.token_classifier or module is self.sequence_classifier:
             init.xavier_uniform_(module.weight)

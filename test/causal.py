@@ -104,13 +104,9 @@ def main(config: TestConfig) -> None:
             f"{config.model_path}/config.json: field 'alpha': it was trained as {was}; test it with"
             f" scripts/run-{script}.sh test"
         )
-    losses = getattr(model.config, "alpha", None), getattr(model.config, "gamma", None)
-    untrained = losses == (1, 0)  # no loss has reached the holistic scorer
+    untrained = model.untrained_holistic_scorer()
     if untrained and config.score_with == "holistic":
-        raise InputError(
-            f"--score-with: {config.model_path}/config.json: fields 'alpha', 'gamma': nothing has"
-            " trained its holistic scorer"
-        )
+        raise InputError(f"--score-with: {config.model_path}/{untrained}")
     bf16 = use_bf16(config.precision, device)
     frozen, backbone = take_frozen(model, config) if config.frozen_cache else ([], "")
     token_scorer = config.row == "scm" and config.score_with == "token"

@@ -266,6 +266,13 @@ def test_a_record_whose_answers_were_cut_off_gets_its_verdict_from_a_later_run(m
         assert len(server.calls) == calls
 
 
+def test_an_answer_that_is_whole_at_the_limit_is_as_good_as_any(make, server):
+    server.script = lambda call: Reply('{"harmful": [2]}', finish_reason="length")
+    for _ in range(2):
+        assert list(make().annotate([record(0)])) == [Annotation([0, 1, 0])]
+    assert len(server.calls) == 1
+
+
 def test_a_cut_answer_is_not_asked_again_once_the_next_one_settled_the_matter(make, server):
     replies = iter([CUT, CUT, Reply(""), CUT, Reply(""), Reply('{"harmful": [3]}')])
     server.script = lambda call: next(replies)
@@ -377,10 +384,13 @@ def test_answers_in_the_cache_tell_that_the_settings_are_good(make, server):
     fail(make(temperature=1.0), map(record, range(4)))  # no longer the same settings
 
 
-def test_a_run_without_an_answer_ends_with_its_window(make, server):
-    server.script = lambda call: Reply(status=400)
-    assert "HTTP 400, at record 'r0'" in fail(make(concurrency=2), map(record, itertools.count()))
-    assert len(server.calls) == WINDOW * 2
+@pytest.mark.parametrize("first", [400, 413])
+def test_a_run_without_an_answer_ends_with_its_window(make, server, first):
+    server.script = lambda call: Reply(status=first if "number 0." in call.sentences[0] else 400)
+    message = fail(make(concurrency=2), map(record, range(40)))
+    told = 0 if first == 400 else 1  # too long a question says nothing of the settings
+    assert f"HTTP 400, at record 'r{told}'" in message
+    assert len(server.calls) == WINDOW * 2 + told
 
 
 def test_second_question_says_what_was_wrong(make, server):

@@ -94,8 +94,8 @@ def test_theta_by_hand():
     assert conformal_theta(np.array([]), 0.5) == np.inf
     assert conformal_theta(np.arange(9.0), 0.1) < np.inf  # 1 - 0.9 must not cost a rank
     short = np.array([-np.inf, -np.inf, -np.inf, 0.3])  # all but one are shorter than k
-    assert conformal_theta(short, 0.4) == 0
-    assert calibrate([np.array([0.9], np.float32)] * 3, np.zeros(3, int), 2, 0.5) == 0
+    assert 0 < conformal_theta(short, 0.4) < 1e-44  # a threshold that monitor.json can hold
+    assert calibrate([np.array([0.9], np.float32)] * 3, np.zeros(3, int), 2, 0.5) < 1e-44
 
 
 @given(

@@ -19,6 +19,8 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from model.export_classifier import ExportConfig
+from model.export_classifier import main as export_classifier
 from model.qwen_dual_task import load_dual_task
 from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
@@ -233,6 +235,8 @@ def test_an_untrained_holistic_scorer_judges_nothing(config, tmp_path):
     out, model = tmp_path / "runs" / "scm", Path(config.output_dir)
     with pytest.raises(InputError, match="--score-with: .*config.json: .* its holistic scorer"):
         score_as("scm", model, config.data_dir, out, score_with="holistic")
+    with pytest.raises(InputError, match="config.json: .* its holistic scorer"):
+        export_classifier(ExportConfig(str(model), str(tmp_path / "classifier")))
     score_as("scm", model, config.data_dir, out)
     result = json.loads((out / "metrics.json").read_text())
     assert "full" not in result and result["partial"]["k"] >= 1

@@ -39,7 +39,7 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
         target: α, above 0 and below 1.
 
     Returns:
-        θ, 0 or above; infinite where n is too small to promise so little.
+        θ, above 0; infinite where n is too small to promise so little.
     """
     ordered = np.sort(np.asarray(statistics, dtype=float))
     # rounded first: 1 - 0.9 is not quite 0.1, and must not cost a rank
@@ -47,7 +47,8 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
     if rank > len(ordered):
         return np.inf
     # the next float32: NumPy rounds a θ to that where it compares it with a float32 score
-    return max(0.0, float(np.nextafter(np.float32(ordered[rank - 1]), np.float32(np.inf))))
+    highest_kept = max(np.float32(0), np.float32(ordered[rank - 1]))
+    return float(np.nextafter(highest_kept, np.float32(np.inf)))
 
 
 def calibrate(token_probs: Sequence[np.ndarray], label: np.ndarray, k: int, target: float) -> float:
