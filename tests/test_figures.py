@@ -18,6 +18,7 @@ from utils.figure_numbers import (
     full_detectors,
     judge,
     leaked_tokens,
+    load_method,
     stop_words,
     stopped_over_seen,
     tag_shares,
@@ -27,7 +28,8 @@ from utils.figure_numbers import (
 from utils.figures import FigureConfig, draw_all, draw_macro_f1, draw_stops, main, styles_of
 from utils.files import InputError
 from utils.metrics import MAX_K, THETAS
-from utils.predictions import Predictions, find_tests, save_predictions
+from utils.predictions import FILE, METRICS, Predictions, find_tests, save_predictions
+from utils.run_record import RECORD
 
 FIGURES = (
     "leaked", "macro_f1_over_k", "stop_positions", "stop_words", "stopped_over_seen", "trade_off",
@@ -238,6 +240,24 @@ def test_a_model_tested_twice_is_one_full_detector():
     methods = [method_of(row, row, name, split) for row, name in rows]
     methods[2].test = dataclasses.replace(split, response_prob=split.response_prob / 2)
     assert [method.row for method in full_detectors(methods)] == ["qwen-full", "scm"]
+
+
+def test_approximated_scores_say_so_and_are_no_second_full_detector(tmp_path):
+    split = random_split(10, 1)
+    methods = []
+    for row, options in (("full", {}), ("partial", {"stride": 4, "stop_early": True})):
+        folder = tmp_path / row
+        folder.mkdir()
+        whole = dataclasses.replace(split, response_prob=split.response_prob * (1 - len(options)))
+        save_predictions(folder / FILE, {"valid": split, "test": whole})
+        named = {"row": f"modernbert-{row}", "method": "ModernBERT"}
+        (folder / METRICS).write_text(json.dumps(named))
+        (folder / RECORD).write_text(json.dumps({"config": options}))
+        methods.append(load_method(folder))
+    assert [method.name for method in methods] == [
+        "ModernBERT", "ModernBERT, every 4th prefix, stopped early",
+    ]  # fmt: skip
+    assert full_detectors(methods) == methods[:1]
 
 
 def test_a_name_looks_the_same_everywhere_and_unlike_others():

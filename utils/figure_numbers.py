@@ -1,4 +1,4 @@
-"""The numbers behind the figures, each from predictions.npz alone.
+"""The numbers behind the figures, each from predictions.npz alone (names apart).
 
 Thresholds are chosen on its validation split, what is shown is its test split.
 """
@@ -15,7 +15,8 @@ from utils.evaluation import choose_settings
 from utils.files import InputError, read_json
 from utils.metrics import Outcome
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
-from utils.rows import ORDER, split_key
+from utils.rows import ORDER, split_key, with_manner
+from utils.run_record import read_record
 
 # universal parts of speech, the notional ones first; what else spaCy says counts as other
 TAGS = {
@@ -33,7 +34,7 @@ class Method:
     Attributes:
         folder: Where its test lies.
         row: Key of its row: "scm", "qwen-full", "tfidf", …
-        name: What it is called.
+        name: What it is called, with how its scores were approximated.
         test: The test split.
         full_theta: Chosen on validation, as are θ and k.
         full: Full detection of the test split.
@@ -76,7 +77,8 @@ def load_method(folder: Path) -> Method:
     for name in ("row", "method"):
         if name not in result:
             raise InputError(f"{folder / METRICS}: field '{name}' is missing")
-    return judge(folder, result["row"], result["method"], **load_predictions(folder / FILE))
+    name = with_manner(result["method"], (read_record(folder) or {}).get("config", {}))
+    return judge(folder, result["row"], name, **load_predictions(folder / FILE))
 
 
 def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
@@ -107,13 +109,16 @@ def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
 
 def full_detectors(methods: Sequence[Method]) -> list[Method]:
     """Leaves out who has none, or whose another one shows: a model tested partially, too."""
+
+    def is_again(method: Method, other: Method) -> bool:
+        if np.array_equal(method.test.response_prob, other.test.response_prob):
+            return True
+        # partially tested by every n-th prefix, it bears a longer name
+        return method.row.endswith("-partial") and method.name.startswith(other.name)
+
     kept: list[Method] = []
     for method in methods:
-        scores = method.test.response_prob
-        if method.full is not None and not any(
-            method.name == other.name or np.array_equal(scores, other.test.response_prob)
-            for other in kept
-        ):
+        if method.full is not None and not any(is_again(method, other) for other in kept):
             kept.append(method)
     return kept
 

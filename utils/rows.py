@@ -78,6 +78,16 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+def with_manner(method: str, config: dict[str, Any]) -> str:
+    """Adds to a method's name how a test's options approximate its scores."""
+    manner = [method]
+    if config.get("stride", 1) > 1:
+        manner.append(f"every {ordinal(config['stride'])} prefix")
+    if config.get("stop_early"):
+        manner.append("stopped early")
+    return ", ".join(manner)
+
+
 @dataclass
 class Run:
     """The output folder of one test."""
@@ -106,13 +116,7 @@ class Run:
     @property
     def name(self) -> str:
         """The method, and how its scores were approximated."""
-        config = self.record["config"]
-        manner = [self.method]
-        if config.get("stride", 1) > 1:
-            manner.append(f"every {ordinal(config['stride'])} prefix")
-        if config.get("stop_early"):
-            manner.append("stopped early")
-        return ", ".join(manner)
+        return with_manner(self.method, self.record["config"])
 
     @property
     def is_variant(self) -> bool:
