@@ -1,6 +1,7 @@
 """The tables: six responses by hand, seeds, sections, what is missing, and the three formats."""
 
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -18,6 +19,7 @@ from train.training import FREE_ON_RESUME
 from utils.evaluation import evaluate
 from utils.figure_numbers import comparable, load_method
 from utils.files import InputError, read_json, write_json
+from utils.metrics import bootstrap, metrics
 from utils.predictions import Predictions, find_tests, load_predictions, save_predictions
 from utils.report import PAPER
 from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal, sections_of
@@ -214,10 +216,16 @@ def test_seeds_of_one_row_are_its_mean_and_deviation(tmp_path):
     assert row["runs"] == 2 and row["seeds"] == "0; 1"
     assert row["macro_f1_value"] == pytest.approx((2 / 3 + 1) / 2)
     assert row["macro_f1_std"] == pytest.approx(np.sqrt(2) * (1 / 6))  # ddof = 1
-    assert np.isnan(row["macro_f1_low"])
+    outcomes = sections_of(find_runs(runs))[0][0].outcomes
+    drawn = [
+        bootstrap(functools.partial(metrics, one), one.group, 40, 7)["macro_f1"] for one in outcomes
+    ]
+    bounds = np.nanpercentile(np.mean(drawn, axis=0), [2.5, 97.5])
+    assert [row["macro_f1_low"], row["macro_f1_high"]] == pytest.approx(bounds)
     cells = markdown_row(made["table.md"], "Qwen (2 runs)", "full detection")
-    assert cells[3] == "0.5" and cells[4:6] == ["83.3 ± 23.6", "16.7 ± 23.6"]
-    assert r"83.3 $\pm$ 23.6" in made["table.tex"]
+    shown = "83.3 ± 23.6 [{:.1f}, {:.1f}]".format(*100 * bounds)
+    assert cells[3:5] == ["0.5", shown] and cells[5].startswith("16.7 ± 23.6 [")
+    assert shown.replace("±", r"$\pm$") in made["table.tex"]
     shortest = line(made["lengths.csv"], to_tokens=1)  # 0.8 and 0.6 are flagged; then 0.9 alone
     assert shortest["false_alarm_rate"] == 0.5
 

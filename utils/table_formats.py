@@ -48,9 +48,10 @@ LATEX = {  # what LaTeX reads as a command, or pdflatex has no letter for
     "\N{NO-BREAK SPACE}": "~",
 }
 NOTES = """\
-Percent, on the test split. In brackets the 95 % bootstrap interval, prompts resampled; with several
-runs the mean ± standard deviation over training seeds. θ and k were chosen on validation unless the
-row says otherwise. "Seen": share of a detected harmful response that was out when it was stopped.
+Percent, on the test split. In brackets the 95 % bootstrap interval, prompts resampled; several runs
+show their mean ± standard deviation over training seeds, and the mean's interval. θ and k were
+chosen on validation unless the row says otherwise. "Seen": share of a detected harmful response
+that was out when it was stopped.
 
 Delay-k detection favours long responses. "AUROC at equal length" is taken within each quartile of
 response length and averaged, a quartile weighing as many as it has pairs of a harmful and a benign
@@ -121,15 +122,14 @@ def _share(value: float | None) -> str:
 
 
 def _spread(line: dict[str, Any], metric: str) -> str:
-    """Formats a metric with its interval, or its deviation over seeds."""
-    value, low, high, deviation = (
-        line[f"{metric}_{part}"] for part in ("value", "low", "high", "std")
-    )
-    if math.isnan(value):
+    """Formats a metric with its interval and, of several runs, its deviation over them."""
+    metrics = {part: line[f"{metric}_{part}"] for part in ("value", "low", "high")}
+    if math.isnan(metrics["value"]):
         return percent(None)
-    if line["runs"] > 1:
-        return f"{percent(value)} ± {_share(deviation)}"
-    return interval({"value": value, "low": low, "high": high})
+    if line["runs"] == 1:
+        return interval(metrics)
+    value, bounds = interval(metrics).split(maxsplit=1)
+    return f"{value} ± {_share(line[f'{metric}_std'])} {bounds}"
 
 
 def _duration(seconds: float) -> str:

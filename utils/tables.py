@@ -17,7 +17,6 @@ from tqdm import tqdm
 from utils.cli import run_command
 from utils.files import atomic_folder, read_json, refuse_overwrite, write_bytes
 from utils.metrics import (
-    Outcome,
     auroc_at_equal_length,
     bootstrap,
     by_length,
@@ -27,7 +26,7 @@ from utils.metrics import (
     point_metrics,
 )
 from utils.report import PAPER
-from utils.rows import PAPER_ROWS, Row, Run, find_runs, sections_of
+from utils.rows import PAPER_ROWS, Row, find_runs, sections_of
 from utils.table_formats import Section, as_csv, as_latex, as_markdown
 
 MARK = "table.md"  # each output folder of this command holds it
@@ -49,29 +48,34 @@ class TablesConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
 
-def measure(run: Run, outcome: Outcome) -> dict[str, dict[str, float]]:
-    """Returns all metrics of a run with their intervals, on the samples that its test drew."""
+def measure(row: Row) -> dict[str, float]:
+    """Returns all metrics of a row as columns: {metric}_value, _low, _high and _std.
+
+    Of several runs the value is their mean, the interval is the mean's over prompts (on the samples
+    that the first run's test drew) and the standard deviation is over runs; it is NaN of one run.
+    """
+    lengths = row.runs[0].test.lengths
 
     def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
-        equal = auroc_at_equal_length(outcome, run.test.lengths, weights)
-        return {**metrics(outcome, weights), "auroc_at_equal_length": equal}
+        """Returns float [runs, B] of each metric."""
+        runs = [
+            {
+                **metrics(outcome, weights),
+                "auroc_at_equal_length": auroc_at_equal_length(outcome, lengths, weights),
+            }
+            for outcome in row.outcomes
+        ]
+        return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
-    config = run.record["config"]
-    return intervals(statistics, outcome.group, config["bootstrap"], config["seed"])
+    def means(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: values.mean(axis=0) for name, values in statistics(weights).items()}
 
-
-def over_seeds(measured: list[dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Flattens metrics to columns: {metric}_value, _low, _high of one run; _value, _std of many."""
+    group, config = row.outcomes[0].group, row.runs[0].record["config"]
     columns = {}
-    for name in measured[0]:
-        values = [one[name]["value"] for one in measured]
-        only = measured[0][name] if len(measured) == 1 else {"low": np.nan, "high": np.nan}
-        columns |= {
-            f"{name}_value": float(np.mean(values)),
-            f"{name}_low": only["low"],
-            f"{name}_high": only["high"],
-            f"{name}_std": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
-        }
+    for name, known in intervals(means, group, config["bootstrap"], config["seed"]).items():
+        columns |= {f"{name}_{part}": value for part, value in known.items()}
+    for name, values in statistics(np.ones((1, len(group)))).items():
+        columns[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
     return columns
 
 
@@ -122,7 +126,6 @@ def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -
 
     runs, first = row.runs, row.runs[0]
     trainings = [training_of(run.model) for run in runs if run.model]
-    measured = [measure(run, one) for run, one in zip(runs, row.outcomes, strict=True)]
     return {
         "row": first.row,
         "method": row.name,
@@ -134,7 +137,7 @@ def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -
         "theta": tuple(one.theta for one in row.settings),
         "k": tuple(one.k for one in row.settings if one.k is not None),
         "chosen_on": row.settings[0].chosen_on,
-        **over_seeds(measured),
+        **measure(row),
         **paper.get((first.row, first.method, row.kind), {}),
         "train_commit": distinct(commit for _, commit in trainings),
         "test_commit": distinct(commit_name(run.record["git"]) for run in runs),
