@@ -71,11 +71,11 @@ def measure(row: Row) -> dict[str, float]:
         return {name: values.mean(axis=0) for name, values in statistics(weights).items()}
 
     group, config = row.outcomes[0].group, row.runs[0].record["config"]
-    columns = {}
+    points, columns = statistics(np.ones((1, len(group)))), {}
     for name, known in intervals(means, group, config["bootstrap"], config["seed"]).items():
         columns |= {f"{name}_{part}": value for part, value in known.items()}
-    for name, values in statistics(np.ones((1, len(group)))).items():
-        columns[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+        several = len(row.runs) > 1
+        columns[f"{name}_std"] = float(np.std(points[name], ddof=1)) if several else np.nan
     return columns
 
 
