@@ -4,8 +4,9 @@
 # Interrupted, it goes on where it was; RUNS_DIR/settings.txt holds it to the settings it began with.
 # From the environment: BACKBONE and MODERNBERT (folders; default SmolLM2-135M and a small random
 # ModernBERT), MAX_LENGTH (tokens), MODERNBERT_FLAGS, PARTIAL_FLAGS (of its partial test), TEST_FLAGS
-# (of all model tests), CAUSAL_FLAGS (of SCM's and Qwen's), WORD_RULES (see run-ablations.sh). These
-# may change later: ABLATIONS=no leaves them out, SEEDS="42 43 44" trains SCM and Qwen once a seed.
+# (of all model tests), CAUSAL_FLAGS (of SCM's and Qwen's), WORD_RULES (more of them than "all", see
+# run-ablations.sh). These may change later: ABLATIONS=no leaves them out, SEEDS="42 43 44" trains SCM
+# and Qwen once a seed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ $# -lt 2 ]]; then
@@ -64,7 +65,15 @@ test_row modernbert-full modernbert-full modernbert "$ENCODER_DATA"
 test_row modernbert-partial modernbert-partial modernbert "$ENCODER_DATA" "${PARTIAL[@]}"
 causal_rows "" ${SEED:+--seed "$SEED"}
 for seed in "${SEED[@]:1}"; do causal_rows "-$seed" --seed "$seed"; done
-[[ ${ABLATIONS:-yes} == no ]] || TEST_FLAGS="${TEST[*]} ${CAUSAL[*]}" run ablations "$DATA" "$BACKBONE" "$RUNS" "${FLAGS[@]}"
+if [[ ${ABLATIONS:-yes} != no ]]; then
+    if [[ " ${RULES[*]}" != *" all="* ]]; then
+        RULES=("all=$RUNS/data-words-all" "${RULES[@]}")
+        missing "$RUNS/data-words-all" && run data "$RUNS/data-words-all" "$BACKBONE" \
+            --input-dir "$RECORDS" --max-length "${MAX_LENGTH:-4096}" --word-rule all
+    fi
+    WORD_RULES="${RULES[*]}" TEST_FLAGS="${TEST[*]} ${CAUSAL[*]}" \
+        run ablations "$DATA" "$BACKBONE" "$RUNS" "${FLAGS[@]}"
+fi
 
 bash scripts/make-tables.sh "$RUNS" --overwrite
 bash scripts/make-figures.sh "$RUNS" --overwrite

@@ -176,6 +176,24 @@ def test_responses_to_one_prompt_are_one_group_however_much_was_cut(tiny, fineha
     assert len(set(examples.prompt_group)) == len(records) - 2
 
 
+def test_every_word_may_take_its_sentences_label(tiny, fineharm, tmp_path):
+    """Written into the records by hand it gives the same tokens."""
+
+    def labels(name: str, rule: str) -> list[list[int]]:
+        main(DataConfig(str(tmp_path / name), str(tiny), str(fineharm), word_rule=rule))
+        assert json.loads((tmp_path / name / "meta.json").read_text())["word_rule"] == rule
+        found = load_examples(load_processed(tmp_path / name, None), "train").token_labels
+        return [some.tolist() for some in found]
+
+    given, every = labels("given", "given"), labels("every", "all")
+    records = json.loads((fineharm / "train.json").read_text())
+    for record in records:
+        for label, words in zip(record["sentence_labels"], record["word_labels"], strict=True):
+            words[:] = [label] * len(words)
+    (fineharm / "train.json").write_text(json.dumps(records))
+    assert given != every == labels("by-hand", "given")
+
+
 def test_a_spoilt_data_folder_is_named(tiny_data, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny_data, copy)

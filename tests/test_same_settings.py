@@ -134,6 +134,20 @@ def test_the_ablations_are_held_to_theirs(table):
     assert (status, called) == (2, []) and "settings-ablations.txt: WORD_RULES all:" in errors
 
 
+def test_the_table_makes_the_data_of_every_word_unless_it_is_given(table):
+    made = "run-data runs/data-words-all backbones/smollm2-135m --input-dir records"
+    made += " --max-length 4096 --word-rule all"
+    for ablations, runs, rules, times in (
+        ("no", "runs", "", 0), ("yes", "runs", "", 1), ("yes", "runs", "", 0),
+        ("yes", "other", "delete=data-2 all=data-3", 0),
+    ):  # fmt: skip
+        status, errors, called = table("records", runs, ABLATIONS=ablations, WORD_RULES=rules)
+        assert status == 0, errors
+        assert called.count(made) == times
+    trained = [line.split()[1:5] for line in called if "/models/scm-words-" in line]
+    assert ["--output-dir", "other/models/scm-words-all", "--data-dir", "data-3"] in trained
+
+
 def test_what_is_trained_anew_is_tested_anew(table, tmp_path):
     table("records", "runs")
     before = time.time() - 100

@@ -35,7 +35,7 @@ def test_every_row_is_there(runs):
     for row in ("scm", "qwen-full", "modernbert-full", "tfidf", "length"):
         assert any(key == row and "full" in kind for key, kind in rows), row
     methods = set(table["method"])
-    for name in ("no logic loss", "no holistic scorer", "α 0.2", "α 0.4", "α 0.8"):
+    for name in ("no logic loss", "no holistic scorer", "α 0.2", "α 0.4", "α 0.8", "word rule all"):
         assert any(name in str(method) for method in methods), name
     assert len(list((runs[0] / "figures").glob("*.png"))) >= 5
     assert (runs[0] / "metrics" / "scm" / "examples.html").is_file()
@@ -48,4 +48,6 @@ def test_a_second_time_only_another_seed_is_trained(runs):
     table = pd.read_csv(runs[0] / "tables" / "table.csv")
     seeds = table.groupby("row")["seeds"].agg(set).to_dict()
     assert seeds["scm"] > {"42; 43"} and seeds["qwen-full"] == seeds["qwen-partial"] == {"42; 43"}
-    assert re.search(r"\| [\d.]+ ± [\d.]+ \|", (runs[0] / "tables" / "table.md").read_text())
+    assert re.search(
+        r"\| [\d.]+ ± [\d.]+ \[[\d.]+, [\d.]+\] \|", (runs[0] / "tables" / "table.md").read_text()
+    )

@@ -29,6 +29,19 @@ class Record(TypedDict):
     word_labels: list[list[int]]  # [S][W]
 
 
+def every_word(sentence_labels: list[int], words: list[list[str]]) -> list[list[int]]:
+    """Gives each word its sentence's label.
+
+    Args:
+        sentence_labels: [S] 1 = harmful.
+        words: [S][W].
+
+    Returns:
+        int [S][W].
+    """
+    return [[label] * len(some) for label, some in zip(sentence_labels, words, strict=True)]
+
+
 def find_split(folder: Path, split: str) -> Path:
     """Returns the file of `split` in a FineHarm folder.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -24,7 +24,7 @@ from utils.alignment import (
 )
 from utils.cli import run_command
 from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file, write_json
-from utils.fineharm import SPLITS, Record, find_split, read_split
+from utils.fineharm import SPLITS, Record, every_word, find_split, read_split
 from utils.processes import end_with_parent
 from utils.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 
@@ -64,6 +64,13 @@ class DataConfig:
     )
     max_length: int = field(
         default=4096, metadata={"help": "Longest sequence in tokens, prompt included."}
+    )
+    word_rule: Literal["given", "all"] = field(
+        default="given",
+        metadata={
+            "help": "given: words as the records label them. all: each word as its sentence, an"
+            " ablation."
+        },
     )
     num_workers: int = field(
         default=0, metadata={"help": "Processes; 0 takes every core where the data is worth it."}
@@ -188,6 +195,10 @@ def main(config: DataConfig) -> None:
     splits, counts = {}, {}
     for split, path in paths.items():
         records = read_split(path, split)
+        if config.word_rule == "all":
+            for _, record in records:
+                labels = every_word(record["sentence_labels"], record["words"])
+                record["word_labels"] = labels
         encoded = encode_split(records, fast, layout, config.num_workers, description=split)
         counts[split] = statistics(encoded)
         if not 0 < counts[split]["harmful"] < len(encoded):
@@ -205,6 +216,7 @@ def main(config: DataConfig) -> None:
                 "tokenizer": tokenizer_fingerprint(tokenizer),
                 "join": config.join,
                 "max_length": config.max_length,
+                "word_rule": config.word_rule,
                 "inputs": {
                     split: {"file": path.name, "sha256": sha256_file(path)}
                     for split, path in paths.items()

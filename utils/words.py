@@ -17,6 +17,7 @@ from spacy.tokens import Doc, Span
 
 from utils.annotation import Parsed, batched
 from utils.files import InputError
+from utils.fineharm import every_word
 from utils.processes import end_with_parent
 from utils.sources import Row
 
@@ -186,8 +187,7 @@ def label_words(
             for label, some in zip(sentence_labels, record.notional, strict=True)
         ]
     if rule == "all":
-        pairs = zip(sentence_labels, record.words, strict=True)
-        return [[label] * len(words) for label, words in pairs]
+        return every_word(sentence_labels, record.words)
     if rule == "spans":
         return [_touching(record, position) for position in range(len(record.words))]
     return [
