@@ -17,13 +17,13 @@ FLAGS=("${@:4}")
 read -ra TEST <<< "${TEST_FLAGS:-}"
 read -ra RULES <<< "${WORD_RULES:-}"
 read -ra SEED <<< "${SEEDS:-}"
-one() {  # folder, name in tables, data folder, flags of the training
+one() {  # folder, name in tables, data folder of the training, its flags; all are tested alike
     local model=$RUNS/models/$1 metrics=$RUNS/metrics/$1 again=()
     bash scripts/run-scm.sh --output-dir "$model" --data-dir "$3" --base-model-path "$BACKBONE" \
         --resume "${FLAGS[@]}" ${SEED:+--seed "$SEED"} "${@:4}"
     [[ $metrics/run.json -nt $model/run.json ]] && return
     [[ ! -e $metrics ]] || again=(--overwrite)  # of a model that was trained anew since
-    bash scripts/run-scm.sh test --name "$2" --model-path "$model" --data-dir "$3" \
+    bash scripts/run-scm.sh test --name "$2" --model-path "$model" --data-dir "$DATA" \
         --output-dir "$metrics" "${again[@]}" "${TEST[@]}"
 }
 python -m utils.same_settings "$RUNS/settings-ablations.txt" \

@@ -234,6 +234,14 @@ def test_only_the_same_responses_are_compared():
     ]
 
 
+def test_the_papers_rows_come_before_ablations():
+    """Panels are few: the comparison with Qwen must not give way to variants of SCM."""
+    split = random_split(10, 1)
+    rows = [("scm", "SCM, α 0.2"), ("length", "length"), ("scm", "SCM"), ("qwen-partial", "Qwen")]
+    kept, _ = comparable([method_of(name, row, name, split) for row, name in rows])
+    assert [method.name for method in kept] == ["SCM", "Qwen", "SCM, α 0.2", "length"]
+
+
 def test_a_model_tested_twice_is_one_full_detector():
     split = random_split(10, 1)
     rows = [("qwen-full", "Qwen"), ("qwen-partial", "Qwen at every token"), ("scm", "SCM")]

@@ -146,6 +146,8 @@ def test_the_table_makes_the_data_of_every_word_unless_it_is_given(table):
         assert called.count(made) == times
     trained = [line.split()[1:5] for line in called if "/models/scm-words-" in line]
     assert ["--output-dir", "other/models/scm-words-all", "--data-dir", "data-3"] in trained
+    tested = next(line for line in called if "/metrics/scm-words-all" in line)
+    assert "--data-dir other/data --output-dir" in tested  # beside the others, their labels
 
 
 def test_what_is_trained_anew_is_tested_anew(table, tmp_path):

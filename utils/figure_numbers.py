@@ -15,7 +15,7 @@ from utils.evaluation import choose_settings
 from utils.files import InputError, read_json
 from utils.metrics import Outcome
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
-from utils.rows import ORDER, split_key, with_manner
+from utils.rows import place_of, split_key, with_manner
 from utils.run_record import read_record
 
 # universal parts of speech, the notional ones first; what else spaCy says counts as other
@@ -102,9 +102,7 @@ def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
                 f" {next(iter(largest.values())).folder}"
                 for method in same.values()
             ]
-    places = {row: place for place, row in enumerate(ORDER)}
-    kept = sorted(largest.values(), key=lambda method: places.get(method.row, len(places)))
-    return kept, notes
+    return sorted(largest.values(), key=lambda method: place_of(method.row, method.name)), notes
 
 
 def full_detectors(methods: Sequence[Method]) -> list[Method]:

@@ -78,6 +78,23 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
+def place_of(row: str, method: str) -> tuple[int, bool]:
+    """Sorts rows into the order of tables and figures.
+
+    Args:
+        row: Key of the row.
+        method: The method's own name.
+
+    Returns:
+        The place, and whether the paper has no such row, or under another name: an ablation, say.
+    """
+    is_variant = (row, method) not in PAPER_ROWS
+    key = "guard" if row.startswith("guard-") else row
+    if key == "scm" and is_variant:
+        key = "ablation"
+    return ORDER.index(key) if key in ORDER else len(ORDER), is_variant
+
+
 def with_manner(method: str, config: dict[str, Any]) -> str:
     """Adds to a method's name how a test's options approximate its scores."""
     manner = [method]
@@ -119,18 +136,9 @@ class Run:
         return with_manner(self.method, self.record["config"])
 
     @property
-    def is_variant(self) -> bool:
-        """Whether the paper has no such row, or under another name: an ablation, say."""
-        return (self.row, self.method) not in PAPER_ROWS
-
-    @property
     def rank(self) -> tuple:
         """Sorts runs into the tables' order."""
-        key = "guard" if self.row.startswith("guard-") else self.row
-        if key == "scm" and self.is_variant:
-            key = "ablation"
-        place = ORDER.index(key) if key in ORDER else len(ORDER)
-        return place, self.is_variant, self.name, self.row, str(self.folder)
+        return *place_of(self.row, self.method), self.name, self.row, str(self.folder)
 
     @property
     def training(self) -> dict[str, Any]:
