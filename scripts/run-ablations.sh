@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains and tests SCM without one thing at a time, and over alpha; finished runs are left alone.
 #   bash scripts/run-ablations.sh DATA_DIR BACKBONE RUNS_DIR [training flags]
-# Other word labels: WORD_RULES="all=DATA_DIR_2 delete=DATA_DIR_3" bash …, data folders made with
-# --word-rule: all by run-data.sh from any records, others by run-annotate.sh
+# Other word labels: WORD_RULES="all=DATA_DIR_2 delete=DATA_DIR_3" bash …, data of the same records
+# and splits made with --word-rule: all by run-data.sh, others by run-annotate.sh. DATA_DIR tests all.
 # Flags of the tests: TEST_FLAGS="--precision auto" bash …; of SEEDS (run-table.sh) the first is taken
 # RUNS_DIR/settings-ablations.txt holds later runs to the same settings; word rules may be added.
 set -euo pipefail
