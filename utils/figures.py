@@ -154,6 +154,9 @@ def draw_stops(methods: Sequence[Method], styles: Styles) -> Figure:
             values["mean_fraction_seen"],
             styles[method.name].line["color"],
         )
+        if len(methods) > 1:  # the legend tells colours, and those of many methods repeat
+            name = textwrap.fill(setting(method), 40)
+            axes.set_title(f"{name}\n{axes.get_title()}", fontsize=10)
         if not axes.get_subplotspec().is_first_col():
             axes.set_ylabel("")
     legend_below(figure)
