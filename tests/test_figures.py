@@ -192,7 +192,7 @@ def test_stop_positions_are_drawn_by_hand():
     assert [bar.get_height() for bar in ours] == [0, 0, 0, 0, 50, 50]
     paper = [49.8, 23.4, 9.7, 5.1, 2.8, 9.5]
     assert [bar.get_height() for bar in theirs] == pytest.approx(paper)
-    methods = [dataclasses.replace(method, name=f"m{number}") for number in range(6)]
+    methods = [dataclasses.replace(method, method=f"m{number}") for number in range(6)]
     titles = [axes.get_title() for axes in draw_stops(methods, styles_of(methods)).axes]
     assert [title.split("\n")[0] for title in titles] == [
         f"m{number} (θ 0.9, k 2)" for number in range(6)

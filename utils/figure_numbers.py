@@ -5,8 +5,9 @@ Thresholds are chosen on its validation split, what is shown is its test split.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from spacy.tokens import Doc
@@ -34,37 +35,44 @@ class Method:
     Attributes:
         folder: Where its test lies.
         row: Key of its row: "scm", "qwen-full", "tfidf", …
-        name: What it is called, with how its scores were approximated.
+        method: What it is called.
         test: The test split.
         full_theta: Chosen on validation, as are θ and k.
         full: Full detection of the test split.
         theta, k: Of delay-k detection.
         partial: Partial detection of the test split.
+        config: The test's options, where they are known.
 
     What belongs to a kind of detection that there is not is None.
     """
 
     folder: Path
     row: str
-    name: str
+    method: str
     test: Predictions
     full_theta: float | None = None
     full: Outcome | None = None
     theta: float | None = None
     k: int | None = None
     partial: Outcome | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The method, and how its scores were approximated."""
+        return with_manner(self.method, self.config)
 
 
-def judge(folder: Path, row: str, name: str, valid: Predictions, test: Predictions) -> Method:
+def judge(folder: Path, row: str, method: str, valid: Predictions, test: Predictions) -> Method:
     """Chooses thresholds on validation and applies them to the test split."""
     settings = choose_settings(valid, test)
     full, partial = settings.get("full"), settings.get("partial")
-    method = Method(folder, row, name, test)
+    judged = Method(folder, row, method, test)
     if full is not None:
-        method.full_theta, method.full = full.theta, full.decide(test)
+        judged.full_theta, judged.full = full.theta, full.decide(test)
     if partial is not None:
-        method.theta, method.k, method.partial = partial.theta, partial.k, partial.decide(test)
-    return method
+        judged.theta, judged.k, judged.partial = partial.theta, partial.k, partial.decide(test)
+    return judged
 
 
 def load_method(folder: Path) -> Method:
@@ -77,8 +85,9 @@ def load_method(folder: Path) -> Method:
     for name in ("row", "method"):
         if name not in result:
             raise InputError(f"{folder / METRICS}: field '{name}' is missing")
-    name = with_manner(result["method"], (read_record(folder) or {}).get("config", {}))
-    return judge(folder, result["row"], name, **load_predictions(folder / FILE))
+    method = judge(folder, result["row"], result["method"], **load_predictions(folder / FILE))
+    method.config = (read_record(folder) or {}).get("config", {})
+    return method
 
 
 def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
@@ -102,21 +111,18 @@ def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
                 f" {next(iter(largest.values())).folder}"
                 for method in same.values()
             ]
-    return sorted(largest.values(), key=lambda method: place_of(method.row, method.name)), notes
+    return sorted(largest.values(), key=lambda method: place_of(method.row, method.method)), notes
 
 
 def full_detectors(methods: Sequence[Method]) -> list[Method]:
     """Leaves out who has none, or whose another one shows: a model tested partially, too."""
-
-    def is_again(method: Method, other: Method) -> bool:
-        if np.array_equal(method.test.response_prob, other.test.response_prob):
-            return True
-        # partially tested by every n-th prefix, it bears a longer name
-        return method.row.endswith("-partial") and method.name.startswith(other.name)
-
     kept: list[Method] = []
     for method in methods:
-        if method.full is not None and not any(is_again(method, other) for other in kept):
+        scores = method.test.response_prob
+        if method.full is not None and not any(
+            method.method == other.method or np.array_equal(scores, other.test.response_prob)
+            for other in kept
+        ):
             kept.append(method)
     return kept
 
