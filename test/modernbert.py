@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.modernbert import load_full_detection
+from model.modernbert_inference import ModernBertInference
 from utils.cli import run_command
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_below_one, refuse_overwrite
@@ -58,7 +59,7 @@ def main(config: TestConfig) -> None:
     refuse_overwrite(Path(config.output_dir), config.overwrite, METRICS)
     folder, device = Path(config.model_path), default_device()
     data = load_processed(Path(config.data_dir), load_tokenizer(folder))
-    model = load_full_detection(folder).to(device)
+    model = ModernBertInference(load_full_detection(folder)).to(device)
     bf16 = use_bf16(config.precision, device)
     # the hardest (θ, k) of the sweep: when it has fired, all others have
     stop = StopEarly(max(THETAS), MAX_K) if config.stop_early else None

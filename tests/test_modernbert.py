@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
+from transformers import ModernBertConfig as EncoderConfig
 
-from model.modernbert import load_encoder, load_full_detection
+from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
+from model.modernbert_inference import ModernBertInference
 from model.qwen_dual_task import load_backbone
 from test.modernbert import TestConfig as ModernBertConfig
 from test.modernbert import main as evaluate
@@ -84,6 +86,71 @@ def test_each_score_is_that_of_the_prefix_alone(model, examples):
     whole = predict(model, examples)
     assert whole.token_probs is None
     np.testing.assert_allclose(scores.response_prob, whole.response_prob, atol=1e-5)
+
+
+def small_encoder(layers: int, local: int, pooling: str, bias: bool, seed: int):
+    """A random ModernBERT with weights large enough for scores to differ visibly."""
+    special = {f"{name}_token_id": 0 for name in ("pad", "cls", "sep", "bos", "eos")}
+    config = EncoderConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=layers,
+        num_attention_heads=4, local_attention=local, classifier_pooling=pooling,
+        attention_bias=bias, mlp_bias=bias, norm_bias=bias, num_labels=2, **special,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = ModernBertForFullDetection(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, mean=0.0 if weight.ndim == 2 else 1.0, std=0.3)
+    return model
+
+
+def judge(model, ids, lengths, bf16=False) -> np.ndarray:
+    """Returns a batch's logits; None for lengths gives no attention mask."""
+    mask = None if lengths is None else (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return model(input_ids=ids, attention_mask=mask).holistic_logits.float().numpy()
+
+
+@given(
+    layers=st.integers(1, 5),
+    local=st.sampled_from([2, 6, 16, 128]),
+    pooling=st.sampled_from(["cls", "mean"]),
+    bias=st.booleans(),
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    masked=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_inference_judges_as_transformers_does(layers, local, pooling, bias, lengths, masked, seed):
+    stock = small_encoder(layers, local, pooling, bias, seed)
+    ids = torch.randint(0, 40, (len(lengths), max(lengths)))
+    lengths = torch.tensor(lengths) if masked else None
+    ours = judge(ModernBertInference(stock), ids, lengths)
+    np.testing.assert_allclose(ours, judge(stock, ids, lengths), atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_inference_is_as_exact_in_bfloat16(pooling):
+    stock = small_encoder(4, 16, pooling, False, seed=0)
+    ids, lengths = torch.randint(0, 40, (6, 45)), torch.tensor([45, 44, 3, 17, 18, 45])
+    exact = judge(stock, ids, lengths)
+    theirs = np.abs(judge(stock, ids, lengths, bf16=True) - exact).max()
+    ours = np.abs(judge(ModernBertInference(stock), ids, lengths, bf16=True) - exact).max()
+    assert 0 < ours < 2 * theirs
+
+
+def test_inference_gives_every_prefix_its_score(model, examples):
+    ours = predict_prefixes(ModernBertInference(model), examples)
+    theirs = predict_prefixes(model, examples)
+    for one, other in zip(ours.token_probs, theirs.token_probs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_inference_changes_nothing_of_the_model(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    judge(ModernBertInference(model), torch.arange(3, 40)[None], None)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_stride_by_hand():
