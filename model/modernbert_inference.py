@@ -2,14 +2,20 @@
 
 The scores are those of `ModernBertForFullDetection`, up to rounding. What is left out:
 
-- Before its attention the first layer knows of a token nothing but its embedding: queries, keys
-  and values are computed once for each distinct token of a batch.
+- Padding: the tokens of a batch stand in one row, and no attention is masked.
+- In the first layer a token's query, key and value depend on the token alone, and a longer prefix
+  only adds keys: where a batch holds prefixes of one text, they are computed once, and each prefix
+  adds its last keys to an attention over those that all of them share.
 - Local layers attend block by block to the keys within reach, where transformers computes all pairs
   and masks most of them.
 - Of the last layer the classifier reads the first token alone ("cls" pooling): the others' queries
   and feed-forward parts are never used, and values can be averaged before they are projected.
 - Rotary embeddings are one complex product of neighbouring features instead of seven passes.
 """
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +24,9 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertEncoder
 
 from model.modernbert import ModernBertForFullDetection
 from model.qwen_dual_task import DualTaskOutput
+
+QUERY_BLOCK = 64  # queries whose scores over all keys are held at a time
+CACHED_TOKENS = 2048  # tokens whose states stay in a processor's cache from one step to the next
 
 
 class ModernBertInference(nn.Module):
@@ -55,119 +64,174 @@ class ModernBertInference(nn.Module):
         encoder = self.model.model
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        is_padding = attention_mask[:, None, None] == 0  # (batch, 1, 1, seq_len)
-        distinct, places = input_ids.unique(return_inverse=True)
-        embedded = encoder.embeddings(distinct)  # (distinct tokens, hidden)
-        first = self.projections[0](encoder.layers[0].attn_norm(embedded))
-        hidden = embedded[places]  # (batch, seq_len, hidden)
+        is_token = attention_mask != 0
+        lengths = is_token.sum(1).tolist()
+        positions = is_token.nonzero()[:, 1]  # (tokens,) of the batch without its padding
+        ids = input_ids[is_token]  # (tokens,)
+        longest = input_ids[lengths.index(max(lengths)), : max(lengths)]
+        rotations = self._rotations(longest)
 
-        padding = _penalty(is_padding, first.dtype) if is_padding.any() else None
-        rotations = self._rotations(hidden)
-        first_token_only = self.model.config.classifier_pooling == "cls"
-        layers = list(zip(encoder.layers, self.projections, strict=True))
-        for number, (layer, projection) in enumerate(layers[:-1] if first_token_only else layers):
-            qkv = first[places] if number == 0 else projection(layer.attn_norm(hidden))
-            self._layer(layer, qkv, hidden, rotations[layer.attention_type], padding)
-        if first_token_only:
-            layer, projection = layers[-1]
-            pooled = self._first_token(
-                layer, projection, hidden, rotations[layer.attention_type], padding
-            )
-            pooled = encoder.final_norm(pooled)
+        done = int(
+            len(lengths) > 1
+            and torch.equal(longest[positions], ids)  # prefixes of one text
+            and encoder.layers[0].attention_type == "full_attention"
+            and self._layers_done_whole() > 0
+        )
+        if done:
+            hidden = self._first_layer(longest, rotations, lengths)
         else:
-            weights = attention_mask / attention_mask.sum(1, keepdim=True)
-            pooled = (encoder.final_norm(hidden) * weights[..., None]).sum(1)
-        return DualTaskOutput(holistic_logits=self.model.classifier(self.model.head(pooled)))
+            hidden = encoder.embeddings(ids)  # (tokens, hidden)
+        pooled, start = [], 0
+        for some in _groups(lengths, CACHED_TOKENS if ids.device.type == "cpu" else len(ids)):
+            here = slice(start, start := start + sum(some))
+            turns = {kind: rotation[positions[here]] for kind, rotation in rotations.items()}
+            pooled.append(self._pool(hidden[here], turns, some, done))
+        logits = self.model.classifier(self.model.head(torch.cat(pooled)))
+        return DualTaskOutput(holistic_logits=logits)
 
-    def _layer(
-        self,
-        layer: ModernBertEncoderLayer,
-        qkv: Tensor,
-        hidden: Tensor,
-        rotation: Tensor,
-        padding: Tensor | None,
-    ) -> None:
-        """Computes one layer in place.
+    def _layers_done_whole(self) -> int:
+        """Returns how many layers have to be computed for every token."""
+        return len(self.projections) - (self.model.config.classifier_pooling == "cls")
+
+    def _first_layer(self, ids: Tensor, rotations: dict[str, Tensor], lengths: list[int]) -> Tensor:
+        """Returns what the first layer makes of prefixes of one text.
 
         Args:
-            layer: The layer.
-            qkv: (batch, seq_len, 3 · hidden), queries, keys and values.
-            hidden: (batch, seq_len, hidden).
-            rotation: See `_rotations`.
-            padding: See `_penalty`; (batch, 1, 1, seq_len), or None where nothing is padded.
-        """
-        split = qkv.unflatten(-1, (3 * self.heads, self.head_dim))
-        rotated, value = split.split([2 * self.heads, self.heads], dim=2)
-        query, key = _rotate(rotated, rotation).chunk(2, dim=2)
-        attend = self._attend_near if layer.attention_type == "sliding_attention" else _attend
-        hidden += layer.attn.Wo(attend(query, key, value, padding).flatten(2))
-        activated, gate = layer.mlp.Wi(layer.mlp_norm(hidden)).chunk(2, dim=-1)
-        hidden += layer.mlp.Wo(layer.mlp.act(activated).mul_(gate))
+            ids: (seq_len,) of the longest prefix.
+            rotations: By kind of layer, see `_rotate`; of that prefix.
+            lengths: [batch] of the prefixes.
 
-    def _attend_near(
-        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None
+        Returns:
+            (sum of the lengths, hidden).
+        """
+        layer, projection = self.model.model.layers[0], self.projections[0]
+        embedded = self.model.model.embeddings(ids)
+        rotation = rotations[layer.attention_type]
+        query, key, value = self._split(projection(layer.attn_norm(embedded)), rotation)
+        hidden = torch.cat([embedded[:length] for length in lengths])
+        _finish(layer, hidden, _attend_prefixes(query, key, value, lengths))
+        return hidden
+
+    def _pool(
+        self, hidden: Tensor, rotations: dict[str, Tensor], lengths: list[int], done: int
     ) -> Tensor:
-        """Attends to the tokens within the window, block by block; shapes as in `_attend`."""
+        """Computes the layers from number `done` on and pools.
+
+        Args:
+            hidden: (tokens, hidden); overwritten.
+            rotations: By kind of layer, see `_rotate`.
+            lengths: [batch] of the texts.
+            done: Layers that are computed.
+
+        Returns:
+            (batch, hidden).
+        """
+        encoder, whole = self.model.model, self._layers_done_whole()
+        attend_near = partial(self._attend_near, self._near(hidden.device))
+        for layer, projection in zip(
+            encoder.layers[done:whole], self.projections[done:whole], strict=True
+        ):
+            kind = layer.attention_type
+            states = self._split(projection(layer.attn_norm(hidden)), rotations[kind])
+            attend = attend_near if kind == "sliding_attention" else _attend
+            _finish(layer, hidden, _by_length(attend, states, lengths))
+        if whole < len(encoder.layers):
+            return encoder.final_norm(self._first_tokens(hidden, rotations, lengths))
+        texts = encoder.final_norm(hidden).split(lengths)
+        return torch.stack([text.mean(0) for text in texts])
+
+    def _split(self, qkv: Tensor, rotation: Tensor) -> list[Tensor]:
+        """Returns rotated queries and keys, and values, (tokens, heads, head_dim) each.
+
+        Args:
+            qkv: (tokens, 3 · hidden).
+            rotation: See `_rotate`.
+        """
+        heads = qkv.unflatten(-1, (3 * self.heads, self.head_dim))
+        rotated, value = heads.split([2 * self.heads, self.heads], dim=1)
+        return [*_rotate(rotated, rotation).chunk(2, dim=1), value]
+
+    def _near(self, device: torch.device) -> Tensor:
+        """Returns what a block of queries sees of the keys in reach of any of them.
+
+        Returns:
+            (window, 3 · window), a block's queries and the keys from one window before it to one
+            after it: 0 for those in a query's reach, −∞ for others.
+        """
+        queries = torch.arange(self.window, device=device)[:, None]
+        keys = torch.arange(-self.window, 2 * self.window, device=device)
+        too_far = (queries - keys).abs() > self.window
+        return torch.zeros(too_far.shape, device=device).masked_fill_(too_far, -torch.inf)
+
+    def _attend_near(self, near: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends to the tokens within the window, block by block.
+
+        Args:
+            near: See `_near`.
+            query: See `_attend`.
+            key: See `_attend`.
+            value: See `_attend`.
+        """
         seq_len, window = query.shape[1], self.window
         if seq_len <= window + 1:
-            return _attend(query, key, value, padding)
-        # of a block as long as the window, and of the keys in reach of any of its tokens
-        rows = torch.arange(window, device=query.device)[:, None]
-        columns = torch.arange(-window, 2 * window, device=query.device)
-        too_far = _penalty((rows - columns).abs() > window, query.dtype)
-        blocks = []
+            return _attend(query, key, value)
+        near, blocks = near.to(query.dtype), []
         for start in range(0, seq_len, window):
             end = min(start + window, seq_len)
             first, last = max(0, start - window), min(seq_len, end + window)
-            penalty = too_far[: end - start, first - start + window : last - start + window]
-            if padding is not None:
-                penalty = penalty + padding[..., first:last]
-            near = slice(first, last)
-            blocks.append(_attend(query[:, start:end], key[:, near], value[:, near], penalty))
+            mask = near[: end - start, first - start + window : last - start + window]
+            keys = slice(first, last)
+            blocks.append(_attend(query[:, start:end], key[:, keys], value[:, keys], mask))
         return torch.cat(blocks, dim=1)
 
-    def _first_token(
-        self,
-        layer: ModernBertEncoderLayer,
-        projection: nn.Linear,
-        hidden: Tensor,
-        rotation: Tensor,
-        padding: Tensor | None,
+    def _first_tokens(
+        self, hidden: Tensor, rotations: dict[str, Tensor], lengths: list[int]
     ) -> Tensor:
-        """Returns what a layer makes of the first token, (batch, hidden); arguments as `_layer`.
+        """Returns what the last layer makes of each text's first token, (batch, hidden).
 
-        A head's output is W_v · Σ p_i x_i: one projection instead of one a token.
+        A head's output is W_v · Σ p_i x_i: one projection instead of one a token. Arguments are
+        those of `_pool`.
         """
-        if layer.attention_type == "sliding_attention":
-            hidden, rotation = hidden[:, : self.window + 1], rotation[: self.window + 1]
-            padding = None if padding is None else padding[..., : self.window + 1]
+        layer, projection = self.model.model.layers[-1], self.projections[-1]
+        rotation = rotations[layer.attention_type]
         normed = layer.attn_norm(hidden)
         weights = projection.weight.chunk(3)
         biases = (None,) * 3 if projection.bias is None else projection.bias.chunk(3)
+        sizes = torch.tensor(lengths, device=hidden.device)
+        starts = sizes.cumsum(0) - sizes
         query, key = (
-            F.linear(tokens, weight, bias).unflatten(-1, (self.heads, self.head_dim))
-            for tokens, weight, bias in zip((normed[:, :1], normed), weights, biases, strict=False)
+            _rotate(
+                F.linear(normed[which], weight, bias).unflatten(-1, (self.heads, self.head_dim)),
+                rotation[which],
+            )
+            for which, weight, bias in zip((starts, slice(None)), weights, biases, strict=False)
         )
-        query, key = _rotate(query, rotation[:1]), _rotate(key, rotation)
-        scores = torch.einsum("bqhd,bkhd->bhqk", query * self.head_dim**-0.5, key).float()
-        if padding is not None:
-            scores = scores + padding
-        averages = scores.softmax(-1)[:, :, 0].to(normed.dtype) @ normed  # (batch, heads, hidden)
+        reach = self.window + 1 if layer.attention_type == "sliding_attention" else max(lengths)
+        averages = []
+        texts = zip(query, key.split(lengths), normed.split(lengths), strict=True)
+        for one, keys, tokens in texts:
+            scores = torch.einsum("hd,khd->hk", one, keys[:reach]).float() * self.head_dim**-0.5
+            averages.append(scores.softmax(-1).to(tokens.dtype) @ tokens[:reach])
         by_head = weights[2].unflatten(0, (self.heads, self.head_dim))
-        attended = torch.einsum("bhc,hdc->bhd", averages, by_head).flatten(1)
+        attended = torch.einsum("bhc,hdc->bhd", torch.stack(averages), by_head).flatten(1)
         if biases[2] is not None:
             attended = attended + biases[2]
-        first = hidden[:, 0] + layer.attn.Wo(attended)
-        return first + layer.mlp(layer.mlp_norm(first))
+        first = hidden[starts]
+        _finish(layer, first, attended)
+        return first
 
-    def _rotations(self, hidden: Tensor) -> dict[str, Tensor]:
-        """Returns each kind of layer's rotary factors, complex (seq_len, 1, head_dim / 2)."""
-        rotary = self.model.model.rotary_emb
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    def _rotations(self, ids: Tensor) -> dict[str, Tensor]:
+        """Returns each kind of layer's rotary factors, complex (seq_len, 1, head_dim / 2).
+
+        Args:
+            ids: (seq_len,) of the longest text.
+        """
         rotations = {}
         for kind in set(self.model.config.layer_types):
-            cos, sin = rotary(hidden.float(), positions, kind)  # (1, seq_len, head_dim) each
-            factors = torch.complex(cos, sin)[0, :, None]
+            places = torch.arange(len(ids), device=ids.device)[None]
+            # the first argument gives nothing but dtype and device
+            cos, sin = self.model.model.rotary_emb(places.float(), places, kind)
+            factors = torch.complex(cos, sin)[0, :, None]  # (seq_len, 1, head_dim)
             rotations[kind] = factors[..., : self.head_dim // 2]  # the other half repeats it
         return rotations
 
@@ -191,37 +255,105 @@ class ModernBertInference(nn.Module):
         return copy
 
 
-def _penalty(masked: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns what is added to attention scores: 0, or about −∞ where something is masked.
+def _finish(layer: ModernBertEncoderLayer, hidden: Tensor, attended: Tensor) -> None:
+    """Adds to `hidden`, in place, what a layer makes of its attention, both (tokens, hidden)."""
+    hidden += layer.attn.Wo(attended)
+    activated, gate = layer.mlp.Wi(layer.mlp_norm(hidden)).chunk(2, dim=-1)
+    hidden += layer.mlp.Wo(layer.mlp.act(activated).mul_(gate))
 
-    Two of them can be added without an overflow, and a row that is masked throughout stays finite.
+
+def _groups(lengths: list[int], tokens: int) -> Iterator[list[int]]:
+    """Yields neighbouring lengths whose sum stays within `tokens`, or single ones beyond it."""
+    group: list[int] = []
+    for length in lengths:
+        if group and sum(group) + length > tokens:
+            yield group
+            group = []
+        group.append(length)
+    yield group
+
+
+def _by_length(attend: Callable[..., Tensor], states: list[Tensor], lengths: list[int]) -> Tensor:
+    """Attends within each text; neighbours of one length in one call.
+
+    Args:
+        attend: `_attend`, or what takes and returns the same.
+        states: Queries, keys and values, (tokens, heads, head_dim) each.
+        lengths: [batch] of the texts.
+
+    Returns:
+        (tokens, heads · head_dim).
     """
-    lowest = torch.finfo(dtype).min / 4
-    return torch.zeros(masked.shape, dtype=dtype, device=masked.device).masked_fill_(masked, lowest)
+    attended, start = [], 0
+    for length, texts in groupby(lengths):
+        end = start + length * len(list(texts))
+        views = (part[start:end].unflatten(0, (-1, length)) for part in states)
+        attended.append(attend(*views).flatten(0, 1).flatten(1))
+        start = end
+    return torch.cat(attended) if len(attended) > 1 else attended[0]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, penalty: Tensor | None) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attends.
 
     Args:
         query: (batch, queries, heads, head_dim).
         key: (batch, keys, heads, head_dim).
         value: As key.
-        penalty: See `_penalty`; broadcast to (batch, heads, queries, keys). None masks nothing.
+        mask: (queries, keys), 0 where a query sees a key, else −∞; None where it sees all.
 
     Returns:
         As query.
     """
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=penalty).transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def _attend_prefixes(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+    """Attends within each prefix of one text.
+
+    Every softmax is taken apart into the keys of the shortest prefix, once, and those beyond, each
+    part with the largest score so far subtracted.
+
+    Args:
+        query: (seq_len, heads, head_dim), of the longest prefix.
+        key: As query.
+        value: As query.
+        lengths: [batch] of the prefixes.
+
+    Returns:
+        (sum of the lengths, heads · head_dim).
+    """
+    dtype, scale, common = query.dtype, query.shape[-1] ** -0.5, min(lengths)
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, value = (part.transpose(0, 1).float() for part in (query, key, value))
+        query = query * scale
+        shared = []
+        for block in query.split(QUERY_BLOCK, dim=1):
+            scores = block @ key[:, :common].mT  # (heads, block, common)
+            largest = scores.amax(-1, keepdim=True)
+            scores.sub_(largest).exp_()
+            shared.append((largest, scores.sum(-1, keepdim=True), scores @ value[:, :common]))
+        largest, total, weighted = (torch.cat(parts, dim=1) for parts in zip(*shared, strict=True))
+        later = query @ key[:, common:].mT  # (heads, seq_len, keys beyond)
+        largest_later = torch.cat([largest, later], dim=-1).cummax(-1).values
+        attended = []
+        for length in lengths:
+            highest = largest_later[:, :length, length - common, None]
+            before = (largest[:, :length] - highest).exp_()
+            beyond = (later[:, :length, : length - common] - highest).exp_()
+            numerator = weighted[:, :length] * before + beyond @ value[:, common:length]
+            numerator /= total[:, :length] * before + beyond.sum(-1, keepdim=True)
+            attended.append(numerator.transpose(0, 1).flatten(1))
+        return torch.cat(attended).to(dtype)
 
 
 def _rotate(states: Tensor, rotation: Tensor) -> Tensor:
     """Applies rotary embeddings, in float32, to interleaved features.
 
     Args:
-        states: (batch, seq_len, heads, head_dim).
-        rotation: complex (seq_len, 1, head_dim / 2).
+        states: (tokens, heads, head_dim).
+        rotation: complex (tokens, 1, head_dim / 2).
     """
     pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(states.dtype)

@@ -148,6 +148,17 @@ def test_token_budget_batches_hold_everything_once():
     assert lengths[batches[0]].max() == lengths.max()
 
 
+def test_a_batch_holds_members_of_one_group():
+    random = np.random.default_rng(0)
+    lengths, groups = random.integers(1, 300, 200), random.integers(0, 9, 200)
+    batches = list(token_budget_batches(lengths, 1000, groups))
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    assert all(len(batch) * lengths[batch].max() <= 1000 for batch in batches)
+    assert all(len(set(groups[batch])) == 1 for batch in batches)
+    assert len(batches) < 200 and lengths[batches[0]].max() == lengths.max()
+    assert list(token_budget_batches(lengths[:0], 1000, groups[:0])) == []
+
+
 def test_a_score_that_is_no_number_is_refused(model, examples):
     """NaN ties with nothing: it would rank as well as a perfect score."""
     spoilt = copy.deepcopy(model)

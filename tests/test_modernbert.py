@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 from transformers import ModernBertConfig as EncoderConfig
 
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
-from model.modernbert_inference import ModernBertInference
+from model.modernbert_inference import ModernBertInference, _attend_prefixes
 from model.qwen_dual_task import load_backbone
 from test.modernbert import TestConfig as ModernBertConfig
 from test.modernbert import main as evaluate
@@ -117,21 +118,45 @@ def judge(model, ids, lengths, bf16=False) -> np.ndarray:
     bias=st.booleans(),
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     masked=st.booleans(),
+    one_text=st.booleans(),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=60)
-def test_inference_judges_as_transformers_does(layers, local, pooling, bias, lengths, masked, seed):
+def test_inference_judges_as_transformers_does(
+    layers, local, pooling, bias, lengths, masked, one_text, seed
+):
     stock = small_encoder(layers, local, pooling, bias, seed)
-    ids = torch.randint(0, 40, (len(lengths), max(lengths)))
+    ids = torch.randint(0, 40, (1 if one_text else len(lengths), max(lengths)))
+    ids = ids.expand(len(lengths), -1)  # prefixes of one text share their first layer
     lengths = torch.tensor(lengths) if masked else None
     ours = judge(ModernBertInference(stock), ids, lengths)
     np.testing.assert_allclose(ours, judge(stock, ids, lengths), atol=1e-4)
 
 
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    spread=st.sampled_from([0.1, 1, 30]),  # of scores; 30 puts some of them hundreds apart
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_inference_attends_within_each_prefix(lengths, spread, seed):
+    torch.manual_seed(seed)
+    query, key, value = torch.randn(3, max(lengths), 2, 8)
+    query *= spread
+    ours = _attend_prefixes(query, key, value, lengths)
+    heads = [part.double().transpose(0, 1) for part in (query, key, value)]
+    for length, one in zip(lengths, ours.split(lengths), strict=True):
+        alone = F.scaled_dot_product_attention(*(part[:, :length] for part in heads))
+        expected = alone.transpose(0, 1).flatten(1).float()
+        torch.testing.assert_close(one, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("one_text", [True, False])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_inference_is_as_exact_in_bfloat16(pooling):
+def test_inference_is_as_exact_in_bfloat16(pooling, one_text):
     stock = small_encoder(4, 16, pooling, False, seed=0)
-    ids, lengths = torch.randint(0, 40, (6, 45)), torch.tensor([45, 44, 3, 17, 18, 45])
+    ids = torch.randint(0, 40, (1 if one_text else 6, 45)).expand(6, -1)
+    lengths = torch.tensor([45, 44, 3, 17, 18, 45])
     exact = judge(stock, ids, lengths)
     theirs = np.abs(judge(stock, ids, lengths, bf16=True) - exact).max()
     ours = np.abs(judge(ModernBertInference(stock), ids, lengths, bf16=True) - exact).max()

@@ -67,6 +67,7 @@ def predict(
     bf16: bool = False,
     token_budget: int = TOKEN_BUDGET,
     pad_to: int = 0,
+    groups: np.ndarray | None = None,
     with_losses: bool = False,
     description: str | None = None,
 ) -> Scores:
@@ -82,6 +83,7 @@ def predict(
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
         pad_to: Least padded length; only the benchmark changes it.
+        groups: int [N]; a batch holds examples of one group. None: of any.
         with_losses: Compute the training loss as well.
         description: Shows a progress bar with this text.
 
@@ -103,7 +105,8 @@ def predict(
     token_probs: dict[int, np.ndarray] = {}
     response_prob: dict[int, float] = {}
     losses: dict[str, float] = {}
-    batches = list(token_budget_batches(np.maximum(examples.lengths, pad_to), token_budget))
+    lengths = np.maximum(examples.lengths, pad_to)
+    batches = list(token_budget_batches(lengths, token_budget, groups))
     rank, world = _rank_and_world()
     # sharded models need every process in every forward pass: the last round is topped up
     rounds = -(-len(batches) // world)

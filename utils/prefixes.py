@@ -1,8 +1,8 @@
 """Partial detection by a bidirectional model: every prefix of every response is encoded anew.
 
 A token that comes later changes what such a model thinks of all before it, so nothing of one
-prefix's pass serves the next. Prefixes of like length, of whatever response, share a batch: next
-to nothing is padded.
+prefix's pass serves the next, but for what comes before the first attention: neighbouring prefixes
+of one response share a batch, so that `model.modernbert_inference` can compute that once.
 """
 
 from dataclasses import dataclass
@@ -93,7 +93,12 @@ def predict_prefixes(
         """Scores prefixes, each the number of an example and of one of its places."""
         prefixes = _prefixes(examples, [(index, places[index][place]) for index, place in jobs])
         scores = predict(
-            model, prefixes, bf16=bf16, token_budget=token_budget, description=title
+            model,
+            prefixes,
+            bf16=bf16,
+            token_budget=token_budget,
+            groups=np.array([index for index, _ in jobs], dtype=int),
+            description=title,
         ).response_prob
         for (index, place), prob in zip(jobs, scores, strict=True):
             probs[index][place] = prob

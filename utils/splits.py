@@ -209,17 +209,29 @@ def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Te
     return batch
 
 
-def token_budget_batches(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+def token_budget_batches(
+    lengths: np.ndarray, budget: int, groups: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
     """Yields index batches of like length whose padded size stays within `budget` tokens.
 
     Longest first, so that memory that does not suffice shows at once. Every index comes once.
+
+    Args:
+        lengths: int [N].
+        budget: Tokens a batch.
+        groups: int [N], numbers from 0 on; a batch holds members of one group. None: of any.
     """
-    order = np.argsort(-lengths, kind="stable")
+    groups = np.zeros(len(lengths), dtype=int) if groups is None else groups
+    longest = np.zeros(groups.max(initial=0) + 1, dtype=int)  # of each group
+    np.maximum.at(longest, groups, lengths)
+    order = np.lexsort((-lengths, groups, -longest[groups]))
     start = 0
     while start < len(order):
         size = max(1, budget // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
+        batch = order[start : start + size]
+        batch = batch[groups[batch] == groups[batch[0]]]
+        yield batch
+        start += len(batch)
 
 
 def count_items(batches: Iterable[dict[str, Tensor]]) -> Tensor:
