@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,8 +137,16 @@ def _sample_texts() -> list[str]:
 
 
 def _wordpiece() -> PreTrainedTokenizerFast:
-    trained = BertWordPieceTokenizer(lowercase=True)
-    trained.train_from_iterator(_sample_texts(), vocab_size=600, show_progress=False)
+    # not trained: that breaks ties differently in every process
+    text = " ".join(_sample_texts()).lower()
+    words = Counter(re.findall(r"[a-z]+", text))
+    endings = Counter(word[-size:] for word in words for size in (2, 3) if len(word) > size)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(text) - {" ", "\n"})]
+    pieces += [f"##{piece}" for piece in pieces if len(piece) == 1]
+    pieces += sorted(words, key=lambda word: (-words[word], word))[:300]
+    pieces += [f"##{end}" for end in sorted(endings, key=lambda end: (-endings[end], end))[:150]]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    trained = BertWordPieceTokenizer(vocabulary, lowercase=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=trained._tokenizer,
         unk_token="[UNK]",
