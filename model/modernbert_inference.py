@@ -13,8 +13,7 @@ The scores are those of `ModernBertForFullDetection`, up to rounding. What is le
 - Rotary embeddings are one complex product of neighbouring features instead of seven passes.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -46,6 +45,9 @@ class ModernBertInference(nn.Module):
         self.projections = nn.ModuleList(
             self._interleaved(layer.attn.Wqkv) for layer in model.model.layers
         )
+        # layers that have to be computed for every token
+        self.whole = len(self.projections) - (model.config.classifier_pooling == "cls")
+        self.register_buffer("near", _near(self.window), persistent=False)
 
     @torch.inference_mode()
     def forward(
@@ -75,23 +77,22 @@ class ModernBertInference(nn.Module):
             len(lengths) > 1
             and torch.equal(longest[positions], ids)  # prefixes of one text
             and encoder.layers[0].attention_type == "full_attention"
-            and self._layers_done_whole() > 0
+            and self.whole > 0
         )
         if done:
             hidden = self._first_layer(longest, rotations, lengths)
         else:
             hidden = encoder.embeddings(ids)  # (tokens, hidden)
+        on_cpu = ids.device.type == "cpu"
+        texts = max(1, CACHED_TOKENS // len(longest)) if on_cpu else len(lengths)
         pooled, start = [], 0
-        for some in _groups(lengths, CACHED_TOKENS if ids.device.type == "cpu" else len(ids)):
+        for first in range(0, len(lengths), texts):
+            some = lengths[first : first + texts]
             here = slice(start, start := start + sum(some))
             turns = {kind: rotation[positions[here]] for kind, rotation in rotations.items()}
             pooled.append(self._pool(hidden[here], turns, some, done))
         logits = self.model.classifier(self.model.head(torch.cat(pooled)))
         return DualTaskOutput(holistic_logits=logits)
-
-    def _layers_done_whole(self) -> int:
-        """Returns how many layers have to be computed for every token."""
-        return len(self.projections) - (self.model.config.classifier_pooling == "cls")
 
     def _first_layer(self, ids: Tensor, rotations: dict[str, Tensor], lengths: list[int]) -> Tensor:
         """Returns what the first layer makes of prefixes of one text.
@@ -126,16 +127,14 @@ class ModernBertInference(nn.Module):
         Returns:
             (batch, hidden).
         """
-        encoder, whole = self.model.model, self._layers_done_whole()
-        attend_near = partial(self._attend_near, self._near(hidden.device))
-        for layer, projection in zip(
-            encoder.layers[done:whole], self.projections[done:whole], strict=True
-        ):
+        encoder = self.model.model
+        todo = slice(done, self.whole)
+        for layer, projection in zip(encoder.layers[todo], self.projections[todo], strict=True):
             kind = layer.attention_type
             states = self._split(projection(layer.attn_norm(hidden)), rotations[kind])
-            attend = attend_near if kind == "sliding_attention" else _attend
+            attend = self._attend_near if kind == "sliding_attention" else _attend
             _finish(layer, hidden, _by_length(attend, states, lengths))
-        if whole < len(encoder.layers):
+        if self.whole < len(encoder.layers):
             return encoder.final_norm(self._first_tokens(hidden, rotations, lengths))
         texts = encoder.final_norm(hidden).split(lengths)
         return torch.stack([text.mean(0) for text in texts])
@@ -151,31 +150,12 @@ class ModernBertInference(nn.Module):
         rotated, value = heads.split([2 * self.heads, self.heads], dim=1)
         return [*_rotate(rotated, rotation).chunk(2, dim=1), value]
 
-    def _near(self, device: torch.device) -> Tensor:
-        """Returns what a block of queries sees of the keys in reach of any of them.
-
-        Returns:
-            (window, 3 · window), a block's queries and the keys from one window before it to one
-            after it: 0 for those in a query's reach, −∞ for others.
-        """
-        queries = torch.arange(self.window, device=device)[:, None]
-        keys = torch.arange(-self.window, 2 * self.window, device=device)
-        too_far = (queries - keys).abs() > self.window
-        return torch.zeros(too_far.shape, device=device).masked_fill_(too_far, -torch.inf)
-
-    def _attend_near(self, near: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attends to the tokens within the window, block by block.
-
-        Args:
-            near: See `_near`.
-            query: See `_attend`.
-            key: See `_attend`.
-            value: See `_attend`.
-        """
+    def _attend_near(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends to the tokens within the window, block by block; shapes as in `_attend`."""
         seq_len, window = query.shape[1], self.window
         if seq_len <= window + 1:
             return _attend(query, key, value)
-        near, blocks = near.to(query.dtype), []
+        near, blocks = self.near.to(query.dtype), []
         for start in range(0, seq_len, window):
             end = min(start + window, seq_len)
             first, last = max(0, start - window), min(seq_len, end + window)
@@ -262,15 +242,18 @@ def _finish(layer: ModernBertEncoderLayer, hidden: Tensor, attended: Tensor) -> 
     hidden += layer.mlp.Wo(layer.mlp.act(activated).mul_(gate))
 
 
-def _groups(lengths: list[int], tokens: int) -> Iterator[list[int]]:
-    """Yields neighbouring lengths whose sum stays within `tokens`, or single ones beyond it."""
-    group: list[int] = []
-    for length in lengths:
-        if group and sum(group) + length > tokens:
-            yield group
-            group = []
-        group.append(length)
-    yield group
+def _near(window: int) -> Tensor:
+    """Returns what a block of queries sees of the keys in reach of any of them.
+
+    Args:
+        window: Tokens to either side, and of a block.
+
+    Returns:
+        (window, 3 · window), a block's queries and the keys from one window before it to one after
+        it: 0 for those in a query's reach, −∞ for others.
+    """
+    too_far = (torch.arange(window)[:, None] - torch.arange(-window, 2 * window)).abs() > window
+    return torch.zeros(too_far.shape).masked_fill_(too_far, -torch.inf)
 
 
 def _by_length(attend: Callable[..., Tensor], states: list[Tensor], lengths: list[int]) -> Tensor:

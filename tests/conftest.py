@@ -146,9 +146,8 @@ def _wordpiece() -> PreTrainedTokenizerFast:
     pieces += sorted(words, key=lambda word: (-words[word], word))[:300]
     pieces += [f"##{end}" for end in sorted(endings, key=lambda end: (-endings[end], end))[:150]]
     vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-    trained = BertWordPieceTokenizer(vocabulary, lowercase=True)
     return PreTrainedTokenizerFast(
-        tokenizer_object=trained._tokenizer,
+        tokenizer_object=BertWordPieceTokenizer(vocabulary, lowercase=True)._tokenizer,
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",

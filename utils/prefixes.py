@@ -1,8 +1,8 @@
 """Partial detection by a bidirectional model: every prefix of every response is encoded anew.
 
 A token that comes later changes what such a model thinks of all before it, so nothing of one
-prefix's pass serves the next, but for what comes before the first attention: neighbouring prefixes
-of one response share a batch, so that `model.modernbert_inference` can compute that once.
+prefix's pass serves the next beyond the first layer's attention: neighbouring prefixes of one
+response share a batch, so that `model.modernbert_inference` can compute that together.
 """
 
 from dataclasses import dataclass
