@@ -8,7 +8,7 @@ import numpy as np
 
 from model.text_classifier import TextClassifier
 from utils.annotation import WINDOW, Annotation, Parsed, batched
-from utils.predict import Precision
+from utils.device import Precision
 
 MAX_LENGTH = 512  # tokens of a sentence that are read
 

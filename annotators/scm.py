@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from data.alignment import Layout, encode_records
+from data.fineharm import Record
+from data.splits import to_examples
+from data.tokenization import leading_ids, load_tokenizer
 from model.qwen_dual_task import load_dual_task
-from utils.alignment import Layout, encode_records
 from utils.annotation import WINDOW, Annotation, Parsed, batched
+from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError, read_json
-from utils.fineharm import Record
-from utils.predict import Precision, default_device, predict, use_bf16
+from utils.predict import predict
 from utils.run_record import RECORD
-from utils.splits import to_examples
-from utils.tokenization import leading_ids, load_tokenizer
 
 
 class ScmAnnotator:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from data.tokenization import load_tokenizer
 from utils.files import InputError
-from utils.tokenization import load_tokenizer
 
 
 def load_checkpoint(

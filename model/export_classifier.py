@@ -11,10 +11,10 @@ from pathlib import Path
 
 from transformers import Qwen2ForSequenceClassification
 
+from data.tokenization import load_tokenizer
 from model.qwen_dual_task import load_dual_task
 from utils.cli import run_command
 from utils.files import InputError, atomic_folder, write_json
-from utils.tokenization import load_tokenizer
 
 MARK = "exported.json"  # each output folder of this command holds it
 POSITIONAL = ("model_path", "output_dir")

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data.batches import collate, token_budget_batches
+from data.splits import Examples
 from model.loading import config_hash
 from model.qwen_dual_task import QwenForDualTask
+from utils.device import autocast
 from utils.files import InputError, read_json, write_json
-from utils.predict import autocast
-from utils.splits import Examples, collate, token_budget_batches
 
 
 class Skip(nn.Module):

@@ -17,12 +17,14 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from data.batches import token_budget_batches
+from data.splits import Examples
 from model.checkpoint import load_checkpoint
 from model.text_classifier import TextClassifier, positions
+from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError
-from utils.predict import Precision, Scores, default_device, use_bf16
+from utils.predict import Scores
 from utils.predictions import token_pieces
-from utils.splits import Examples, token_budget_batches
 
 OPTION = "--model-path"
 

@@ -9,8 +9,8 @@ from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from data.alignment import IGNORE_INDEX
 from model.loading import Attention, load_pretrained, read_config
-from utils.alignment import IGNORE_INDEX
 from utils.files import InputError
 from utils.loss import dual_task_loss
 

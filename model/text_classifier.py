@@ -8,10 +8,10 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from data.batches import TOKEN_BUDGET, token_budget_batches
 from model.checkpoint import load_checkpoint
+from utils.device import Precision, autocast, default_device, use_bf16
 from utils.files import InputError
-from utils.predict import TOKEN_BUDGET, Precision, autocast, default_device, use_bf16
-from utils.splits import token_budget_batches
 
 HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "offensive"}
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
+from data.tokenization import load_tokenizer
 from model.checkpoint import load_checkpoint
 from model.qwen_dual_task import QwenForDualTask, load_backbone
 from monitor.generation import MonitorCriteria
@@ -24,11 +25,10 @@ from monitor.rules import DelayK, Policy
 from monitor.settings import MonitorSettings
 from monitor.stream import StreamingContentMonitor
 from utils.cli import run_command
+from utils.device import default_device
 from utils.files import InputError, refuse_below_one, refuse_file, write_json
-from utils.predict import default_device
 from utils.run_record import start_record
 from utils.timing import compare
-from utils.tokenization import load_tokenizer
 
 WARM_UP = 3  # steps that are not counted
 FILL = 128  # tokens of each of many streams before they are timed

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from data.tokenization import tokenizer_fingerprint
 from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
-from utils.tokenization import tokenizer_fingerprint
 
 print_now = partial(print, end="", flush=True)
 

@@ -25,14 +25,15 @@ from transformers import (
     set_seed,
 )
 
+from data.fineharm import text_field
+from data.json_rows import iterate_rows
 from model.checkpoint import load_checkpoint
 from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
 from monitor.rules import fail_closed
 from monitor.stream import OnLimit, StreamingContentMonitor, Verdict
 from utils.cli import run_command
+from utils.device import default_device
 from utils.files import InputError, refuse_below_one
-from utils.fineharm import iterate_rows, text_field
-from utils.predict import default_device
 
 STOPPED = 3  # exit status
 PIECE = 4  # characters of a recorded response that arrive at once

@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from data.batches import TOKEN_BUDGET
+from data.tokenization import leading_ids, load_tokenizer
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from monitor.packed import Scorer
 from monitor.rules import Level, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
 from monitor.text import GrowingIds, GrowingText, Splitter, join_surrogates
+from utils.device import default_device
 from utils.files import InputError
-from utils.predict import TOKEN_BUDGET, default_device
-from utils.tokenization import leading_ids, load_tokenizer
 
 LEVELS: tuple[Level, ...] = ("safe", "controversial", "unsafe")  # from good to bad
 CHUNK = 256  # tokens of one stream computed at once: bounds the memory of attention masks

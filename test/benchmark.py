@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.alignment import Layout
+from data.batches import TOKEN_BUDGET, collate, token_budget_batches
+from data.fineharm import find_split, read_split
+from data.prepare import encode_split
+from data.splits import Examples, to_examples
+from data.tokenization import leading_ids, load_tokenizer
 from model.modernbert import ModernBertForFullDetection, load_encoder
 from model.modernbert_inference import ModernBertInference
 from model.qwen_dual_task import load_backbone
-from utils.alignment import Layout
 from utils.cli import run_command
 from utils.files import refuse_below_one, refuse_file, write_json
-from utils.fineharm import find_split, read_split
 from utils.metrics import MAX_K, THETAS, macro_f1_table
-from utils.predict import TOKEN_BUDGET, predict
+from utils.predict import predict
 from utils.prefixes import predict_prefixes
-from utils.prepare_data import encode_split
 from utils.run_record import start_record
-from utils.splits import Examples, collate, to_examples, token_budget_batches
 from utils.timing import compare
-from utils.tokenization import leading_ids, load_tokenizer
 
 
 @dataclass

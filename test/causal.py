@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from data.splits import Examples, load_processed
+from data.tokenization import load_tokenizer
 from model.frozen import frozen_states, take_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
@@ -19,13 +21,12 @@ from monitor.calibrate import tested_settings
 from monitor.settings import FILE as SETTINGS
 from monitor.settings import leave_settings
 from utils.cli import run_command
+from utils.device import default_device, use_bf16
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Scores, ScoreWith, default_device, predict, use_bf16
+from utils.predict import Scores, ScoreWith, predict
 from utils.predictions import FILE, METRICS, load_predictions
 from utils.run_record import RECORD, model_summary, read_record
-from utils.splits import Examples, load_processed
-from utils.tokenization import load_tokenizer
 
 NAMES = {
     "scm": "SCM",

@@ -15,13 +15,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm import tqdm
 
+from data.splits import Examples, load_examples, load_processed
+from data.tokenization import load_tokenizer
 from utils.cli import run_command
 from utils.evaluation import EvaluationConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
 from utils.predict import Scores
 from utils.predictions import METRICS
-from utils.splits import Examples, load_examples, load_processed
-from utils.tokenization import load_tokenizer
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from data.splits import Examples, load_processed
+from data.tokenization import load_tokenizer
 from model.guards import (
     ClassifierGuard,
     GenerativeGuard,
@@ -20,8 +22,6 @@ from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
 from utils.predict import Scores
 from utils.predictions import METRICS
-from utils.splits import Examples, load_processed
-from utils.tokenization import load_tokenizer
 
 READ_BY = {  # the options that not every row reads
     "text": ("classifier",),

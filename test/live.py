@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.fineharm import Record, find_split, read_split
+from data.tokenization import leading_ids
 from monitor.calibrate import SCORERS, load_partial
 from monitor.rules import DelayK, Policy
 from monitor.settings import MonitorSettings
 from monitor.stream import Stream, StreamingContentMonitor
 from utils.cli import run_command
 from utils.files import InputError, refuse_below_one, refuse_file, write_json
-from utils.fineharm import Record, find_split, read_split
 from utils.metrics import MISSED, delay_k
 from utils.run_record import read_record, start_record
-from utils.tokenization import leading_ids
 
 POSITIONAL = ("metrics_dir",)
 TOLERANCE = 1e-4  # of a score, and of its distance to the threshold

@@ -7,18 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data.splits import Examples, load_processed
+from data.tokenization import load_tokenizer
 from model.modernbert import load_full_detection
 from model.modernbert_inference import ModernBertInference
 from utils.cli import run_command
+from utils.device import default_device, use_bf16
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_below_one, refuse_overwrite
 from utils.metrics import MAX_K, THETAS
-from utils.predict import Scores, default_device, predict, use_bf16
+from utils.predict import Scores, predict
 from utils.predictions import METRICS
 from utils.prefixes import StopEarly, predict_prefixes
 from utils.run_record import model_summary
-from utils.splits import Examples, load_processed
-from utils.tokenization import load_tokenizer
 
 NAME = "ModernBERT"
 POSITIONAL = ("row",)  # the first words of the command line

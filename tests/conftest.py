@@ -22,18 +22,18 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E4
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen2Config  # noqa: E402
 
+from data.fineharm import read_split
+from data.prepare import DataConfig
+from data.prepare import main as prepare
+from data.tokenization import load_tokenizer
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402
 from monitor.stream import StreamingContentMonitor  # noqa: E402
 from utils.annotation import Parsed  # noqa: E402
-from utils.fineharm import read_split  # noqa: E402
 from utils.get_backbone import BackboneConfig, build_tiny  # noqa: E402
 from utils.predictions import Predictions  # noqa: E402
-from utils.prepare_data import DataConfig  # noqa: E402
-from utils.prepare_data import main as prepare  # noqa: E402
 from utils.sources import Row  # noqa: E402
-from utils.tokenization import load_tokenizer  # noqa: E402
 from utils.words import parse  # noqa: E402
 
 settings.register_profile("ci", derandomize=True, print_blob=True)

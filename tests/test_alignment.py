@@ -5,10 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.alignment import IGNORE_INDEX, Layout, encode_records, label_tokens, locate
+from data.tokenization import leading_ids
 from tests.conftest import TOKENIZERS
-from utils.alignment import IGNORE_INDEX, Layout, encode_records, label_tokens, locate
 from utils.files import InputError
-from utils.tokenization import leading_ids
 
 WORDS = [
     "the", "The", "n't", "do", "bomb", "rob", "ROB", "e-mail", "co-op", "...", ",", "'s", "x" * 40,

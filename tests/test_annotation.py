@@ -22,22 +22,22 @@ from annotators.hf import ClassifierAnnotator
 from annotators.mil import MilAnnotator, fold_of
 from annotators.response import ResponseAnnotator
 from annotators.scm import ScmAnnotator
+from data.alignment import Layout, encode_records
+from data.fineharm import SPLITS, find_split, read_split
+from data.prepare import DataConfig
+from data.prepare import main as prepare
+from data.splits import load_examples, load_processed
+from data.tokenization import load_tokenizer
 from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
 from utils.agreement import agreement, read_annotation
-from utils.alignment import Layout, encode_records
 from utils.benchmark_annotation import multiply
 from utils.build_fineharm import BuildConfig, inconsistency, label_record, main, outside
 from utils.files import InputError, read_json
-from utils.fineharm import SPLITS, find_split, read_split
 from utils.predict import Scores
-from utils.prepare_data import DataConfig
-from utils.prepare_data import main as prepare
 from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
-from utils.splits import load_examples, load_processed
-from utils.tokenization import load_tokenizer
 from utils.words import SPACY_MODEL, _worker, label_words, span_labels
 
 PIECES = [

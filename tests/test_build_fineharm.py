@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from data.fineharm import SPLITS, find_split, read_split
 from tests.conftest import SAMPLE, no_score, parsed, run
 from utils.build_fineharm import BuildConfig, main, split_of
 from utils.files import InputError
-from utils.fineharm import SPLITS, find_split, read_split
 from utils.words import NOTIONAL_POS, label_words
 
 TOPICS = "bread rain trains maps paint soup chess birds tides clocks moss kites".split()

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 
+from data.alignment import Layout
+from data.batches import LengthGroupedSampler
+from data.fineharm import find_split, read_split
+from data.prepare import DataConfig, encode_split, main
+from data.splits import load_examples, load_processed
+from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from tests.conftest import SAMPLE, run
-from utils.alignment import Layout
 from utils.files import InputError, atomic_folder, write_json
-from utils.fineharm import find_split, read_split
-from utils.prepare_data import DataConfig, encode_split, main
-from utils.splits import LengthGroupedSampler, load_examples, load_processed
-from utils.tokenization import load_tokenizer, tokenizer_fingerprint
 
 
 def edit(folder, split: str, change) -> None:

@@ -25,6 +25,11 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from data.fineharm import read_split
+from data.prepare import DataConfig
+from data.prepare import main as prepare
+from data.splits import load_examples, load_processed
+from data.tokenization import load_tokenizer
 from model import guards
 from model.guards import (
     ClassifierGuard,
@@ -40,11 +45,6 @@ from test import guard as row
 from test.guard import GuardConfig
 from tests.conftest import TOKENIZERS, _sample_texts, run
 from utils.files import InputError
-from utils.fineharm import read_split
-from utils.prepare_data import DataConfig
-from utils.prepare_data import main as prepare
-from utils.splits import load_examples, load_processed
-from utils.tokenization import load_tokenizer
 
 TEXT = "It's 中文, a 👩‍👩‍👧 family:\n  naïve  code()"
 CHATML = (

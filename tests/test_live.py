@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from data.prepare import DataConfig
+from data.prepare import main as prepare
 from test.live import Live, compare
 from tests.conftest import run, save_scm
-from utils.prepare_data import DataConfig
-from utils.prepare_data import main as prepare
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
+from data.batches import collate, token_budget_batches
+from data.splits import load_examples, load_processed
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
 from utils.files import InputError
 from utils.predict import predict
-from utils.splits import collate, load_examples, load_processed, token_budget_batches
 
 
 @pytest.fixture(scope="module")

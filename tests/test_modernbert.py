@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 from transformers import ModernBertConfig as EncoderConfig
 
+from data.prepare import DataConfig
+from data.prepare import main as prepare
+from data.splits import load_examples, load_processed
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
 from model.qwen_dual_task import load_backbone
@@ -25,9 +28,6 @@ from utils.metrics import MAX_K, THETAS, delay_k
 from utils.predict import predict
 from utils.predictions import load_predictions
 from utils.prefixes import StopEarly, predict_prefixes, scored_places, spread
-from utils.prepare_data import DataConfig
-from utils.prepare_data import main as prepare
-from utils.splits import load_examples, load_processed
 
 
 @pytest.fixture(scope="module")

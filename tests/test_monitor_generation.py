@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
+from data.tokenization import load_tokenizer
 from monitor.generation import GrowingDecode, MonitorCriteria, MonitorStreamer, same_tokenizer
 from monitor.rules import DelayK, stop
 from monitor.stream import StreamingContentMonitor
@@ -15,7 +16,6 @@ from tests.conftest import TOKENIZERS, settings_of
 from tests.test_monitor_stream import plain_model, scores_of
 from utils.files import InputError
 from utils.metrics import MISSED
-from utils.tokenization import load_tokenizer
 
 PROMPT = "How does it work?"
 PROMPTS = [PROMPT, "And now?", "Say something about the weather in the north, please."]

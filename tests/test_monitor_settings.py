@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.tokenization import load_tokenizer
 from model.qwen_dual_task import load_backbone
 from monitor.calibrate import POSITIONAL, CalibrateConfig, controversial_theta
 from monitor.calibrate import main as calibrate
@@ -23,7 +24,6 @@ from utils.files import InputError
 from utils.metrics import delay_k
 from utils.predictions import FILE as PREDICTIONS
 from utils.predictions import SPLITS, load_predictions, save_predictions
-from utils.tokenization import load_tokenizer
 
 GOOD = {
     "rule": "delay-k",

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from data.fineharm import read_split
+from data.tokenization import load_tokenizer
 from monitor.generation import Transcript
 from monitor.rules import DelayK
 from monitor.settings import write_settings
@@ -31,8 +33,6 @@ from tests.conftest import ROOT, SAMPLE, run
 from tests.test_monitor_stream import save_scm, settings_of
 from utils.cli import parse
 from utils.files import InputError
-from utils.fineharm import read_split
-from utils.tokenization import load_tokenizer
 
 PROMPT = "How is \x1b[2Jit?"
 RESPONSE = "Some words, \x1b[31mred\r and a bell\x07.\nThe second line: 世界 🙂, on and on it goes."

@@ -12,19 +12,19 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.alignment import Layout, encode_records
+from data.fineharm import Record
+from data.splits import to_examples
+from data.tokenization import leading_ids, load_tokenizer
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
 from monitor.rules import Cusum, DelayK, Policy, WindowedMean, stop
 from monitor.settings import write_settings
 from monitor.stream import StreamClosed, StreamingContentMonitor
 from tests.conftest import NEVER, save_scm, settings_of  # noqa: F401
 from tests.test_monitor_text import BYTE_LEVEL, pieces_of, texts
-from utils.alignment import Layout, encode_records
 from utils.files import InputError
-from utils.fineharm import Record
 from utils.metrics import MISSED
 from utils.predict import predict
-from utils.splits import to_examples
-from utils.tokenization import leading_ids, load_tokenizer
 
 PROMPT = "How does it work?"
 

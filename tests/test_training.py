@@ -19,6 +19,10 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from data.prepare import DataConfig
+from data.prepare import main as prepare
+from data.splits import load_processed
+from data.tokenization import load_tokenizer
 from model.export_classifier import ExportConfig
 from model.export_classifier import main as export_classifier
 from model.qwen_dual_task import load_dual_task
@@ -32,12 +36,8 @@ from train.train_qwen import main as train
 from utils.figure_numbers import full_detectors, load_method
 from utils.figures import draw_all
 from utils.files import InputError
-from utils.prepare_data import DataConfig
-from utils.prepare_data import main as prepare
-from utils.splits import load_processed
 from utils.tables import TablesConfig
 from utils.tables import main as make_tables
-from utils.tokenization import load_tokenizer
 
 FAST = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1}
 

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 from torch import nn
 
+from data.alignment import IGNORE_INDEX, EncodedRecord, Layout
+from data.batches import collate, count_items
+from data.fineharm import Record, find_split, read_split
+from data.prepare import encode_split, to_dataset
+from data.splits import Examples, to_examples
+from data.tokenization import leading_ids, load_tokenizer
 from model.qwen_dual_task import load_backbone
-from utils.alignment import IGNORE_INDEX, EncodedRecord, Layout
 from utils.cli import run_command
+from utils.device import Precision, autocast, default_device, use_bf16
 from utils.files import refuse_below_one, refuse_file, write_json
-from utils.fineharm import Record, find_split, read_split
-from utils.predict import Precision, Scores, autocast, default_device, predict, use_bf16
-from utils.prepare_data import encode_split, to_dataset
+from utils.predict import Scores, predict
 from utils.run_record import start_record
-from utils.splits import Examples, collate, count_items, to_examples
 from utils.timing import compare
-from utils.tokenization import leading_ids, load_tokenizer
 
 
 @dataclass

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from torch import nn
 
+from data.splits import Examples
 from model.frozen import feed_from_cache
 from model.loading import backbone_key
 from model.qwen_dual_task import load_backbone
 from model.trainable import add_lora, freeze_all_but_last
 from train.training import TrainConfig, run_training
 from utils.cli import run_command
+from utils.device import default_device, use_bf16
 from utils.files import InputError
-from utils.predict import default_device, use_bf16
-from utils.splits import Examples
 
 
 @dataclass

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ExponentialLR
 from transformers import Trainer
 
+from data.batches import LengthGroupedSampler, collate, count_items
+from data.splits import Examples
 from utils.files import InputError
 from utils.metrics import (
     FULL_THETAS,
@@ -24,7 +26,6 @@ from utils.metrics import (
     select_partial,
 )
 from utils.predict import LOSS_PARTS, ScoreWith, predict
-from utils.splits import Examples, LengthGroupedSampler, collate, count_items
 
 
 class DualTaskTrainer(HfMultiTaskTrainer):

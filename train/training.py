@@ -14,15 +14,17 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
+from data.batches import TOKEN_BUDGET
+from data.splits import Examples, load_examples, load_processed
+from data.tokenization import load_tokenizer
 from model.frozen import put_frozen_layers
 from model.loading import Attention, backbone_summary
 from model.trainable import parameter_counts
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
+from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError, refuse_overwrite
-from utils.predict import TOKEN_BUDGET, Precision, ScoreWith, default_device, use_bf16
+from utils.predict import ScoreWith
 from utils.run_record import RECORD, check_same_run, read_record, start_record, write_record
-from utils.splits import Examples, load_examples, load_processed
-from utils.tokenization import load_tokenizer
 
 # Options a resumed run may change: none of them changes what is computed.
 FREE_ON_RESUME = {"resume", "overwrite", "output_dir", "base_model_path", "data_dir"}

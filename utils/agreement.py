@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data.fineharm import SPLITS, Record, check_record, find_split
+from data.json_rows import iterate_rows
 from utils.files import InputError
-from utils.fineharm import SPLITS, Record, check_record, find_split, iterate_rows
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
 import numpy as np
 
-from utils.fineharm import Record
+from data.fineharm import Record
 
 # responses that a local model scores at once, so that texts of like length share a batch
 WINDOW = 256

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
+from data.fineharm import text_field
 from utils.cli import run_command
 from utils.files import InputError, read_json, refuse_file, write_json
-from utils.fineharm import text_field
 from utils.run_record import start_record
 from utils.sources import iterate_file
 

@@ -25,6 +25,7 @@ from typing import Literal, TextIO
 
 from tqdm import tqdm
 
+from data.fineharm import SPLITS
 from utils.agreement import compare_files
 from utils.annotation import Annotator, AnnotatorLabels, Finished, Parsed
 from utils.annotation_report import Statistics, plot_statistics, print_statistics
@@ -37,7 +38,6 @@ from utils.files import (
     sha256_file,
     write_json,
 )
-from utils.fineharm import SPLITS
 from utils.kept_work import finish_folder, keep_annotations, whole_lines
 from utils.sources import Columns, Row, Seen, iterate_file, prompt_key, read_judged
 from utils.words import (

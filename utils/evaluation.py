@@ -12,7 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.batches import TOKEN_BUDGET
+from data.splits import Examples, ProcessedData, load_examples
+from data.tokenization import load_tokenizer
 from utils.conformal import calibrate
+from utils.device import Precision
 from utils.files import InputError, atomic_folder, read_json, refuse_below_one, write_json
 from utils.metrics import (
     FULL_THETAS,
@@ -26,12 +30,10 @@ from utils.metrics import (
     select_partial,
     stop_histogram,
 )
-from utils.predict import TOKEN_BUDGET, Precision, Scores
+from utils.predict import Scores
 from utils.predictions import FILE, METRICS, SPLITS, Predictions, collect, save_predictions
 from utils.report import format_table, plot_stop_positions
 from utils.run_record import start_record, write_record
-from utils.splits import Examples, ProcessedData, load_examples
-from utils.tokenization import load_tokenizer
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.
 Scorer = Callable[[Examples, str], Scores]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from data.fineharm import find_split, read_split
 from utils.cli import run_command
 from utils.files import InputError, atomic_folder, sha256_file
-from utils.fineharm import find_split, read_split
 
 MARK = "tokenizer.json"  # each output folder of this command holds it
 

@@ -1,6 +1,5 @@
 """One way to get scores out of a model: every response token, padded batches of like length."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,15 +8,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from utils.alignment import IGNORE_INDEX
+from data.alignment import IGNORE_INDEX
+from data.batches import TOKEN_BUDGET, collate, token_budget_batches
+from data.splits import Examples
+from utils.device import autocast
 from utils.files import InputError
-from utils.splits import Examples, collate, token_budget_batches
 
-Precision = Literal["auto", "fp32", "bf16"]
 ScoreWith = Literal["token", "holistic"]
-
-# padded tokens a batch; more of them leave a processor's cache and gain a GPU little
-TOKEN_BUDGET = 4096
 
 LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 
@@ -37,25 +34,6 @@ class Scores:
     token_probs: list[np.ndarray] | None
     response_prob: np.ndarray
     losses: dict[str, float] | None = None
-
-
-def default_device() -> torch.device:
-    """Returns the first GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def use_bf16(precision: Precision, device: torch.device) -> bool:
-    """Decides whether to compute in bfloat16; "auto" does on hardware made for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-
-
-def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager:
-    """Returns the mixed-precision context of a forward pass."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 @torch.inference_mode()

@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from data.splits import Examples
 from utils.files import InputError
 from utils.metrics import Outcome, full_outcome, partial_outcome
 from utils.predict import Scores
-from utils.splits import Examples
 
 FILE = "predictions.npz"
 METRICS = "metrics.json"  # beside it in each output folder of a test

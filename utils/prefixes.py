@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from data.batches import TOKEN_BUDGET
+from data.splits import Examples
 from utils.metrics import MISSED, delay_k
-from utils.predict import TOKEN_BUDGET, Scores, predict
-from utils.splits import Examples
+from utils.predict import Scores, predict
 
 ROUND = 32  # prefixes of each response scored before looking whether it is stopped
 

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.fineharm import text_field
+from data.json_rows import iterate_rows
 from utils.files import InputError
-from utils.fineharm import iterate_rows, text_field
 
 SHINGLE = 5  # words of a shingle; near duplicates share most of theirs
 LONG_WORDS = 10  # characters a word, on average; above, as in Chinese, a shingle is of characters

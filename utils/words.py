@@ -15,9 +15,9 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
+from data.fineharm import every_word
 from utils.annotation import Parsed, batched
 from utils.files import InputError
-from utils.fineharm import every_word
 from utils.processes import end_with_parent
 from utils.sources import Row
 

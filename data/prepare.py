@@ -14,19 +14,12 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from utils.alignment import (
-    HARMFUL,
-    IGNORE_INDEX,
-    EncodedRecord,
-    Join,
-    Layout,
-    encode_records,
-)
+from data.alignment import HARMFUL, IGNORE_INDEX, EncodedRecord, Join, Layout, encode_records
+from data.fineharm import SPLITS, Record, every_word, find_split, read_split
+from data.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 from utils.cli import run_command
 from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file, write_json
-from utils.fineharm import SPLITS, Record, every_word, find_split, read_split
 from utils.processes import end_with_parent
-from utils.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 
 MARK = "meta.json"  # each output folder of this command holds it
 CHUNK = 128  # records a worker gets at once

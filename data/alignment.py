@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
+from data.fineharm import Record
 from utils.files import InputError
-from utils.fineharm import Record
 
 IGNORE_INDEX = -100
 HARMFUL, BENIGN = 1, 0

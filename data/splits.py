@@ -1,22 +1,17 @@
-"""Reading processed splits, batching them, and refusing data of another tokenizer."""
+"""Reading processed splits, and refusing data of another tokenizer."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerFast
 
-from utils.alignment import IGNORE_INDEX, EncodedRecord
+from data.alignment import EncodedRecord
+from data.tokenization import tokenizer_fingerprint
 from utils.files import InputError, read_json, sha256_file
-from utils.tokenization import tokenizer_fingerprint
-
-LENGTH_WINDOW = 50  # effective batches that are sorted by length together
 
 
 @dataclass
@@ -168,113 +163,3 @@ def to_examples(encoded: Sequence[EncodedRecord]) -> Examples:
         response_label=np.array([example.response_label for example in encoded]),
         prompt_group=np.arange(len(encoded)),
     )
-
-
-def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Tensor]:
-    """Pads examples on the right to their longest member.
-
-    Args:
-        examples: Items of `Examples`.
-        pad_to: Least length to pad to; the release pads everything to 4,096.
-
-    Returns:
-        input_ids, attention_mask, response_mask (bool) and token_labels, each
-        (batch, seq_len), response_label (batch,), and frozen_states (batch, seq_len, hidden) where
-        the examples hold them.
-    """
-    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-    starts = torch.tensor([int(example["response_start"]) for example in examples])
-    seq_len = max(int(lengths.max()), pad_to)
-    # padding is masked everywhere, so any id of the vocabulary will do for it
-    input_ids = torch.zeros(len(examples), seq_len, dtype=torch.long)
-    token_labels = torch.full((len(examples), seq_len), IGNORE_INDEX, dtype=torch.long)
-    for row, example in enumerate(examples):
-        input_ids[row, : lengths[row]] = torch.as_tensor(example["input_ids"])
-        token_labels[row, : lengths[row]] = torch.as_tensor(example["token_labels"])
-    places = torch.arange(seq_len)
-    attention_mask = places < lengths[:, None]  # (batch, seq_len)
-    batch = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask.long(),
-        "response_mask": attention_mask & (places >= starts[:, None]),
-        "token_labels": token_labels,
-        "response_label": torch.tensor([int(example["response_label"]) for example in examples]),
-    }
-    if "frozen_states" in examples[0]:
-        hidden = examples[0]["frozen_states"].shape[1]
-        batch["frozen_states"] = torch.zeros(len(examples), seq_len, hidden)
-        for row, example in enumerate(examples):
-            states = np.array(example["frozen_states"])  # read from disk
-            batch["frozen_states"][row, : lengths[row]] = torch.from_numpy(states)
-    return batch
-
-
-def token_budget_batches(
-    lengths: np.ndarray, budget: int, groups: np.ndarray | None = None
-) -> Iterator[np.ndarray]:
-    """Yields index batches of like length whose padded size stays within `budget` tokens.
-
-    Longest first, so that memory that does not suffice shows at once. Every index comes once.
-
-    Args:
-        lengths: int [N].
-        budget: Tokens a batch.
-        groups: int [N], numbers from 0 on; a batch holds members of one group. None: of any.
-    """
-    groups = np.zeros(len(lengths), dtype=int) if groups is None else groups
-    longest = np.zeros(groups.max(initial=0) + 1, dtype=int)  # of each group
-    np.maximum.at(longest, groups, lengths)
-    order = np.lexsort((-lengths, groups, -longest[groups]))
-    start = 0
-    while start < len(order):
-        size = max(1, budget // int(lengths[order[start]]))
-        batch = order[start : start + size]
-        batch = batch[groups[batch] == groups[batch[0]]]
-        yield batch
-        start += len(batch)
-
-
-def count_items(batches: Iterable[dict[str, Tensor]]) -> Tensor:
-    """Counts what a loss is averaged over: labelled tokens and responses, int64 (2,)."""
-    counts = [
-        [int((batch["token_labels"] != IGNORE_INDEX).sum()), len(batch["token_labels"])]
-        for batch in batches
-    ]
-    return torch.tensor(counts).sum(dim=0)
-
-
-class LengthGroupedSampler(Sampler[int]):
-    """Shuffles by seed and epoch, keeps examples of like length in one batch.
-
-    Every effective batch is full: the last one of an epoch is topped up with examples of the same
-    epoch. However many processes and accumulation steps share a batch, each optimiser step sees the
-    same examples.
-
-    Args:
-        lengths: int [N].
-        batch_size: Examples an optimiser step sees, over all processes.
-        seed: With the epoch, decides the order.
-    """
-
-    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int) -> None:
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size) * self.batch_size
-
-    def __iter__(self) -> Iterator[int]:
-        random = np.random.default_rng([self.seed, self.epoch])
-        order = np.resize(random.permutation(len(self.lengths)), len(self))
-        window = self.batch_size * LENGTH_WINDOW
-        grouped = np.concatenate(
-            [
-                part[np.argsort(-self.lengths[part], kind="stable")]
-                for part in np.split(order, range(window, len(order), window))
-            ]
-        )
-        batches = grouped.reshape(-1, self.batch_size)
-        yield from batches[random.permutation(len(batches))].flatten().tolist()

@@ -1,0 +1,1 @@
+"""FineHarm records, their alignment with tokens, processed splits and batches."""
