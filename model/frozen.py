@@ -199,3 +199,17 @@ def _new_array(path: Path, rows: int, columns: int) -> np.ndarray:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot allocate
             raise
     return array
+
+
+def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:
+    """Leaves the last layers, the final norm and both heads trainable.
+
+    Raises:
+        InputError: The backbone has fewer layers.
+    """
+    depth = model.config.num_hidden_layers
+    if layers > depth:
+        raise InputError(f"--last-layers: {layers} of a backbone with {depth} layers")
+    model.model.embed_tokens.requires_grad_(False)
+    for layer in model.model.layers[: depth - layers]:
+        layer.requires_grad_(False)

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 
 from data.batches import token_budget_batches
 from data.splits import Examples
-from model.checkpoint import load_checkpoint
+from model.loading import load_checkpoint
 from model.text_classifier import TextClassifier, positions
 from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError

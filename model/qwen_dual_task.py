@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,12 @@ from transformers.utils import ModelOutput
 
 from data.alignment import IGNORE_INDEX
 from model.loading import Attention, load_pretrained, read_config
+from model.loss import dual_task_loss
 from utils.files import InputError
-from utils.loss import dual_task_loss
+
+ScoreWith = Literal["token", "holistic"]
+
+LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 
 ARCHITECTURE = "QwenForDualTask"
 # the paper's recipe, for checkpoints that do not say

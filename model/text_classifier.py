@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from data.batches import TOKEN_BUDGET, token_budget_batches
-from model.checkpoint import load_checkpoint
+from model.loading import load_checkpoint
 from utils.device import Precision, autocast, default_device, use_bf16
 from utils.files import InputError
 

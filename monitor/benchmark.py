@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
 from data.tokenization import load_tokenizer
-from model.checkpoint import load_checkpoint
+from model.loading import load_checkpoint
 from model.qwen_dual_task import QwenForDualTask, load_backbone
 from monitor.generation import MonitorCriteria
 from monitor.rules import DelayK, Policy

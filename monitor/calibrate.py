@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from model.qwen_dual_task import ScoreWith
 from monitor.rules import RULES, Policy, Rule, trace
 from monitor.settings import MonitorSettings, token_theta_of, write_settings
 from utils.cli import run_command
 from utils.conformal import CAVEAT, conformal_theta
 from utils.files import InputError, read_json, refuse_below_one, refuse_file
 from utils.metrics import FULL_THETAS, kth_largest
-from utils.predict import ScoreWith
 from utils.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.report import percent
 from utils.run_record import RECORD, read_record

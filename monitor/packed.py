@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from model.qwen_dual_task import QwenForDualTask
+from model.qwen_dual_task import QwenForDualTask, ScoreWith
 from utils.files import InputError
-from utils.predict import ScoreWith
 
 ATTENTION = "packed-streams"
 SMALLEST_CACHE = 64  # tokens

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from model.qwen_dual_task import ScoreWith
 from monitor.rules import RULES, Policy, is_number
 from utils.files import InputError, read_json, write_json
-from utils.predict import ScoreWith
 
 FILE = "monitor.json"
 NEEDED = ("rule", "unsafe", "score_with", "token_theta")  # and the rule's own

@@ -27,7 +27,7 @@ from transformers import (
 
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
-from model.checkpoint import load_checkpoint
+from model.loading import load_checkpoint
 from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
 from monitor.rules import fail_closed
 from monitor.stream import OnLimit, StreamingContentMonitor, Verdict

@@ -13,10 +13,9 @@ from torch import nn
 
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
-from model.frozen import frozen_states, take_frozen_layers
+from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
 from model.loading import backbone_key
-from model.qwen_dual_task import QwenForDualTask, load_dual_task
-from model.trainable import freeze_all_but_last
+from model.qwen_dual_task import QwenForDualTask, ScoreWith, load_dual_task
 from monitor.calibrate import tested_settings
 from monitor.settings import FILE as SETTINGS
 from monitor.settings import leave_settings
@@ -24,7 +23,7 @@ from utils.cli import run_command
 from utils.device import default_device, use_bf16
 from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Scores, ScoreWith, predict
+from utils.predict import Scores, predict
 from utils.predictions import FILE, METRICS, load_predictions
 from utils.run_record import RECORD, model_summary, read_record
 

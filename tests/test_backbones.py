@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.get_backbone import Wheel, fetch_member, merges_from_ranks
 from tests.conftest import run
 from utils.files import InputError
-from utils.get_backbone import Wheel, fetch_member, merges_from_ranks
 
 
 @given(text=st.binary(min_size=1, max_size=60), words=st.sets(st.binary(min_size=2, max_size=4)))

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from data.splits import Examples
-from model.frozen import frozen_states, take_frozen_layers
+from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
 from model.loading import backbone_key, backbone_summary
 from model.qwen_dual_task import load_backbone, load_dual_task
-from model.trainable import freeze_all_but_last
 from utils.files import InputError
 from utils.run_record import check_same_run
 

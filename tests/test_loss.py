@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.loss import dual_task_loss, logic_consistency
+from model.loss import dual_task_loss, logic_consistency
 
 BIG = 60.0
 

@@ -15,6 +15,7 @@ from transformers import ModernBertConfig as EncoderConfig
 from data.prepare import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
+from model.get_backbone import BackboneConfig, build_modernbert
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
 from model.qwen_dual_task import load_backbone
@@ -23,7 +24,6 @@ from test.modernbert import main as evaluate
 from tests.conftest import run
 from utils import prefixes
 from utils.files import InputError
-from utils.get_backbone import BackboneConfig, build_modernbert
 from utils.metrics import MAX_K, THETAS, delay_k
 from utils.predict import predict
 from utils.predictions import load_predictions

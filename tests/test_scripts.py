@@ -8,19 +8,19 @@ import pytest
 
 from data import prepare as prepare_data
 from data.prepare import DataConfig
-from model import export_classifier
+from model import export_classifier, get_backbone
 from model.export_classifier import ExportConfig
+from model.get_backbone import BackboneConfig
 from monitor import calibrate
 from monitor.show import ShowConfig
 from test import causal, floor, guard, live, modernbert, rules
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
-from utils import benchmark_annotation, examples_page, figures, get_backbone, tables
+from utils import benchmark_annotation, examples_page, figures, tables
 from utils.build_fineharm import BuildConfig
 from utils.cli import parse
 from utils.examples_page import ExamplesConfig
-from utils.get_backbone import BackboneConfig
 
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))

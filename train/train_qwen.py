@@ -8,13 +8,13 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from data.splits import Examples
-from model.frozen import feed_from_cache
+from model.frozen import feed_from_cache, freeze_all_but_last
 from model.loading import backbone_key
-from model.qwen_dual_task import load_backbone
-from model.trainable import add_lora, freeze_all_but_last
+from model.qwen_dual_task import QwenForDualTask, load_backbone
 from train.training import TrainConfig, run_training
 from utils.cli import run_command
 from utils.device import default_device, use_bf16
@@ -89,6 +89,27 @@ def main(config: QwenConfig) -> None:
 
     # nothing trains the token scorer at 0
     run_training(config, make_model, score_with="token" if config.alpha else "holistic")
+
+
+def add_lora(model: QwenForDualTask, rank: int, alpha: int, dropout: float) -> PeftModel:
+    """Puts low-rank adapters on the backbone's linear layers; the heads train in full.
+
+    Args:
+        model: The model to wrap.
+        rank: Rank of the adapters.
+        alpha: Numerator of their scale alpha / rank.
+        dropout: Dropout before them.
+    """
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
+            modules_to_save=["token_classifier", "sequence_classifier"],
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from data.batches import LengthGroupedSampler, collate, count_items
 from data.splits import Examples
+from model.qwen_dual_task import LOSS_PARTS, ScoreWith
 from utils.files import InputError
 from utils.metrics import (
     FULL_THETAS,
@@ -25,7 +26,7 @@ from utils.metrics import (
     select_full,
     select_partial,
 )
-from utils.predict import LOSS_PARTS, ScoreWith, predict
+from utils.predict import predict
 
 
 class DualTaskTrainer(HfMultiTaskTrainer):

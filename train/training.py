@@ -19,11 +19,10 @@ from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
 from model.frozen import put_frozen_layers
 from model.loading import Attention, backbone_summary
-from model.trainable import parameter_counts
+from model.qwen_dual_task import ScoreWith
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
 from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError, refuse_overwrite
-from utils.predict import ScoreWith
 from utils.run_record import RECORD, check_same_run, read_record, start_record, write_record
 
 # Options a resumed run may change: none of them changes what is computed.
@@ -263,3 +262,12 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
             log=state.log_history,
         )
         print(f"best checkpoint: step {state.best_global_step}; model in {folder}")
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Counts all parameters and the trained ones."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {
+        "all": sum(size for size, _ in sizes),
+        "trained": sum(size for size, trained in sizes if trained),
+    }

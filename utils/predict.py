@@ -1,7 +1,6 @@
 """One way to get scores out of a model: every response token, padded batches of like length."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,12 +10,9 @@ from tqdm import tqdm
 from data.alignment import IGNORE_INDEX
 from data.batches import TOKEN_BUDGET, collate, token_budget_batches
 from data.splits import Examples
+from model.qwen_dual_task import LOSS_PARTS, ScoreWith
 from utils.device import autocast
 from utils.files import InputError
-
-ScoreWith = Literal["token", "holistic"]
-
-LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 
 
 @dataclass
