@@ -1,6 +1,6 @@
 """ModernBERT as the bidirectional baseline: it judges a response, or a prefix of one, as a whole.
 
-It has no token scorer. Partial detection encodes every prefix anew (`utils.prefixes`).
+It has no token scorer. Partial detection encodes every prefix anew (`evaluation.prefixes`).
 """
 
 from pathlib import Path

@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from evaluation.conformal import CAVEAT, conformal_theta
+from evaluation.decisions import FULL_THETAS, kth_largest
+from evaluation.predictions import FILE, METRICS, Predictions
+from evaluation.runs import load_partial
 from model.qwen_dual_task import ScoreWith
 from monitor.rules import RULES, Policy, Rule, trace
 from monitor.settings import MonitorSettings, token_theta_of, write_settings
 from utils.cli import run_command
-from utils.conformal import CAVEAT, conformal_theta
-from utils.files import InputError, read_json, refuse_below_one, refuse_file
-from utils.metrics import FULL_THETAS, kth_largest
-from utils.predictions import FILE, METRICS, Predictions, load_predictions
+from utils.files import InputError, refuse_below_one, refuse_file
 from utils.report import percent
-from utils.run_record import RECORD, read_record
 
 POSITIONAL = ("metrics_dir",)  # the first word of the command line
 SCORERS: dict[str, ScoreWith] = {  # what scored the tokens of a row
@@ -105,34 +105,6 @@ def benign_threshold(statistics: np.ndarray, target: float, path: Path) -> float
             f" {target:g}; it takes {needed}"
         )
     return threshold
-
-
-def load_partial(folder: Path) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """Reads what a test of partial detection wrote.
-
-    Returns:
-        metrics.json, and the predictions of each split.
-
-    Raises:
-        InputError: The folder is no test's, or its test was of full detection alone or cut scores.
-    """
-    result, record = read_json(folder / METRICS), read_record(folder) or {}
-    for name in ("row", "method"):
-        if not isinstance(result, dict) or not isinstance(result.get(name), str):
-            raise InputError(f"{folder / METRICS}: field '{name}' is missing")
-    if record.get("config", {}).get("stop_early"):
-        raise InputError(
-            f"{folder / RECORD}: field 'config.stop_early': no threshold can be set on cut scores;"
-            " test without --stop-early"
-        )
-    splits = load_predictions(folder / FILE)
-    for name, split in splits.items():
-        if split.token_probs is None:
-            raise InputError(
-                f"{folder / FILE}: array '{name}_token_probs' is missing: full detection alone"
-                " stops no stream; name the folder of a partial-detection test"
-            )
-    return result, splits
 
 
 def controversial_theta(valid: Predictions, unsafe: float, k: int) -> float | None:

@@ -14,18 +14,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from evaluation.bootstrap import Statistics, bootstrap, paired_test, with_interval
+from evaluation.decisions import Outcome
+from evaluation.metrics import by_length, metrics
+from evaluation.predictions import Predictions
 from monitor.calibrate import benign_threshold
 from monitor.rules import ConsecutiveK, Cusum, DelayK, Rule, WindowedMean, trace
-from utils.metrics import (
-    Outcome,
-    Statistics,
-    bootstrap,
-    by_length,
-    metrics,
-    paired_test,
-    with_interval,
-)
-from utils.predictions import Predictions
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 20, 30, 50)
 FAMILIES: dict[str, tuple[Rule, ...]] = {  # and their shapes, among equals the first is taken
@@ -73,9 +67,9 @@ def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -
 def statistics_of(outcome: Outcome, lengths: np.ndarray) -> Statistics:
     """Returns what is measured of an outcome, as a function of weights [B, N].
 
-    To `utils.metrics.metrics` it adds released_share, the mean share of a harmful response that was
-    out before the stop, and length_gap, the largest minus the smallest false-alarm rate of the
-    quartiles of length.
+    To `evaluation.metrics.metrics` it adds released_share, the mean share of a harmful response
+    that was out before the stop, and length_gap, the largest minus the smallest false-alarm rate
+    of the quartiles of length.
     """
     harmful = outcome.label == 1
     starts = [part["from"] for part in by_length(outcome, lengths)]

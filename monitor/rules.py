@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from evaluation.decisions import MISSED
 from utils.files import InputError
-from utils.metrics import MISSED
 
 Level = Literal["safe", "controversial", "unsafe"]
 Mode = Literal["strict", "loose"]
@@ -193,7 +193,7 @@ def stop(rule: Rule, threshold: float, scores: Iterable[float]) -> int:
         scores: float [T].
 
     Returns:
-        The index of the token at which the stream is stopped, or `utils.metrics.MISSED`.
+        The index of the token at which the stream is stopped, or `evaluation.decisions.MISSED`.
     """
     reached = np.flatnonzero(trace(rule, scores) >= threshold)
     return int(reached[0]) if len(reached) else MISSED

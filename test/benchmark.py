@@ -19,14 +19,14 @@ from data.fineharm import find_split, read_split
 from data.prepare import encode_split
 from data.splits import Examples, to_examples
 from data.tokenization import leading_ids, load_tokenizer
+from evaluation.decisions import MAX_K, THETAS, macro_f1_table
+from evaluation.predict import predict
+from evaluation.prefixes import predict_prefixes
 from model.modernbert import ModernBertForFullDetection, load_encoder
 from model.modernbert_inference import ModernBertInference
 from model.qwen_dual_task import load_backbone
 from utils.cli import run_command
 from utils.files import refuse_below_one, refuse_file, write_json
-from utils.metrics import MAX_K, THETAS, macro_f1_table
-from utils.predict import predict
-from utils.prefixes import predict_prefixes
 from utils.run_record import start_record
 from utils.timing import compare
 

@@ -13,18 +13,18 @@ from torch import nn
 
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
+from evaluation.predict import Scores, predict
+from evaluation.predictions import FILE, METRICS, load_predictions
 from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, ScoreWith, load_dual_task
 from monitor.calibrate import tested_settings
 from monitor.settings import FILE as SETTINGS
 from monitor.settings import leave_settings
+from test.testing import ModelTestConfig, run_evaluation
 from utils.cli import run_command
 from utils.device import default_device, use_bf16
-from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Scores, predict
-from utils.predictions import FILE, METRICS, load_predictions
 from utils.run_record import RECORD, model_summary, read_record
 
 NAMES = {

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
+from evaluation.predict import Scores
+from evaluation.predictions import METRICS
+from test.testing import EvaluationConfig, run_evaluation
 from utils.cli import run_command
-from utils.evaluation import EvaluationConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Scores
-from utils.predictions import METRICS
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
-from model.guards import (
+from evaluation.guards import (
     ClassifierGuard,
     GenerativeGuard,
     Strictness,
@@ -17,11 +17,11 @@ from model.guards import (
     load_stream_guard,
     read_dialogues,
 )
+from evaluation.predict import Scores
+from evaluation.predictions import METRICS
+from test.testing import ModelTestConfig, run_evaluation
 from utils.cli import run_command
-from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_overwrite
-from utils.predict import Scores
-from utils.predictions import METRICS
 
 READ_BY = {  # the options that not every row reads
     "text": ("classifier",),

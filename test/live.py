@@ -17,13 +17,14 @@ from tqdm import tqdm
 
 from data.fineharm import Record, find_split, read_split
 from data.tokenization import leading_ids
-from monitor.calibrate import SCORERS, load_partial
+from evaluation.decisions import MISSED, delay_k
+from evaluation.runs import load_partial
+from monitor.calibrate import SCORERS
 from monitor.rules import DelayK, Policy
 from monitor.settings import MonitorSettings
 from monitor.stream import Stream, StreamingContentMonitor
 from utils.cli import run_command
 from utils.files import InputError, refuse_below_one, refuse_file, write_json
-from utils.metrics import MISSED, delay_k
 from utils.run_record import read_record, start_record
 
 POSITIONAL = ("metrics_dir",)

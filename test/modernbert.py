@@ -9,16 +9,16 @@ from typing import Literal
 
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
+from evaluation.decisions import MAX_K, THETAS
+from evaluation.predict import Scores, predict
+from evaluation.predictions import METRICS
+from evaluation.prefixes import StopEarly, predict_prefixes
 from model.modernbert import load_full_detection
 from model.modernbert_inference import ModernBertInference
+from test.testing import ModelTestConfig, run_evaluation
 from utils.cli import run_command
 from utils.device import default_device, use_bf16
-from utils.evaluation import ModelTestConfig, run_evaluation
 from utils.files import InputError, refuse_below_one, refuse_overwrite
-from utils.metrics import MAX_K, THETAS
-from utils.predict import Scores, predict
-from utils.predictions import METRICS
-from utils.prefixes import StopEarly, predict_prefixes
 from utils.run_record import model_summary
 
 NAME = "ModernBERT"

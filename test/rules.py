@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from monitor.calibrate import load_partial
+from evaluation.predictions import FILE
+from evaluation.runs import load_partial
 from monitor.compare_rules import REFERENCE, compare
 from utils.cli import run_command
 from utils.files import (
@@ -21,7 +22,6 @@ from utils.files import (
     write_bytes,
     write_json,
 )
-from utils.predictions import FILE
 from utils.report import interval, percent, threshold
 from utils.run_record import start_record, write_record
 from utils.table_formats import markdown_table

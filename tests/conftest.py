@@ -26,13 +26,13 @@ from data.fineharm import read_split
 from data.prepare import DataConfig
 from data.prepare import main as prepare
 from data.tokenization import load_tokenizer
+from evaluation.predictions import Predictions
 from model.get_backbone import BackboneConfig, build_tiny
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402
 from monitor.stream import StreamingContentMonitor  # noqa: E402
 from utils.annotation import Parsed  # noqa: E402
-from utils.predictions import Predictions  # noqa: E402
 from utils.sources import Row  # noqa: E402
 from utils.words import parse  # noqa: E402
 

@@ -28,6 +28,7 @@ from data.prepare import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer
+from evaluation.predict import Scores
 from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
 from model.qwen_dual_task import load_backbone, load_dual_task
@@ -36,7 +37,6 @@ from utils.agreement import agreement, read_annotation
 from utils.benchmark_annotation import multiply
 from utils.build_fineharm import BuildConfig, inconsistency, label_record, main, outside
 from utils.files import InputError, read_json
-from utils.predict import Scores
 from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
 from utils.words import SPACY_MODEL, _worker, label_words, span_labels
 

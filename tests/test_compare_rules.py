@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.conformal import conformal_theta
+from evaluation.decisions import MISSED
+from evaluation.metrics import point_metrics
+from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
 from monitor.compare_rules import (
     FAMILIES,
     at_equal_false_alarms,
@@ -22,10 +26,7 @@ from monitor.rules import RULES, DelayK, Rule, stop, trace
 from test.rules import RulesConfig, main
 from tests.conftest import random_split, run
 from tests.test_rules import rules
-from utils.conformal import conformal_theta
 from utils.files import InputError
-from utils.metrics import MISSED, point_metrics
-from utils.predictions import FILE, SPLITS, Predictions, save_predictions
 
 INF = math.inf
 NAIVE = DelayK(1)

@@ -9,11 +9,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from evaluation.decisions import MAX_K, THETAS, delay_k, select_partial
+from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
 from tests.conftest import random_split
 from utils.examples_page import OUTCOMES, ExamplesConfig, choose, main, outcome_codes, page
 from utils.files import InputError
-from utils.metrics import MAX_K, THETAS, delay_k, select_partial
-from utils.predictions import FILE, SPLITS, Predictions, save_predictions
 
 HOSTILE = [
     "</script><img src=x onerror=\"document.title='pwned'\">",

@@ -10,6 +10,9 @@ from matplotlib.pyplot import imread
 from spacy.lang.en import English
 from spacy.tokens import Doc
 
+from evaluation.decisions import MAX_K, THETAS
+from evaluation.predictions import FILE, METRICS, Predictions, save_predictions
+from evaluation.runs import find_tests
 from tests.conftest import random_split, run
 from utils.figure_numbers import (
     Method,
@@ -27,8 +30,6 @@ from utils.figure_numbers import (
 )
 from utils.figures import FigureConfig, draw_all, draw_macro_f1, draw_stops, main, styles_of
 from utils.files import InputError
-from utils.metrics import MAX_K, THETAS
-from utils.predictions import FILE, METRICS, Predictions, find_tests, save_predictions
 from utils.run_record import RECORD
 
 FIGURES = (

@@ -30,8 +30,8 @@ from data.prepare import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer
-from model import guards
-from model.guards import (
+from evaluation import guards
+from evaluation.guards import (
     ClassifierGuard,
     Dialogue,
     GenerativeGuard,

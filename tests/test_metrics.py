@@ -6,25 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from utils.metrics import (
+from evaluation.bootstrap import bootstrap, interval_metrics, paired_test
+from evaluation.decisions import (
     MISSED,
     Outcome,
-    auroc_at_equal_length,
-    bootstrap,
     delay_k,
     full_detection,
     full_outcome,
-    interval_metrics,
     kth_largest,
     macro_f1_table,
-    metrics,
-    paired_test,
     partial_outcome,
-    point_metrics,
     select_full,
     select_partial,
-    stop_histogram,
 )
+from evaluation.metrics import auroc_at_equal_length, metrics, point_metrics, stop_histogram
 
 probabilities = st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.9, 1.0]), min_size=1, max_size=12)
 

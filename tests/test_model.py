@@ -13,9 +13,9 @@ from transformers import Qwen2Config
 
 from data.batches import collate, token_budget_batches
 from data.splits import load_examples, load_processed
+from evaluation.predict import predict
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
 from utils.files import InputError
-from utils.predict import predict
 
 
 @pytest.fixture(scope="module")

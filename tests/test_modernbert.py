@@ -15,6 +15,11 @@ from transformers import ModernBertConfig as EncoderConfig
 from data.prepare import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
+from evaluation import prefixes
+from evaluation.decisions import MAX_K, THETAS, delay_k
+from evaluation.predict import predict
+from evaluation.predictions import load_predictions
+from evaluation.prefixes import StopEarly, predict_prefixes, scored_places, spread
 from model.get_backbone import BackboneConfig, build_modernbert
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
@@ -22,12 +27,7 @@ from model.qwen_dual_task import load_backbone
 from test.modernbert import TestConfig as ModernBertConfig
 from test.modernbert import main as evaluate
 from tests.conftest import run
-from utils import prefixes
 from utils.files import InputError
-from utils.metrics import MAX_K, THETAS, delay_k
-from utils.predict import predict
-from utils.predictions import load_predictions
-from utils.prefixes import StopEarly, predict_prefixes, scored_places, spread
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from data.tokenization import load_tokenizer
+from evaluation.decisions import MISSED
 from monitor.generation import GrowingDecode, MonitorCriteria, MonitorStreamer, same_tokenizer
 from monitor.rules import DelayK, stop
 from monitor.stream import StreamingContentMonitor
 from tests.conftest import TOKENIZERS, settings_of
 from tests.test_monitor_stream import plain_model, scores_of
 from utils.files import InputError
-from utils.metrics import MISSED
 
 PROMPT = "How does it work?"
 PROMPTS = [PROMPT, "And now?", "Say something about the weather in the north, please."]

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from data.tokenization import load_tokenizer
+from evaluation.conformal import conformal_theta
+from evaluation.decisions import delay_k
+from evaluation.predictions import FILE as PREDICTIONS
+from evaluation.predictions import SPLITS, load_predictions, save_predictions
 from model.qwen_dual_task import load_backbone
 from monitor.calibrate import POSITIONAL, CalibrateConfig, controversial_theta
 from monitor.calibrate import main as calibrate
@@ -19,11 +23,7 @@ from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
 from tests.conftest import random_split, run
 from utils.cli import parse
-from utils.conformal import conformal_theta
 from utils.files import InputError
-from utils.metrics import delay_k
-from utils.predictions import FILE as PREDICTIONS
-from utils.predictions import SPLITS, load_predictions, save_predictions
 
 GOOD = {
     "rule": "delay-k",

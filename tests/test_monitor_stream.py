@@ -16,6 +16,8 @@ from data.alignment import Layout, encode_records
 from data.fineharm import Record
 from data.splits import to_examples
 from data.tokenization import leading_ids, load_tokenizer
+from evaluation.decisions import MISSED
+from evaluation.predict import predict
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
 from monitor.rules import Cusum, DelayK, Policy, WindowedMean, stop
 from monitor.settings import write_settings
@@ -23,8 +25,6 @@ from monitor.stream import StreamClosed, StreamingContentMonitor
 from tests.conftest import NEVER, save_scm, settings_of  # noqa: F401
 from tests.test_monitor_text import BYTE_LEVEL, pieces_of, texts
 from utils.files import InputError
-from utils.metrics import MISSED
-from utils.predict import predict
 
 PROMPT = "How does it work?"
 

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.conformal import calibrate, conformal_theta
+from evaluation.decisions import delay_k
+from evaluation.metrics import by_length
+from evaluation.predictions import SPLITS, load_predictions, save_predictions, token_pieces
+from evaluation.protocol import evaluate
 from tests.conftest import TOKENIZERS, random_split
-from utils.conformal import calibrate, conformal_theta
-from utils.evaluation import evaluate
 from utils.files import InputError
-from utils.metrics import by_length, delay_k
-from utils.predictions import SPLITS, load_predictions, save_predictions, token_pieces
 from utils.report import format_table
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluation.decisions import MISSED, delay_k
 from monitor.rules import (
     RULES,
     ConsecutiveK,
@@ -19,7 +20,6 @@ from monitor.rules import (
     trace,
 )
 from utils.files import InputError
-from utils.metrics import MISSED, delay_k
 
 INF = math.inf
 counts = st.integers(1, 6)

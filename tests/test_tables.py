@@ -11,18 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.bootstrap import bootstrap
+from evaluation.metrics import metrics
+from evaluation.predictions import Predictions, load_predictions, save_predictions
+from evaluation.protocol import evaluate
+from evaluation.runs import INCIDENTAL, find_tests, ordinal
 from test import modernbert
 from test.causal import NAMES
 from tests.conftest import ROOT, random_split, run
 from train.train_qwen import QwenConfig
 from train.training import FREE_ON_RESUME
-from utils.evaluation import evaluate
 from utils.figure_numbers import comparable, load_method
 from utils.files import InputError, read_json, write_json
-from utils.metrics import bootstrap, metrics
-from utils.predictions import Predictions, find_tests, load_predictions, save_predictions
 from utils.report import PAPER
-from utils.rows import INCIDENTAL, PAPER_ROWS, find_runs, ordinal, sections_of
+from utils.rows import PAPER_ROWS, find_runs, sections_of
 from utils.table_formats import BY_CLASS
 from utils.tables import TablesConfig, main
 

@@ -22,11 +22,11 @@ from data.fineharm import Record, find_split, read_split
 from data.prepare import encode_split, to_dataset
 from data.splits import Examples, to_examples
 from data.tokenization import leading_ids, load_tokenizer
+from evaluation.predict import Scores, predict
 from model.qwen_dual_task import load_backbone
 from utils.cli import run_command
 from utils.device import Precision, autocast, default_device, use_bf16
 from utils.files import refuse_below_one, refuse_file, write_json
-from utils.predict import Scores, predict
 from utils.run_record import start_record
 from utils.timing import compare
 

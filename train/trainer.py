@@ -14,19 +14,19 @@ from transformers import Trainer
 
 from data.batches import LengthGroupedSampler, collate, count_items
 from data.splits import Examples
-from model.qwen_dual_task import LOSS_PARTS, ScoreWith
-from utils.files import InputError
-from utils.metrics import (
+from evaluation.decisions import (
     FULL_THETAS,
     MAX_K,
     THETAS,
     full_outcome,
     partial_outcome,
-    point_metrics,
     select_full,
     select_partial,
 )
-from utils.predict import predict
+from evaluation.metrics import point_metrics
+from evaluation.predict import predict
+from model.qwen_dual_task import LOSS_PARTS, ScoreWith
+from utils.files import InputError
 
 
 class DualTaskTrainer(HfMultiTaskTrainer):

@@ -16,19 +16,11 @@ from string import Template
 
 import numpy as np
 
+from evaluation.decisions import MAX_K, MISSED, THETAS, Outcome, delay_k, reaches, select_partial
+from evaluation.metrics import point_metrics
+from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.cli import run_command
 from utils.files import InputError, read_json, refuse_file, write_bytes
-from utils.metrics import (
-    MAX_K,
-    MISSED,
-    THETAS,
-    Outcome,
-    delay_k,
-    point_metrics,
-    reaches,
-    select_partial,
-)
-from utils.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.report import percent, threshold
 
 TEMPLATE = Path(__file__).with_suffix(".html")

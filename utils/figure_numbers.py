@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from spacy.tokens import Doc
 
-from utils.evaluation import choose_settings
+from evaluation.decisions import Outcome
+from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
+from evaluation.protocol import choose_settings
+from evaluation.runs import split_key, with_manner
 from utils.files import InputError, read_json
-from utils.metrics import Outcome
-from utils.predictions import FILE, METRICS, Predictions, load_predictions
-from utils.rows import place_of, split_key, with_manner
+from utils.rows import place_of
 from utils.run_record import read_record
 
 # universal parts of speech, the notional ones first; what else spaCy says counts as other

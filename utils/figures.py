@@ -17,6 +17,10 @@ from matplotlib.ticker import NullLocator
 from spacy.tokens import Doc
 from tqdm import tqdm
 
+from evaluation.decisions import MAX_K, THETAS, Outcome, macro_f1_table
+from evaluation.metrics import point_metrics, stop_histogram
+from evaluation.predictions import FILE, METRICS
+from evaluation.runs import find_tests
 from utils.cli import run_command
 from utils.figure_numbers import (
     TAGS,
@@ -31,8 +35,6 @@ from utils.figure_numbers import (
     trade_off,
 )
 from utils.files import InputError, atomic_folder, refuse_overwrite, write_json
-from utils.metrics import MAX_K, THETAS, Outcome, macro_f1_table, point_metrics, stop_histogram
-from utils.predictions import FILE, METRICS, find_tests
 from utils.report import (
     BLACK,
     BLUE,

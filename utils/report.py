@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.conformal import CAVEAT
+from evaluation.conformal import CAVEAT
+from evaluation.metrics import STOP_BINS
 from utils.files import read_json
-from utils.metrics import STOP_BINS
 
 PAPER = Path(__file__).with_name("paper.json")  # the paper's numbers, arXiv 2506.09996
 
@@ -115,7 +115,7 @@ def draw_stop_positions(
 
     Args:
         axes: Where to.
-        histogram: [6], shares of the detected harmful responses (`utils.metrics.stop_histogram`).
+        histogram: [6], shares of the detected harmful responses (`stop_histogram`).
         method: Name in the legend.
         detected: Share of the harmful responses that were stopped.
         seen: Mean share of their tokens that was out by then; None if none was stopped.

@@ -14,17 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from evaluation.bootstrap import bootstrap, intervals, paired_test
+from evaluation.metrics import auroc_at_equal_length, by_length, metrics, point_metrics
 from utils.cli import run_command
 from utils.files import atomic_folder, read_json, refuse_overwrite, write_bytes
-from utils.metrics import (
-    auroc_at_equal_length,
-    bootstrap,
-    by_length,
-    intervals,
-    metrics,
-    paired_test,
-    point_metrics,
-)
 from utils.report import PAPER
 from utils.rows import PAPER_ROWS, Row, find_runs, sections_of
 from utils.table_formats import Section, as_csv, as_latex, as_markdown

@@ -19,12 +19,12 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 
 from data.batches import token_budget_batches
 from data.splits import Examples
+from evaluation.predict import Scores
+from evaluation.predictions import token_pieces
 from model.loading import load_checkpoint
 from model.text_classifier import TextClassifier, positions
 from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError
-from utils.predict import Scores
-from utils.predictions import token_pieces
 
 OPTION = "--model-path"
 

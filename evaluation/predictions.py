@@ -3,7 +3,6 @@
 All tables and figures are made from these files alone. No pickle is inside.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from data.splits import Examples
+from evaluation.decisions import Outcome, full_outcome, partial_outcome
+from evaluation.predict import Scores
 from utils.files import InputError
-from utils.metrics import Outcome, full_outcome, partial_outcome
-from utils.predict import Scores
 
 FILE = "predictions.npz"
 METRICS = "metrics.json"  # beside it in each output folder of a test
@@ -133,18 +132,6 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     except Exception as error:  # zipfile, zlib, struct, ast, tokenize …: each fails in its own way
         reason = (str(error) or type(error).__name__).split("\n")[0]
         raise InputError(f"{path}: is no predictions file, or damaged: {reason}") from None
-
-
-def find_tests(folder: Path) -> list[Path]:
-    """Returns the output folders of tests in a folder and all below it, sorted.
-
-    A test folder holds metrics.json. Hidden folders, some half-written, are not looked into.
-    """
-    found = []
-    for path, below, files in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(path)] if METRICS in files else []
-    return sorted(found)
 
 
 def _split(name: str, arrays: dict[str, np.ndarray]) -> Predictions:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.metrics import kth_largest
+from evaluation.decisions import kth_largest
 
 CAVEAT = (  # to be printed wherever a share is promised
     "on average over validation sets, and strictly only for a detector that these did not choose"

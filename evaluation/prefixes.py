@@ -12,8 +12,8 @@ from torch import nn
 
 from data.batches import TOKEN_BUDGET
 from data.splits import Examples
-from utils.metrics import MISSED, delay_k
-from utils.predict import Scores, predict
+from evaluation.decisions import MISSED, delay_k
+from evaluation.predict import Scores, predict
 
 ROUND = 32  # prefixes of each response scored before looking whether it is stopped
 

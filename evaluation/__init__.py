@@ -1,0 +1,1 @@
+"""Scores of any detector, the decisions made from them, and what these are worth."""

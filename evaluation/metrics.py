@@ -1,0 +1,157 @@
+"""Decisions and what they are worth, in pure NumPy. 1 = harmful everywhere.
+
+A detector gives every response token a probability; delay-k detection (Harm@k) stops a stream at
+the first token where k tokens so far have reached the threshold θ. So a whole response is flagged
+iff its k-th largest probability reaches θ: `kth_largest` once, and every (θ, k) is known.
+
+Source: arXiv 2506.09996, section on evaluation.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from evaluation.decisions import Outcome
+
+STOP_BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)  # the paper's bins of the relative stop position
+
+
+def metrics(outcome: Outcome, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Computes every metric, for one weighting of the responses or for many at once.
+
+    Args:
+        outcome: N responses.
+        weights: float [B, N], how often each response counts; default once, B = 1.
+
+    Returns:
+        float [B] each: benign_precision, benign_recall, benign_f1, harmful_precision,
+        harmful_recall, harmful_f1, macro_f1, accuracy, false_alarm_rate, miss_rate, auroc, auprc,
+        mean_fraction_seen (over detected harmful responses), leaked_harmful_tokens and
+        released_tokens (a harmful response's mean). NaN where undefined: a class is missing, or
+        nothing was flagged.
+    """
+    weights = np.ones((1, len(outcome.label))) if weights is None else np.asarray(weights, float)
+    harmful, flagged = outcome.label == 1, outcome.flagged
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tp = weights @ (harmful & flagged)
+        fp = weights @ (~harmful & flagged)
+        fn = weights @ (harmful & ~flagged)
+        tn = weights @ (~harmful & ~flagged)
+        values = {
+            "benign_precision": tn / (tn + fn),
+            "benign_recall": tn / (tn + fp),
+            "benign_f1": 2 * tn / (2 * tn + fn + fp),
+            "harmful_precision": tp / (tp + fp),
+            "harmful_recall": tp / (tp + fn),
+            "harmful_f1": 2 * tp / (2 * tp + fp + fn),
+        }
+        values["macro_f1"] = (values["benign_f1"] + values["harmful_f1"]) / 2
+        values["accuracy"] = (tp + tn) / (tp + tn + fp + fn)
+        values["false_alarm_rate"] = fp / (fp + tn)
+        values["miss_rate"] = fn / (fn + tp)
+        values["auroc"], values["auprc"] = _ranking(outcome.score, harmful, weights)
+        values["mean_fraction_seen"] = weights @ (outcome.seen * (harmful & flagged)) / tp
+        values["leaked_harmful_tokens"] = weights @ (outcome.leaked * harmful) / (tp + fn)
+        values["released_tokens"] = weights @ (outcome.released * harmful) / (tp + fn)
+    return values
+
+
+def _ranking(
+    score: np.ndarray, harmful: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC (ties count half) and average precision, float [B] each, for weights [B, N]."""
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order]  # compared, not subtracted: -inf ties with -inf
+    ends = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(score) - 1)  # last of each tie
+    hits = np.cumsum(weights[:, order] * harmful[order], axis=1)[:, ends]  # (B, distinct scores)
+    alarms = np.cumsum(weights[:, order] * ~harmful[order], axis=1)[:, ends]
+    hit_steps, alarm_steps = (np.diff(sums, axis=1, prepend=0) for sums in (hits, alarms))
+    area = ((hits - hit_steps / 2) * alarm_steps).sum(axis=1)
+    precision = np.divide(hits, hits + alarms, out=np.zeros_like(hits), where=hits + alarms > 0)
+    positives, negatives = hits[:, -1], alarms[:, -1]
+    return area / (positives * negatives), (precision * hit_steps).sum(axis=1) / positives
+
+
+def point_metrics(outcome: Outcome) -> dict[str, float]:
+    """Returns each metric as a number."""
+    return {name: float(value[0]) for name, value in metrics(outcome).items()}
+
+
+def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dict[str, float]]:
+    """Returns the point metrics of each quartile of response length.
+
+    Delay-k detection favours long responses, which have more tokens to reach k with; this shows
+    how much.
+
+    Args:
+        outcome: N responses.
+        lengths: int [N], tokens of each.
+        parts: How many parts of like size; equally long responses stay together.
+
+    Returns:
+        A row for each part that has a response: from, to (tokens), responses, harmful, and the
+        metrics.
+    """
+    part_of = _length_part(lengths, parts)
+    rows = []
+    for part in np.unique(part_of):
+        chosen = part_of == part
+        within = dataclasses.replace(
+            outcome, **{name: values[chosen] for name, values in vars(outcome).items()}
+        )
+        rows.append(
+            {
+                "from": int(lengths[chosen].min()),
+                "to": int(lengths[chosen].max()),
+                "responses": int(chosen.sum()),
+                "harmful": int(within.label.sum()),
+                **point_metrics(within),
+            }
+        )
+    return rows
+
+
+def _length_part(lengths: np.ndarray, parts: int) -> np.ndarray:
+    """The number of the part of like size that each length falls into, int [N]."""
+    edges = np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:-1], method="higher")
+    return np.searchsorted(edges, lengths, side="right")
+
+
+def auroc_at_equal_length(
+    outcome: Outcome, lengths: np.ndarray, weights: np.ndarray | None = None, parts: int = 4
+) -> np.ndarray:
+    """Computes the AUROC among responses of like length, where length itself explains little.
+
+    Args:
+        outcome: N responses.
+        lengths: int [N], tokens of each.
+        weights: float [B, N], as in `metrics`.
+        parts: As in `by_length`.
+
+    Returns:
+        float [B], the mean over the parts' AUROC, each weighing as many as it has pairs of a
+        harmful and a benign response; NaN where no part has one.
+    """
+    weights = np.ones((1, len(outcome.label))) if weights is None else np.asarray(weights, float)
+    harmful, part_of = outcome.label == 1, _length_part(lengths, parts)
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for part in np.unique(part_of):
+            chosen = part_of == part
+            within = weights[:, chosen]
+            auroc, _ = _ranking(outcome.score[chosen], harmful[chosen], within)
+            count = (within @ harmful[chosen]) * (within @ ~harmful[chosen])
+            won += np.where(count > 0, auroc * count, 0)
+            pairs += count
+        return won / pairs
+
+
+def stop_histogram(outcome: Outcome) -> np.ndarray:
+    """Returns the share of detected harmful responses in each of the paper's stop bins, [6].
+
+    A bin holds its upper edge: a stop after exactly a tenth of the tokens falls into 0–10 %.
+    """
+    seen = outcome.seen[(outcome.label == 1) & outcome.flagged]
+    bins = np.searchsorted(STOP_BINS[1:-1], seen, side="left")
+    counts = np.bincount(bins, minlength=len(STOP_BINS) - 1)
+    return counts / max(len(seen), 1)

@@ -1,0 +1,109 @@
+"""From scores to a report: the one protocol every method is measured by.
+
+(θ, k) chosen on validation is the result; the paper's own protocol, which picks them on the test
+split, stands beside it and is named as optimistic.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from evaluation.bootstrap import interval_metrics
+from evaluation.conformal import calibrate
+from evaluation.decisions import FULL_THETAS, MAX_K, THETAS, Outcome, select_full, select_partial
+from evaluation.metrics import by_length, point_metrics, stop_histogram
+from evaluation.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The thresholds of one kind of detection.
+
+    Attributes:
+        theta: θ.
+        k: k of delay-k detection; None for full detection.
+        chosen_on: The split that chose them.
+    """
+
+    theta: float
+    k: int | None
+    chosen_on: Literal["valid", "test"]
+
+    def decide(self, split: Predictions) -> Outcome:
+        """Judges a split."""
+        return split.full(self.theta) if self.k is None else split.partial(self.theta, self.k)
+
+
+def choose_settings(
+    valid: Predictions, test: Predictions, target_false_alarm: float = 0.0, target_k: int = 4
+) -> dict[str, Setting]:
+    """Chooses the thresholds of every kind of detection that the scores allow.
+
+    The arguments are those of `evaluate`.
+    """
+    settings = {}
+    if not np.isnan(valid.response_prob).all():
+        theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
+        settings["full"] = Setting(theta, None, "valid")
+    if test.token_probs is None:
+        return settings
+    for key, chosen_on, split in (
+        ("partial", "valid", valid),
+        ("partial_paper_protocol", "test", test),
+    ):
+        theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
+        settings[key] = Setting(theta, k, chosen_on)
+    if target_false_alarm:
+        theta = calibrate(valid.token_probs, valid.label, target_k, target_false_alarm)
+        settings["partial_conformal"] = Setting(theta, target_k, "valid")
+    return settings
+
+
+def evaluate(
+    valid: Predictions,
+    test: Predictions,
+    resamples: int,
+    seed: int,
+    target_false_alarm: float = 0.0,
+    target_k: int = 4,
+) -> dict[str, Any]:
+    """Chooses thresholds on validation and measures the test split.
+
+    Args:
+        valid: Validation split.
+        test: Test split.
+        resamples: Bootstrap samples of the 95 % intervals.
+        seed: Of the bootstrap.
+        target_false_alarm: Adds "partial_conformal": delay-k whose θ promises at most this share
+            of false alarms (see `evaluation.conformal`); 0 for none.
+        target_k: Its k.
+
+    Returns:
+        The content of metrics.json; NaN where undefined.
+    """
+    result: dict[str, Any] = {
+        "responses": {
+            name: {
+                "all": len(split),
+                "harmful": int(split.label.sum()),
+                "prompts": len(set(split.group.tolist())),
+            }
+            for name, split in (("valid", valid), ("test", test))
+        }
+    }
+    settings = choose_settings(valid, test, target_false_alarm, target_k)
+    for key, setting in settings.items():
+        outcome, is_partial = setting.decide(test), setting.k is not None
+        result[key] = {
+            "theta": setting.theta,
+            **({"k": setting.k} if is_partial else {}),
+            "chosen_on": setting.chosen_on,
+            "valid": point_metrics(setting.decide(valid)),
+            "test": interval_metrics(outcome, resamples, seed),
+            **({"stop_histogram": stop_histogram(outcome).tolist()} if is_partial else {}),
+            "by_length": by_length(outcome, test.lengths),
+        }
+    if "partial_conformal" in result:
+        result["partial_conformal"]["target_false_alarm"] = target_false_alarm
+    return result
