@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from utils.annotation import Parsed
+from annotation.records import Parsed
 
 BAD_WORD = "bitter"  # sentences with this word are what the stub calls harmful
 

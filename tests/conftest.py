@@ -22,6 +22,9 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E4
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen2Config  # noqa: E402
 
+from annotation.records import Parsed
+from annotation.sentences import parse
+from annotation.sources import Row
 from data.fineharm import read_split
 from data.prepare import DataConfig
 from data.prepare import main as prepare
@@ -32,9 +35,6 @@ from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402
 from monitor.stream import StreamingContentMonitor  # noqa: E402
-from utils.annotation import Parsed  # noqa: E402
-from utils.sources import Row  # noqa: E402
-from utils.words import parse  # noqa: E402
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if "CI" in os.environ:

@@ -18,10 +18,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, f1_score
 from transformers import BertConfig, BertForSequenceClassification
 
-from annotators.hf import ClassifierAnnotator
-from annotators.mil import MilAnnotator, fold_of
-from annotators.response import ResponseAnnotator
-from annotators.scm import ScmAnnotator
+from annotation.agreement import agreement, read_annotation
+from annotation.annotators.hf import ClassifierAnnotator
+from annotation.annotators.mil import MilAnnotator, fold_of
+from annotation.annotators.response import ResponseAnnotator
+from annotation.annotators.scm import ScmAnnotator
+from annotation.duplicates import Seen
+from annotation.options import BuildConfig
+from annotation.pipeline import inconsistency, label_record, main, outside
+from annotation.sentences import SPACY_MODEL, _worker
+from annotation.sources import Columns, Row, iterate_file, majority, read_judged
+from annotation.word_labels import label_words, span_labels
 from data.alignment import Layout, encode_records
 from data.fineharm import SPLITS, find_split, read_split
 from data.prepare import DataConfig
@@ -33,12 +40,8 @@ from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
-from utils.agreement import agreement, read_annotation
 from utils.benchmark_annotation import multiply
-from utils.build_fineharm import BuildConfig, inconsistency, label_record, main, outside
 from utils.files import InputError, read_json
-from utils.sources import Columns, Row, Seen, iterate_file, majority, read_judged
-from utils.words import SPACY_MODEL, _worker, label_words, span_labels
 
 PIECES = [
     "Hello there.", "Stop it!", "no", " ", "\n", "\n\n", "\r\n", "\t", "  ", "- item",
@@ -494,7 +497,7 @@ def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monk
             found.append(inside.astype(np.float32))
         return Scores(found, np.zeros(len(found)))
 
-    monkeypatch.setattr("annotators.scm.predict", scores)
+    monkeypatch.setattr("annotation.annotators.scm.predict", scores)
     assert [one.labels for one in annotator.annotate(records)] == [[0, 1, 0], [0]]
 
 
@@ -565,7 +568,7 @@ def test_contradictions_are_rejected_with_the_reason(config, monkeypatch):
                 label = record.label if number % 10 else 1 - record.label
                 yield type(next(super().annotate([record])))([label] * len(record.sentences))
 
-    monkeypatch.setattr("utils.build_fineharm.make_annotator", lambda *_: Odd())
+    monkeypatch.setattr("annotation.pipeline.make_annotator", lambda *_: Odd())
     main(replace(config, consistency="all"))
     reasons = Counter(one["reason"] for one in rejected(config))
     assert reasons == {"benign response with a harmful sentence": 6}
@@ -656,7 +659,7 @@ def test_parsed_records_are_taken_from_the_cache(config, tmp_path, monkeypatch):
     cached = replace(config, parsed_cache=str(tmp_path / "parsed"))
     main(cached)
     first = [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.jsonl"))]
-    monkeypatch.setattr("utils.build_fineharm.parse_all", no_score)
+    monkeypatch.setattr("annotation.pipeline.parse_all", no_score)
     main(replace(cached, overwrite=True))
     assert first == [path.read_bytes() for path in sorted((tmp_path / "out").glob("*.jsonl"))]
     with pytest.raises((AssertionError, TypeError)):  # other rows, another place
@@ -665,7 +668,7 @@ def test_parsed_records_are_taken_from_the_cache(config, tmp_path, monkeypatch):
 
 
 def test_a_model_that_is_missing_is_told_before_parsing(config, monkeypatch):
-    monkeypatch.setattr("utils.build_fineharm.parse_all", no_score)
+    monkeypatch.setattr("annotation.pipeline.parse_all", no_score)
     for annotator in ("hf", "scm"):
         with pytest.raises(InputError, match="nosuch"):
             main(replace(config, annotator=annotator, annotator_model="nosuch"))
@@ -735,7 +738,7 @@ def test_human_spans_label_words_and_sentences(tmp_path, tiny):
 
 def test_the_record_stream_is_not_held_in_memory(tmp_path):
     """Rows are read a few chunks ahead of what is taken, however many there are."""
-    from utils.words import BATCH, parse
+    from annotation.sentences import BATCH, parse
 
     taken = 0
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from annotation.options import BuildConfig
+from annotation.pipeline import main
+from annotation.selection import split_of
+from annotation.sentences import NOTIONAL_POS
+from annotation.word_labels import label_words
 from data.fineharm import SPLITS, find_split, read_split
 from tests.conftest import SAMPLE, no_score, parsed, run
-from utils.build_fineharm import BuildConfig, main, split_of
 from utils.files import InputError
-from utils.words import NOTIONAL_POS, label_words
 
 TOPICS = "bread rain trains maps paint soup chess birds tides clocks moss kites".split()
 
@@ -136,12 +139,12 @@ def test_a_split_without_a_class_is_refused(config, tmp_path):
 
 def test_the_command_works(config):
     run(
-        "python", "-m", "utils.build_fineharm", "--input", config.input, "--output-dir",
+        "python", "-m", "annotation.pipeline", "--input", config.input, "--output-dir",
         config.output_dir, "--valid-share", "0.3", "--test-share", "0.3",
     )  # fmt: skip
     assert read_out(config)["train"]
     done = run(
-        "python", "-m", "utils.build_fineharm", "--input", config.input, "--output-dir",
+        "python", "-m", "annotation.pipeline", "--input", config.input, "--output-dir",
         config.output_dir, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "already holds an earlier run" in done.stderr

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from annotation import pipeline as build_fineharm
+from annotation.pipeline import main
+from annotation.records import Annotation
+from annotation.resume import finish_folder, keep_annotations, whole_lines
 from tests.conftest import ROOT, no_score, parsed
 from tests.test_annotation import config_for, rows, write
-from utils import build_fineharm
-from utils.annotation import Annotation
-from utils.build_fineharm import main
 from utils.files import InputError, atomic_folder
-from utils.kept_work import finish_folder, keep_annotations, whole_lines
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
@@ -39,7 +39,7 @@ def test_half_a_line_is_cut_off(lines, half, multiple):
 
 
 def test_kept_annotations_are_not_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.kept_work.WINDOW", 4)
+    monkeypatch.setattr("annotation.resume.WINDOW", 4)
     records = parsed(*(f"Text {number}." for number in range(11)))
     asked = []
 
@@ -138,7 +138,7 @@ def test_a_killed_run_leaves_no_process_behind(number, tmp_path):
     for n, row in enumerate(made):
         row["response"] += f" Case {n}, {n * n}, {n % 7}." * 5
     config = config_for(write(tmp_path / "rows.jsonl", made), tmp_path)
-    words = [sys.executable, "-m", "utils.build_fineharm", "--input", config.input]
+    words = [sys.executable, "-m", "annotation.pipeline", "--input", config.input]
     words += ["--output-dir", config.output_dir, "--num-workers", "2"]
     with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL) as build:
         process, deadline = psutil.Process(build.pid), time.monotonic() + 120

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from annotators.llm import WINDOW, LLMAnnotator, make_messages, read_policy, read_verdict
+from annotation.annotators.llm import WINDOW, LLMAnnotator, make_messages, read_policy, read_verdict
+from annotation.options import BuildConfig
+from annotation.records import Annotation
 from tests.chat_server import ChatServer, Reply, record, verdict
 from tests.conftest import ROOT
-from utils.annotation import Annotation
-from utils.build_fineharm import BuildConfig
 from utils.files import InputError
 
 KEY = "sk-test-0123456789"
@@ -539,7 +539,7 @@ def test_two_runs_share_the_cache(make, server):
 CHILD = """
 import sys
 from pathlib import Path
-from annotators.llm import LLMAnnotator
+from annotation.annotators.llm import LLMAnnotator
 from tests.chat_server import record
 annotator = LLMAnnotator(url=sys.argv[1], model="stub", key_env="STUB_KEY", cache=Path(sys.argv[2]),
                          concurrency=4, retries=1, timeout=30.0, answers=2)
@@ -836,7 +836,7 @@ def write_rows(path) -> None:
 
 def build(server, tmp_path, *more: str) -> subprocess.Popen:
     """Starts the whole pipeline against the stub."""
-    command = [sys.executable, "-m", "utils.build_fineharm", "--input", tmp_path / "rows.jsonl"]
+    command = [sys.executable, "-m", "annotation.pipeline", "--input", tmp_path / "rows.jsonl"]
     command += ["--output-dir", tmp_path / "out", "--annotator", "llm", "--annotator-model", "stub"]
     command += ["--llm-url", server.url, "--valid-share", "0.3", "--test-share", "0.3", *more]
     environment = {**os.environ, "OPENAI_API_KEY": "secret-key"}

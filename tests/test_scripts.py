@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from annotation.options import BuildConfig
 from data import prepare as prepare_data
 from data.prepare import DataConfig
 from model import export_classifier, get_backbone
@@ -18,7 +19,6 @@ from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
 from utils import benchmark_annotation, examples_page, figures, tables
-from utils.build_fineharm import BuildConfig
 from utils.cli import parse
 from utils.examples_page import ExamplesConfig
 
@@ -84,7 +84,7 @@ PARSERS = {
     "scripts/make-figures.sh": (figures.FigureConfig, figures.POSITIONAL),
     "scripts/run-table.sh": (QwenConfig, ("data_dir", "output_dir"), "--base_model_path", "x"),
     "scripts/run-ablations.sh": (QwenConfig, ("data_dir", "base_model_path", "output_dir")),
-    "utils.build_fineharm": (BuildConfig, ()),
+    "annotation.pipeline": (BuildConfig, ()),
     "scripts/make-examples.sh": (ExamplesConfig, examples_page.POSITIONAL),
     "scripts/make-tables.sh": (tables.TablesConfig, tables.POSITIONAL),
     "scripts/calibrate-monitor.sh": (calibrate.CalibrateConfig, calibrate.POSITIONAL),

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 
+from annotation.sources import iterate_file
 from data.fineharm import text_field
 from utils.cli import run_command
 from utils.files import InputError, read_json, refuse_file, write_json
 from utils.run_record import start_record
-from utils.sources import iterate_file
 
 INTERVAL = 0.5  # seconds between two looks at the memory
 
@@ -78,7 +78,7 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
     Raises:
         InputError: The build failed.
     """
-    command = [sys.executable, "-m", "utils.build_fineharm", "--input", str(source)]
+    command = [sys.executable, "-m", "annotation.pipeline", "--input", str(source)]
     command += ["--output-dir", str(folder), "--annotator", annotator]
     began, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as build:

@@ -17,6 +17,7 @@ from matplotlib.ticker import NullLocator
 from spacy.tokens import Doc
 from tqdm import tqdm
 
+from annotation.sentences import NOTIONAL_POS, load_language
 from evaluation.decisions import MAX_K, THETAS, Outcome, macro_f1_table
 from evaluation.metrics import point_metrics, stop_histogram
 from evaluation.predictions import FILE, METRICS
@@ -47,7 +48,6 @@ from utils.report import (
     percent,
     save_figure,
 )
-from utils.words import NOTIONAL_POS, load_language
 
 MARK = "figures.json"  # each output folder of this command holds it
 FORMATS = ("png", "pdf")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.annotation import Annotation, Parsed
+from annotation.records import Annotation, Parsed
 from utils.files import InputError
 
 

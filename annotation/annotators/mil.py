@@ -16,9 +16,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
-from utils.annotation import Annotation, Parsed, batched
+from annotation.duplicates import prompt_key
+from annotation.records import Annotation, Parsed, batched
 from utils.files import InputError
-from utils.sources import prompt_key
 
 FOLDS = 5
 MAX_ROUNDS = 10

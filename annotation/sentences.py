@@ -6,20 +6,17 @@ Source: arXiv 2506.09996, section on FineHarm: the notional words of a harmful s
 import multiprocessing
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Literal
 
-import numpy as np
 import spacy
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
-from data.fineharm import every_word
-from utils.annotation import Parsed, batched
+from annotation.records import Parsed, batched
+from annotation.sources import Row
 from utils.files import InputError
 from utils.processes import end_with_parent
-from utils.sources import Row
 
 # The open-class words of Universal Dependencies: those that carry content of their own. The paper
 # calls them notional words. Auxiliaries, pronouns, particles, numerals and all other closed classes
@@ -34,9 +31,6 @@ MAX_CHARACTERS = 1_000_000  # of a response; spaCy refuses more
 
 FENCED_CODE = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 LIST_MARK = re.compile(r"(?:\W{1,3}|\W?\w{1,3}[.):])")  # "-", "*", "1.", "(a)", "iv)"
-
-WordRule = Literal["pos", "all", "delete", "spans"]
-SentenceScore = Callable[[list[str]], np.ndarray]
 
 
 def load_language(name: str = SPACY_MODEL) -> Language:
@@ -166,55 +160,3 @@ def sentences_of(doc: Doc) -> list[Span]:
         after_break = False
     pieces = [doc[start:end] for start, end in zip(cuts, [*cuts[1:], len(doc)], strict=True)]
     return [piece for piece in pieces if piece.text.strip()]
-
-
-def label_words(
-    record: Parsed, sentence_labels: list[int], rule: WordRule, score: SentenceScore
-) -> list[list[int]]:
-    """Labels the words of a response, int [S][W].
-
-    Args:
-        record: The parsed response.
-        sentence_labels: [S] 1 = harmful.
-        rule: "pos": the notional words of harmful sentences, the paper's choice. "all": every word
-            of them. "delete": the words of them without which `score` is lower. "spans": the words
-            that touch a span humans marked.
-        score: Probability of harm of each of some sentences.
-    """
-    if rule == "pos":
-        return [
-            [label * notional for notional in some]
-            for label, some in zip(sentence_labels, record.notional, strict=True)
-        ]
-    if rule == "all":
-        return every_word(sentence_labels, record.words)
-    if rule == "spans":
-        return [_touching(record, position) for position in range(len(record.words))]
-    return [
-        _needed(record, position, score) if label else [0] * len(record.words[position])
-        for position, label in enumerate(sentence_labels)
-    ]
-
-
-def span_labels(record: Parsed) -> list[int]:
-    """Labels the sentences in which a human marked something, int [S]."""
-    return [max(_touching(record, position)) for position in range(len(record.words))]
-
-
-def _touching(record: Parsed, position: int) -> list[int]:
-    base, labels = record.starts[position], []
-    for word, start in zip(record.words[position], record.word_starts[position], strict=True):
-        start, end = base + start, base + start + len(word)
-        labels.append(int(any(first < end and start < last for first, last in record.spans or ())))
-    return labels
-
-
-def _needed(record: Parsed, position: int, score: SentenceScore) -> list[int]:
-    sentence = record.sentences[position]
-    pairs = zip(record.words[position], record.word_starts[position], strict=True)
-    without = [sentence[:start] + sentence[start + len(word) :] for word, start in pairs]
-    texts = [sentence, *filter(str.strip, without)]  # what is left of a lone word has no score
-    if len(texts) == 1:
-        return [1] * len(without)
-    harm = dict(zip(texts, score(texts).tolist(), strict=True))
-    return [int(text not in harm or harm[text] < harm[sentence]) for text in without]

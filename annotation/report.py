@@ -9,8 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from annotation.records import Finished
 from data.fineharm import SPLITS
-from utils.annotation import Finished
 from utils.report import BLUE, GREY, ORANGE, percent
 
 POSITION_BINS = 10

@@ -30,7 +30,7 @@ from anyio.from_thread import start_blocking_portal
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from utils.annotation import Annotation, Parsed
+from annotation.records import Annotation, Parsed
 from utils.files import InputError
 
 VERSION = 2  # counts up whenever the wording below or what counts as an answer changes
@@ -263,7 +263,7 @@ class Session:
 
 
 class LLMAnnotator:
-    """Asks a language model which sentences of a response are harmful (see utils.annotation).
+    """Asks a language model which sentences of a response are harmful (see annotation.records).
 
     Args:
         url: The endpoint without `/chat/completions`, e.g. http://localhost:8000/v1.

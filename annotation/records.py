@@ -1,4 +1,4 @@
-"""What passes between the steps of the annotation pipeline (utils.build_fineharm)."""
+"""What passes between the steps of the annotation pipeline (annotation.pipeline)."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from annotation.records import WINDOW, Annotation, Parsed, batched
 from model.text_classifier import TextClassifier
-from utils.annotation import WINDOW, Annotation, Parsed, batched
 from utils.device import Precision
 
 MAX_LENGTH = 512  # tokens of a sentence that are read

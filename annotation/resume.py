@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from utils.annotation import WINDOW, Annotation, Parsed
+from annotation.records import WINDOW, Annotation, Parsed
 from utils.files import InputError
 
 CHUNK = 2**20  # bytes read at once

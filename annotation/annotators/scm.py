@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from annotation.records import WINDOW, Annotation, Parsed, batched
 from data.alignment import Layout, encode_records
 from data.fineharm import Record
 from data.splits import to_examples
 from data.tokenization import leading_ids, load_tokenizer
 from evaluation.predict import predict
 from model.qwen_dual_task import load_dual_task
-from utils.annotation import WINDOW, Annotation, Parsed, batched
 from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError, read_json
 from utils.run_record import RECORD

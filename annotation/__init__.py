@@ -1,0 +1,1 @@
+"""From judged responses to FineHarm records."""

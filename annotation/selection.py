@@ -1,0 +1,99 @@
+"""Which rows become records, and in which split."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TextIO
+
+from annotation.duplicates import Seen, prompt_key
+from annotation.options import BuildConfig
+from annotation.records import Parsed
+from annotation.sentences import MAX_CHARACTERS
+from annotation.sources import Row
+from data.fineharm import SPLITS
+from utils.files import (
+    InputError,
+)
+
+
+def split_of(key: str, config: BuildConfig) -> str:
+    """Assigns a prompt to a split by a hash of its letters, digits and the seed.
+
+    Case, punctuation and spacing do not count, so trivially different prompts stay together, and
+    further rows move no prompt from one split to another.
+    """
+    digest = hashlib.sha256(f"{config.seed}\n{prompt_key(key)}".encode()).digest()
+    place = int.from_bytes(digest[:8]) / 2**64  # uniform in [0, 1)
+    if place < config.test_share:
+        return "test"
+    return "valid" if place < config.test_share + config.valid_share else "train"
+
+
+class Rejects:
+    """Writes what is left out to rejected.jsonl, and counts it by reason."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.counts = file, Counter()
+
+    def add(
+        self, reason: str, item: Row | Parsed, detail: str = "", labels: Mapping | None = None
+    ) -> None:
+        """Writes one record, with the labels it would have had if there are any."""
+        self.counts[reason] += 1
+        entry = {"id": item.id, "reason": reason, "detail": detail, "label": item.label}
+        entry |= {"prompt": item.prompt, "response": item.response} | dict(labels or {})
+        print(json.dumps(entry, ensure_ascii=False), file=self.file)
+
+
+def select(
+    rows: Iterable[Row], config: BuildConfig, seen: Seen, rejects: Rejects
+) -> Iterator[tuple[Row, str]]:
+    """Gives the rows to annotate, each with its split; the others are rejected.
+
+    Args:
+        rows: All rows.
+        config: The options.
+        seen: Remembers rows.
+        rejects: Takes what is left out.
+
+    Raises:
+        InputError: Two rows share an id; the field of --eval-only is in no row.
+    """
+    name, _, value = (config.eval_only or "").partition("=")
+    known = not name
+    for row in rows:
+        seen.check_id(row, config.id_column)
+        known = known or name in row.fields
+        # without prompts, each response is on its own
+        split = split_of(row.prompt or row.response, config)
+        reason, detail = "", ""
+        if row.label is None:
+            reason = "judgements are tied"
+        elif len(row.response) > MAX_CHARACTERS:
+            reason, detail = "too long to parse", f"{len(row.response)} characters"
+        elif split != "train" and name and str(row.fields.get(name)) != value:
+            reason = "not for evaluation (--eval-only)"
+        elif found := seen.duplicate_of(row):
+            reason, detail = found[0], f"of {found[1]}"
+        if reason:
+            rejects.add(reason, row, detail)
+        else:
+            yield row, split
+    if not known:
+        raise InputError(f"{config.input}: field '{name}' of --eval-only is in no row")
+
+
+def check_classes(config: BuildConfig, counts: Mapping[str, int], when: str) -> None:
+    """Refuses a split without harmful or without benign records.
+
+    Raises:
+        InputError: There is such a split.
+    """
+    for split in SPLITS:
+        for label, word in ((1, "harmful"), (0, "benign")):
+            if not counts.get(f"{split} {label}"):
+                raise InputError(
+                    f"{config.input}: split '{split}' came out without {word} rows{when}; more"
+                    " rows, another --seed or larger shares are needed"
+                )

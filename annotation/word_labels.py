@@ -1,0 +1,64 @@
+"""Word labels from sentence labels."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from annotation.records import Parsed
+from data.fineharm import every_word
+
+WordRule = Literal["pos", "all", "delete", "spans"]
+SentenceScore = Callable[[list[str]], np.ndarray]
+
+
+def label_words(
+    record: Parsed, sentence_labels: list[int], rule: WordRule, score: SentenceScore
+) -> list[list[int]]:
+    """Labels the words of a response, int [S][W].
+
+    Args:
+        record: The parsed response.
+        sentence_labels: [S] 1 = harmful.
+        rule: "pos": the notional words of harmful sentences, the paper's choice. "all": every word
+            of them. "delete": the words of them without which `score` is lower. "spans": the words
+            that touch a span humans marked.
+        score: Probability of harm of each of some sentences.
+    """
+    if rule == "pos":
+        return [
+            [label * notional for notional in some]
+            for label, some in zip(sentence_labels, record.notional, strict=True)
+        ]
+    if rule == "all":
+        return every_word(sentence_labels, record.words)
+    if rule == "spans":
+        return [_touching(record, position) for position in range(len(record.words))]
+    return [
+        _needed(record, position, score) if label else [0] * len(record.words[position])
+        for position, label in enumerate(sentence_labels)
+    ]
+
+
+def span_labels(record: Parsed) -> list[int]:
+    """Labels the sentences in which a human marked something, int [S]."""
+    return [max(_touching(record, position)) for position in range(len(record.words))]
+
+
+def _touching(record: Parsed, position: int) -> list[int]:
+    base, labels = record.starts[position], []
+    for word, start in zip(record.words[position], record.word_starts[position], strict=True):
+        start, end = base + start, base + start + len(word)
+        labels.append(int(any(first < end and start < last for first, last in record.spans or ())))
+    return labels
+
+
+def _needed(record: Parsed, position: int, score: SentenceScore) -> list[int]:
+    sentence = record.sentences[position]
+    pairs = zip(record.words[position], record.word_starts[position], strict=True)
+    without = [sentence[:start] + sentence[start + len(word) :] for word, start in pairs]
+    texts = [sentence, *filter(str.strip, without)]  # what is left of a lone word has no score
+    if len(texts) == 1:
+        return [1] * len(without)
+    harm = dict(zip(texts, score(texts).tolist(), strict=True))
+    return [int(text not in harm or harm[text] < harm[sentence]) for text in without]
