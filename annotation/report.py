@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import pyplot as plt
 
 from annotation.records import Finished
 from data.fineharm import SPLITS
-from utils.report import BLUE, GREY, ORANGE, percent
+from utils.formatting import percent
+from utils.plotting import BLUE, GREY, ORANGE
 
 POSITION_BINS = 10
 LEVELS = ("responses", "sentences", "words")

@@ -21,7 +21,7 @@ from monitor.rules import RULES, Policy, Rule, trace
 from monitor.settings import MonitorSettings, token_theta_of, write_settings
 from utils.cli import run_command
 from utils.files import InputError, refuse_below_one, refuse_file
-from utils.report import percent
+from utils.formatting import percent
 
 POSITIONAL = ("metrics_dir",)  # the first word of the command line
 SCORERS: dict[str, ScoreWith] = {  # what scored the tokens of a row

@@ -38,7 +38,7 @@ from utils.files import InputError, refuse_below_one
 STOPPED = 3  # exit status
 PIECE = 4  # characters of a recorded response that arrive at once
 # Backgrounds of the 256-colour palette, from plain through yellow to about Okabe and Ito's
-# vermilion (see utils.report); their lightness falls steadily, so no colour vision is needed.
+# vermilion (see reports.summary); their lightness falls steadily, so no colour vision is needed.
 SCALE = (None, 230, 228, 221, 214, 208, 166)
 # What SmolLM2 and many others are trained on; for tokenizers that know it but bring no template.
 CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"

@@ -22,9 +22,8 @@ from utils.files import (
     write_bytes,
     write_json,
 )
-from utils.report import interval, percent, threshold
+from utils.formatting import interval, markdown_table, percent, threshold
 from utils.run_record import start_record, write_record
-from utils.table_formats import markdown_table
 
 POSITIONAL = ("metrics_dir",)  # the first word of the command line
 MARK = "rules.json"  # each output folder of this command holds it

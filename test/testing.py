@@ -12,9 +12,10 @@ from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
 from evaluation.predictions import FILE, METRICS, SPLITS, collect, save_predictions
 from evaluation.protocol import evaluate
+from reports.drawing import plot_stop_positions
+from reports.summary import format_table
 from utils.device import Precision
 from utils.files import InputError, atomic_folder, read_json, refuse_below_one, write_json
-from utils.report import format_table, plot_stop_positions
 from utils.run_record import start_record, write_record
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.

@@ -11,8 +11,8 @@ import pytest
 
 from evaluation.decisions import MAX_K, THETAS, delay_k, select_partial
 from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
+from reports.examples_page import OUTCOMES, ExamplesConfig, choose, main, outcome_codes, page
 from tests.conftest import random_split
-from utils.examples_page import OUTCOMES, ExamplesConfig, choose, main, outcome_codes, page
 from utils.files import InputError
 
 HOSTILE = [

@@ -13,22 +13,12 @@ from spacy.tokens import Doc
 from evaluation.decisions import MAX_K, THETAS
 from evaluation.predictions import FILE, METRICS, Predictions, save_predictions
 from evaluation.runs import find_tests
+from reports.curves import cumulative_share, leaked_tokens, stopped_over_seen, trade_off
+from reports.drawing import styles_of
+from reports.figures import FigureConfig, draw_all, draw_macro_f1, draw_stops, main
+from reports.rows import Method, comparable, full_detectors, judge, load_method
+from reports.stop_words import stop_words, tag_shares, words_at_stop
 from tests.conftest import random_split, run
-from utils.figure_numbers import (
-    Method,
-    comparable,
-    cumulative_share,
-    full_detectors,
-    judge,
-    leaked_tokens,
-    load_method,
-    stop_words,
-    stopped_over_seen,
-    tag_shares,
-    trade_off,
-    words_at_stop,
-)
-from utils.figures import FigureConfig, draw_all, draw_macro_f1, draw_stops, main, styles_of
 from utils.files import InputError
 from utils.run_record import RECORD
 
@@ -284,7 +274,7 @@ def test_a_name_looks_the_same_everywhere_and_unlike_others():
 @pytest.fixture()
 def png_alone(monkeypatch):
     """Spares the time that PDF takes."""
-    monkeypatch.setattr("utils.figures.FORMATS", ("png",))
+    monkeypatch.setattr("reports.figures.FORMATS", ("png",))
 
 
 def drawn(folder: Path) -> list[str]:

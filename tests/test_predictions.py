@@ -12,9 +12,9 @@ from evaluation.decisions import delay_k
 from evaluation.metrics import by_length
 from evaluation.predictions import SPLITS, load_predictions, save_predictions, token_pieces
 from evaluation.protocol import evaluate
+from reports.summary import format_table
 from tests.conftest import TOKENIZERS, random_split
 from utils.files import InputError
-from utils.report import format_table
 
 
 @pytest.mark.parametrize("partial", [True, False])

@@ -14,13 +14,14 @@ from model.export_classifier import ExportConfig
 from model.get_backbone import BackboneConfig
 from monitor import calibrate
 from monitor.show import ShowConfig
+from reports import examples_page, figures, tables
+from reports.examples_page import ExamplesConfig
 from test import causal, floor, guard, live, modernbert, rules
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
-from utils import benchmark_annotation, examples_page, figures, tables
+from utils import benchmark_annotation
 from utils.cli import parse
-from utils.examples_page import ExamplesConfig
 
 README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))

@@ -16,17 +16,16 @@ from evaluation.metrics import metrics
 from evaluation.predictions import Predictions, load_predictions, save_predictions
 from evaluation.protocol import evaluate
 from evaluation.runs import INCIDENTAL, find_tests, ordinal
+from reports.rows import PAPER_ROWS, comparable, find_runs, load_method, sections_of
+from reports.summary import PAPER
+from reports.table_formats import BY_CLASS
+from reports.tables import TablesConfig, main
 from test import modernbert
 from test.causal import NAMES
 from tests.conftest import ROOT, random_split, run
 from train.train_qwen import QwenConfig
 from train.training import FREE_ON_RESUME
-from utils.figure_numbers import comparable, load_method
 from utils.files import InputError, read_json, write_json
-from utils.report import PAPER
-from utils.rows import PAPER_ROWS, find_runs, sections_of
-from utils.table_formats import BY_CLASS
-from utils.tables import TablesConfig, main
 
 PARTS = ("value", "low", "high")
 LABEL = (1, 1, 1, 0, 0, 0)

@@ -26,6 +26,10 @@ from data.tokenization import load_tokenizer
 from model.export_classifier import ExportConfig
 from model.export_classifier import main as export_classifier
 from model.qwen_dual_task import load_dual_task
+from reports.figures import draw_all
+from reports.rows import full_detectors, load_method
+from reports.tables import TablesConfig
+from reports.tables import main as make_tables
 from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
 from test.floor import FloorConfig
@@ -33,11 +37,7 @@ from test.floor import main as measure_floor
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.train_qwen import main as train
-from utils.figure_numbers import full_detectors, load_method
-from utils.figures import draw_all
 from utils.files import InputError
-from utils.tables import TablesConfig
-from utils.tables import main as make_tables
 
 FAST = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 2e-3, "logging_steps": 1}
 

@@ -4,16 +4,19 @@ A row is a method by one kind of detection. Runs that differ by their training's
 row. Rows of one test split are a section: only they can be compared.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evaluation.decisions import Outcome
-from evaluation.predictions import METRICS, Predictions
+from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
 from evaluation.protocol import Setting, choose_settings
-from evaluation.runs import Run, find_tests, read_run, split_key
-from utils.files import InputError
+from evaluation.runs import Run, find_tests, read_run, split_key, with_manner
+from utils.files import InputError, read_json
+from utils.run_record import read_record
 
 # Order of the rows. An ablation is SCM under another name; guards are all keys "guard-…".
 ORDER = (
@@ -222,3 +225,102 @@ def sections_of(runs: list[Run]) -> list[list[Row]]:
         rows = [row for group, name in named for row in rows_of(group, name)]
         result.append([row for row in rows if not repeats_scm(row, rows)])
     return result
+
+
+@dataclass
+class Method:
+    """A detector and what it did to the test split.
+
+    Attributes:
+        folder: Where its test lies.
+        row: Key of its row: "scm", "qwen-full", "tfidf", …
+        method: What it is called.
+        test: The test split.
+        full_theta: Chosen on validation, as are θ and k.
+        full: Full detection of the test split.
+        theta, k: Of delay-k detection.
+        partial: Partial detection of the test split.
+        config: The test's options, where they are known.
+
+    What belongs to a kind of detection that there is not is None.
+    """
+
+    folder: Path
+    row: str
+    method: str
+    test: Predictions
+    full_theta: float | None = None
+    full: Outcome | None = None
+    theta: float | None = None
+    k: int | None = None
+    partial: Outcome | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The method, and how its scores were approximated."""
+        return with_manner(self.method, self.config)
+
+
+def judge(folder: Path, row: str, method: str, valid: Predictions, test: Predictions) -> Method:
+    """Chooses thresholds on validation and applies them to the test split."""
+    settings = choose_settings(valid, test)
+    full, partial = settings.get("full"), settings.get("partial")
+    judged = Method(folder, row, method, test)
+    if full is not None:
+        judged.full_theta, judged.full = full.theta, full.decide(test)
+    if partial is not None:
+        judged.theta, judged.k, judged.partial = partial.theta, partial.k, partial.decide(test)
+    return judged
+
+
+def load_method(folder: Path) -> Method:
+    """Reads a test folder.
+
+    Raises:
+        InputError: A file or a field is missing.
+    """
+    result = read_json(folder / METRICS)
+    for name in ("row", "method"):
+        if name not in result:
+            raise InputError(f"{folder / METRICS}: field '{name}' is missing")
+    method = judge(folder, result["row"], result["method"], **load_predictions(folder / FILE))
+    method.config = (read_record(folder) or {}).get("config", {})
+    return method
+
+
+def comparable(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
+    """Picks the methods that may stand in one figure, in the order of the paper's table.
+
+    Returns:
+        Those tested on the same responses, labelled the same (of several such groups the one with
+        most methods, then the first), each row and name once; and a line for each left out.
+    """
+    notes, groups = [], {}
+    for method in methods:
+        same = groups.setdefault(split_key(method.test), {})
+        first = same.setdefault((method.row, method.name), method)
+        if first is not method:
+            notes.append(f"{method.folder}: left out, {first.folder} has the same row and name")
+    largest = max(groups.values(), key=len)
+    for same in groups.values():
+        if same is not largest:
+            notes += [
+                f"{method.folder}: left out, it was tested on another split than"
+                f" {next(iter(largest.values())).folder}"
+                for method in same.values()
+            ]
+    return sorted(largest.values(), key=lambda method: place_of(method.row, method.method)), notes
+
+
+def full_detectors(methods: Sequence[Method]) -> list[Method]:
+    """Leaves out who has none, or whose another one shows: a model tested partially, too."""
+    kept: list[Method] = []
+    for method in methods:
+        scores = method.test.response_prob
+        if method.full is not None and not any(
+            method.method == other.method or np.array_equal(scores, other.test.response_prob)
+            for other in kept
+        ):
+            kept.append(method)
+    return kept

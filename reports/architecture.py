@@ -1,15 +1,12 @@
-"""Draws SCM.png, the architecture figure: python -m utils.draw_architecture [SCM.png]"""
+"""Draws SCM.png, the architecture figure: python -m reports.architecture [SCM.png]"""
 
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from utils.report import BLUE, GREY, ORANGE
+from utils.plotting import BLUE, GREY, ORANGE
 
 INK, PALE, WHITE = "#222222", "#F2F2F2", "#FFFFFF"
 PROMPT = ["prompt", "…"]

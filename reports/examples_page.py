@@ -1,4 +1,4 @@
-"""Responses to look at, each token coloured by its score: python -m utils.examples_page TEST_DIR
+"""Responses to look at, each token coloured by its score: python -m reports.examples_page TEST_DIR
 
 One HTML file that loads nothing. Texts of a corpus are hostile input: each one is escaped, and the
 page's security policy runs no script and applies no style but the template's own, by their hashes.
@@ -21,7 +21,7 @@ from evaluation.metrics import point_metrics
 from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
 from utils.cli import run_command
 from utils.files import InputError, read_json, refuse_file, write_bytes
-from utils.report import percent, threshold
+from utils.formatting import percent, threshold
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 STEPS = 10  # of the colour scale, classes s0 … s9

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from evaluation.bootstrap import bootstrap, intervals, paired_test
 from evaluation.metrics import auroc_at_equal_length, by_length, metrics, point_metrics
+from reports.rows import PAPER_ROWS, Row, find_runs, sections_of
+from reports.summary import PAPER
+from reports.table_formats import Section, as_csv, as_latex, as_markdown
 from utils.cli import run_command
 from utils.files import atomic_folder, read_json, refuse_overwrite, write_bytes
-from utils.report import PAPER
-from utils.rows import PAPER_ROWS, Row, find_runs, sections_of
-from utils.table_formats import Section, as_csv, as_latex, as_markdown
 
 MARK = "table.md"  # each output folder of this command holds it
 POSITIONAL = ("runs_dir",)  # the first words of the command line

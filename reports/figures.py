@@ -1,6 +1,6 @@
-"""Draws the figures of all tests in a folder: python -m utils.figures RUNS_DIR
+"""Draws the figures of all tests in a folder: python -m reports.figures RUNS_DIR
 
-Each number comes from predictions.npz alone; utils/figure_numbers.py computes what is drawn here.
+Each number comes from predictions.npz alone, by `reports.curves` and `reports.stop_words`.
 """
 
 import textwrap
@@ -10,10 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 from spacy.tokens import Doc
 from tqdm import tqdm
 
@@ -22,42 +19,28 @@ from evaluation.decisions import MAX_K, THETAS, Outcome, macro_f1_table
 from evaluation.metrics import point_metrics, stop_histogram
 from evaluation.predictions import FILE, METRICS
 from evaluation.runs import find_tests
-from utils.cli import run_command
-from utils.figure_numbers import (
-    TAGS,
-    Method,
-    comparable,
-    full_detectors,
-    leaked_tokens,
-    load_method,
-    stop_words,
-    stopped_over_seen,
-    tag_shares,
-    trade_off,
-)
-from utils.files import InputError, atomic_folder, refuse_overwrite, write_json
-from utils.report import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    PURPLE,
-    SKY,
-    VERMILION,
+from reports.curves import leaked_tokens, stopped_over_seen, trade_off
+from reports.drawing import (
+    LINES,
+    Styles,
     draw_stop_positions,
-    percent,
-    save_figure,
+    legend_below,
+    near_zero_axis,
+    panels,
+    styles_of,
 )
+from reports.rows import Method, comparable, full_detectors, load_method
+from reports.stop_words import TAGS, stop_words, tag_shares
+from utils.cli import run_command
+from utils.files import InputError, atomic_folder, refuse_overwrite, write_json
+from utils.formatting import percent
+from utils.plotting import BLACK, GREY, save_figure
 
 MARK = "figures.json"  # each output folder of this command holds it
 FORMATS = ("png", "pdf")
 POSITIONAL = ("runs_dir",)  # the first words of the command line
 
 MAX_PANELS = 6
-# of methods; orange is the paper's. Line styles tell them apart in grey, too.
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK, GREY)
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass
@@ -71,76 +54,9 @@ class FigureConfig:
     overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
 
-@dataclass
-class Style:
-    """How a method looks in all figures."""
-
-    line: dict[str, object]
-    marker: str
-
-
-Styles = dict[str, Style]  # of a method's name
-
-
-def styles_of(methods: Sequence[Method]) -> Styles:
-    """Gives each name a colour, a line style and a marker, none of them all shared."""
-    names = dict.fromkeys(method.name for method in methods)
-    return {
-        name: Style(
-            {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]},
-            MARKERS[n % len(MARKERS)],
-        )
-        for n, name in enumerate(names)
-    }
-
-
-def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Makes a grid of up to 6 panels; width and height are those of one, in inches."""
-    rows = 1 if count <= 3 else 2
-    columns = -(-count // rows)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained",
-        squeeze=False, sharex=True, sharey=True,
-    )  # fmt: skip
-    axes = grid.flat[:count]
-    for spare in grid.flat[count:]:
-        spare.remove()
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelbottom=True)
-    return figure, list(axes)
-
-
-def legend_below(figure: Figure) -> None:
-    """Puts one legend for all panels under them, and makes room for it."""
-    labelled = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            labelled.setdefault(textwrap.fill(label, 90), handle)
-    width, height = figure.get_size_inches()
-    longest = max(len(line) for label in labelled for line in label.splitlines())
-    columns = max(1, min(3, len(labelled), int(width * 14 / (longest + 8))))
-    lines = sum(label.count("\n") + 1 for label in labelled)
-    figure.set_size_inches(width, height + 0.19 * -(-lines // columns))
-    figure.legend(
-        labelled.values(), labelled, loc="outside lower center", ncols=columns, frameon=False,
-        fontsize=9, handlelength=3,
-    )  # fmt: skip
-
-
 def setting(method: Method) -> str:
     """Names a method with its θ and k."""
     return f"{method.name} (θ {method.theta:g}, k {method.k})"
-
-
-def near_zero_axis(axes: Axes, first: float, last: float) -> None:
-    """Makes the horizontal axis logarithmic from `first` on and shows 0 as well."""
-    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
-    steps = [step * 10.0**power for power in range(-4, 7) for step in (1, 2, 5)]
-    ticks = [0, *(step for step in steps if first <= step <= last)]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(0, last)
 
 
 def draw_stops(methods: Sequence[Method], styles: Styles) -> Figure:

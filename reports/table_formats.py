@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from utils.report import ROWS, interval, kind_title, percent, threshold
+from reports.summary import ROWS, kind_title
+from utils.formatting import interval, markdown_table, percent, threshold
 
 BY_CLASS = {
     f"{label} {short}": f"{label}_{part}"
@@ -179,15 +180,6 @@ def _class_rows(line: dict[str, Any]) -> list[dict[str, str]]:
         paper = {head: percent(line[f"paper_{metric}"], 2) for head, metric in columns.items()}
         rows.append({"method": f"paper: {line['paper_model']}", "detection": detection, **paper})
     return rows
-
-
-def markdown_table(rows: list[dict[str, str]]) -> str:
-    """Formats cells by their columns, which are the first row's; what is left out is empty."""
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
 
 
 def _paired_cells(line: dict[str, Any]) -> dict[str, str]:

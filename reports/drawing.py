@@ -1,0 +1,154 @@
+"""Parts that several figures share."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from evaluation.metrics import STOP_BINS
+from reports.rows import Method
+from reports.summary import PAPER
+from utils.files import read_json
+from utils.formatting import percent
+from utils.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save_figure
+
+# of methods; orange is the paper's. Line styles tell them apart in grey, too.
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK, GREY)
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass
+class Style:
+    """How a method looks in all figures."""
+
+    line: dict[str, object]
+    marker: str
+
+
+Styles = dict[str, Style]  # of a method's name
+
+
+def draw_stop_positions(
+    axes: Axes,
+    histogram: Sequence[float],
+    method: str,
+    detected: float,
+    seen: float | None,
+    colour: str = BLUE,
+) -> None:
+    """Draws a stop-position histogram in the paper's bins, beside the paper's own bars.
+
+    Args:
+        axes: Where to.
+        histogram: [6], shares of the detected harmful responses (`stop_histogram`).
+        method: Name in the legend.
+        detected: Share of the harmful responses that were stopped.
+        seen: Mean share of their tokens that was out by then; None if none was stopped.
+        colour: Of the method's bars.
+    """
+    paper = read_json(PAPER)["timeliness"]["SCM-0.5B"]
+    edges = [f"{100 * low:.0f}–{100 * high:.0f}" for low, high in pairwise(STOP_BINS)]
+    places = np.arange(len(edges))
+    ours = axes.bar(places - 0.2, 100 * np.asarray(histogram), 0.38, color=colour, label=method)
+    theirs = axes.bar(
+        places + 0.2,
+        100 * np.asarray(paper),
+        0.38,
+        facecolor="none",
+        edgecolor=ORANGE,
+        hatch="///",
+        label="SCM-0.5B, paper (on FineHarm)",
+    )
+    for bars in (ours, theirs):
+        axes.bar_label(bars, fmt="{:.0f}", fontsize=8)
+    axes.set_xticks(places, edges)
+    axes.set_xlabel("share of the response seen at the stop, %")
+    axes.set_ylabel("detected harmful responses, %")
+    axes.set_title(
+        f"{percent(detected, 0)} % of harmful responses stopped,\n"
+        f"after {percent(seen, 0)} % of their tokens on average",
+        fontsize=10,
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
+    """Draws the stop positions of one method.
+
+    Args:
+        row: "partial" of metrics.json.
+        method: Name in the legend.
+        path: PNG to write.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    detected, seen = (
+        row["test"][name]["value"] for name in ("harmful_recall", "mean_fraction_seen")
+    )
+    draw_stop_positions(axes, row["stop_histogram"], method, detected, seen)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def styles_of(methods: Sequence[Method]) -> Styles:
+    """Gives each name a colour, a line style and a marker, none of them all shared."""
+    names = dict.fromkeys(method.name for method in methods)
+    return {
+        name: Style(
+            {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]},
+            MARKERS[n % len(MARKERS)],
+        )
+        for n, name in enumerate(names)
+    }
+
+
+def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Makes a grid of up to 6 panels; width and height are those of one, in inches."""
+    rows = 1 if count <= 3 else 2
+    columns = -(-count // rows)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained",
+        squeeze=False, sharex=True, sharey=True,
+    )  # fmt: skip
+    axes = grid.flat[:count]
+    for spare in grid.flat[count:]:
+        spare.remove()
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.tick_params(labelbottom=True)
+    return figure, list(axes)
+
+
+def legend_below(figure: Figure) -> None:
+    """Puts one legend for all panels under them, and makes room for it."""
+    labelled = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            labelled.setdefault(textwrap.fill(label, 90), handle)
+    width, height = figure.get_size_inches()
+    longest = max(len(line) for label in labelled for line in label.splitlines())
+    columns = max(1, min(3, len(labelled), int(width * 14 / (longest + 8))))
+    lines = sum(label.count("\n") + 1 for label in labelled)
+    figure.set_size_inches(width, height + 0.19 * -(-lines // columns))
+    figure.legend(
+        labelled.values(), labelled, loc="outside lower center", ncols=columns, frameon=False,
+        fontsize=9, handlelength=3,
+    )  # fmt: skip
+
+
+def near_zero_axis(axes: Axes, first: float, last: float) -> None:
+    """Makes the horizontal axis logarithmic from `first` on and shows 0 as well."""
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    steps = [step * 10.0**power for power in range(-4, 7) for step in (1, 2, 5)]
+    ticks = [0, *(step for step in steps if first <= step <= last)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(0, last)

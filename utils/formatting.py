@@ -1,0 +1,26 @@
+"""Numbers and tables as text."""
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Formats a share as percent; undefined ones as a dash."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def interval(metric: dict[str, float | None], digits: int = 1) -> str:
+    """Formats a metric with its 95 % interval, in percent."""
+    low, high = percent(metric["low"], digits), percent(metric["high"], digits)
+    return f"{percent(metric['value'], digits)} [{low}, {high}]"
+
+
+def threshold(theta: float | None) -> str:
+    """Formats a threshold; one that nothing reaches as ∞."""
+    return "∞" if theta is None else f"{theta:.4g}"
+
+
+def markdown_table(rows: list[dict[str, str]]) -> str:
+    """Formats cells by their columns, which are the first row's; what is left out is empty."""
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
