@@ -1,1 +1,1 @@
-"""Backbone, heads and forward pass."""
+"""The models: backbone, heads, losses, loading."""

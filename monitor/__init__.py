@@ -1,1 +1,1 @@
-"""The streaming runtime: follows a response while it is written and says when to stop it."""
+"""The live runtime: streams followed, held back and stopped."""

@@ -1,1 +1,1 @@
-"""The paper's evaluations, one thin file a method. (Unit tests live in tests/.)"""
+"""The paper's evaluations, one command a row; the unit tests are in tests/."""

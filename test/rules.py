@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation.predictions import FILE
 from evaluation.runs import load_partial
-from monitor.compare_rules import REFERENCE, compare
+from test.compare_rules import REFERENCE, compare
 from utils.cli import run_command
 from utils.files import (
     InputError,

@@ -29,6 +29,7 @@ from annotation.pipeline import inconsistency, label_record, main, outside
 from annotation.sentences import SPACY_MODEL, _worker
 from annotation.sources import Columns, Row, iterate_file, majority, read_judged
 from annotation.word_labels import label_words, span_labels
+from benchmarks.annotation import multiply
 from data.alignment import Layout, encode_records
 from data.fineharm import SPLITS, find_split, read_split
 from data.prepare import DataConfig
@@ -40,7 +41,6 @@ from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
-from utils.benchmark_annotation import multiply
 from utils.files import InputError, read_json
 
 PIECES = [

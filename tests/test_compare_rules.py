@@ -13,7 +13,8 @@ from evaluation.conformal import conformal_theta
 from evaluation.decisions import MISSED
 from evaluation.metrics import point_metrics
 from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
-from monitor.compare_rules import (
+from monitor.rules import RULES, DelayK, Rule, stop, trace
+from test.compare_rules import (
     FAMILIES,
     at_equal_false_alarms,
     choose_shape,
@@ -22,7 +23,6 @@ from monitor.compare_rules import (
     running_maxima,
     statistics_of,
 )
-from monitor.rules import RULES, DelayK, Rule, stop, trace
 from test.rules import RulesConfig, main
 from tests.conftest import random_split, run
 from tests.test_rules import rules

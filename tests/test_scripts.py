@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from annotation.options import BuildConfig
+from benchmarks import annotation as benchmark_annotation
 from data import prepare as prepare_data
 from data.prepare import DataConfig
 from model import export_classifier, get_backbone
@@ -20,7 +21,6 @@ from test import causal, floor, guard, live, modernbert, rules
 from tests.conftest import ROOT, run
 from train.train_qwen import QwenConfig
 from train.training import TrainConfig
-from utils import benchmark_annotation
 from utils.cli import parse
 
 README = (ROOT / "README.md").read_text()
@@ -91,7 +91,7 @@ PARSERS = {
     "scripts/calibrate-monitor.sh": (calibrate.CalibrateConfig, calibrate.POSITIONAL),
     "scripts/compare-rules.sh": (rules.RulesConfig, rules.POSITIONAL),
     "scripts/check-live.sh": (live.LiveConfig, live.POSITIONAL),
-    "utils.benchmark_annotation": (benchmark_annotation.BenchmarkConfig, ()),
+    "benchmarks.annotation": (benchmark_annotation.BenchmarkConfig, ()),
     "scripts/run-annotate.sh": (BuildConfig, ()),
     "scripts/run-monitor.sh": (ShowConfig, ()),
     "model.export_classifier": (ExportConfig, export_classifier.POSITIONAL),

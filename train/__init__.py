@@ -1,1 +1,1 @@
-"""Training, one entry point a backbone family."""
+"""Training: one entry point a backbone family."""

@@ -1,1 +1,1 @@
-"""FineHarm reading, labelling, alignment, loss, metrics, evaluation, reports, run record."""
+"""What knows nothing of the subject: command line, files, run records, devices, formats."""

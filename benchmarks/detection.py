@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.timing import compare
 from data.alignment import Layout
 from data.batches import TOKEN_BUDGET, collate, token_budget_batches
 from data.fineharm import find_split, read_split
@@ -28,7 +29,6 @@ from model.qwen_dual_task import load_backbone
 from utils.cli import run_command
 from utils.files import refuse_below_one, refuse_file, write_json
 from utils.run_record import start_record
-from utils.timing import compare
 
 
 @dataclass

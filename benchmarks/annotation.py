@@ -1,6 +1,6 @@
 """Speed and memory of the annotation pipeline as the corpus grows.
 
-python -m utils.benchmark_annotation --input responses.jsonl --times 0.25 1 4
+python -m benchmarks.annotation --input responses.jsonl --times 0.25 1 4
 """
 
 import json

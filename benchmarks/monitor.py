@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
+from benchmarks.timing import compare
 from data.tokenization import load_tokenizer
 from model.loading import load_checkpoint
 from model.qwen_dual_task import QwenForDualTask, load_backbone
@@ -28,7 +29,6 @@ from utils.cli import run_command
 from utils.device import default_device
 from utils.files import InputError, refuse_below_one, refuse_file, write_json
 from utils.run_record import start_record
-from utils.timing import compare
 
 WARM_UP = 3  # steps that are not counted
 FILL = 128  # tokens of each of many streams before they are timed

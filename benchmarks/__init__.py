@@ -1,0 +1,1 @@
+"""The speed of each stage, beside another way of doing it."""
