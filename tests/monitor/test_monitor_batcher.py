@@ -15,8 +15,8 @@ from monitor.guard import guard_async
 from monitor.rules import DelayK
 from monitor.stream import Stream, StreamClosed
 from tests.conftest import NEVER, settings_of
-from tests.test_monitor_stream import TEXT, follow
-from tests.test_monitor_text import BYTE_LEVEL, pieces_of, texts
+from tests.monitor.test_monitor_stream import TEXT, follow
+from tests.monitor.test_monitor_text import BYTE_LEVEL, pieces_of, texts
 from utils.files import InputError
 
 

@@ -30,7 +30,7 @@ from monitor.show import (
 )
 from monitor.stream import StreamingContentMonitor
 from tests.conftest import ROOT, SAMPLE, run
-from tests.test_monitor_stream import save_scm, settings_of
+from tests.monitor.test_monitor_stream import save_scm, settings_of
 from utils.cli import parse
 from utils.files import InputError
 

@@ -14,7 +14,7 @@ from monitor.generation import GrowingDecode, MonitorCriteria, MonitorStreamer, 
 from monitor.rules import DelayK, stop
 from monitor.stream import StreamingContentMonitor
 from tests.conftest import TOKENIZERS, settings_of
-from tests.test_monitor_stream import plain_model, scores_of
+from tests.monitor.test_monitor_stream import plain_model, scores_of
 from utils.files import InputError
 
 PROMPT = "How does it work?"

@@ -14,7 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from reports.examples_page import page
-from tests.test_examples_page import HOSTILE, made_split
+from tests.reports.test_examples_page import HOSTILE, made_split
 from utils.files import write_bytes
 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")

@@ -23,7 +23,7 @@ from monitor.rules import Cusum, DelayK, Policy, WindowedMean, stop
 from monitor.settings import write_settings
 from monitor.stream import StreamClosed, StreamingContentMonitor
 from tests.conftest import NEVER, save_scm, settings_of  # noqa: F401
-from tests.test_monitor_text import BYTE_LEVEL, pieces_of, texts
+from tests.monitor.test_monitor_text import BYTE_LEVEL, pieces_of, texts
 from utils.files import InputError
 
 PROMPT = "How does it work?"

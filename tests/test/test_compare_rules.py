@@ -25,7 +25,7 @@ from test.compare_rules import (
 )
 from test.rules import RulesConfig, main
 from tests.conftest import random_split, run
-from tests.test_rules import rules
+from tests.monitor.test_rules import rules
 from utils.files import InputError
 
 INF = math.inf

@@ -10,8 +10,8 @@ from monitor.guard import guard
 from monitor.rules import DelayK
 from monitor.stream import StreamingContentMonitor
 from tests.conftest import settings_of
-from tests.test_monitor_stream import PROMPT, TEXT, follow
-from tests.test_monitor_text import pieces_of, texts
+from tests.monitor.test_monitor_stream import PROMPT, TEXT, follow
+from tests.monitor.test_monitor_text import pieces_of, texts
 from utils.files import InputError
 
 

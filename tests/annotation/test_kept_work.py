@@ -18,8 +18,8 @@ from annotation import pipeline as build_fineharm
 from annotation.pipeline import main
 from annotation.records import Annotation
 from annotation.resume import finish_folder, keep_annotations, whole_lines
+from tests.annotation.test_annotation import config_for, rows, write
 from tests.conftest import ROOT, no_score, parsed
-from tests.test_annotation import config_for, rows, write
 from utils.files import InputError, atomic_folder
 
 

@@ -15,7 +15,7 @@ import pytest
 from annotation.annotators.llm import WINDOW, LLMAnnotator, make_messages, read_policy, read_verdict
 from annotation.options import BuildConfig
 from annotation.records import Annotation
-from tests.chat_server import ChatServer, Reply, record, verdict
+from tests.annotation.chat_server import ChatServer, Reply, record, verdict
 from tests.conftest import ROOT
 from utils.files import InputError
 
@@ -540,7 +540,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from annotation.annotators.llm import LLMAnnotator
-from tests.chat_server import record
+from tests.annotation.chat_server import record
 annotator = LLMAnnotator(url=sys.argv[1], model="stub", key_env="STUB_KEY", cache=Path(sys.argv[2]),
                          concurrency=4, retries=1, timeout=30.0, answers=2)
 """
