@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import chain
 from os.path import commonprefix
-from typing import Literal
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from data.fineharm import Record
+from data.options import Join
 from utils.files import InputError
 
 IGNORE_INDEX = -100
@@ -23,8 +23,6 @@ HARMFUL, BENIGN = 1, 0
 
 # what str.isspace and str.split call white space; the last entry stands for all further characters
 IS_SPACE = np.array([chr(code).isspace() for code in range(0x3001)] + [False])
-
-Join = Literal["newline", "original"]
 
 
 @dataclass(frozen=True)

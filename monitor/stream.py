@@ -20,21 +20,21 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data.batches import TOKEN_BUDGET
 from data.tokenization import leading_ids, load_tokenizer
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
+from monitor.options import OnLimit
 from monitor.packed import Scorer
 from monitor.rules import Level, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
 from monitor.text import GrowingIds, GrowingText, Splitter, join_surrogates
 from utils.device import default_device
 from utils.files import InputError
+from utils.options import TOKEN_BUDGET
 
 LEVELS: tuple[Level, ...] = ("safe", "controversial", "unsafe")  # from good to bad
 CHUNK = 256  # tokens of one stream computed at once: bounds the memory of attention masks
 
 Reason = Literal["harmful", "context", "error"]
-OnLimit = Literal["stop", "pass"]
 
 
 class StreamClosed(RuntimeError):

@@ -26,11 +26,12 @@ from annotation.records import Parsed
 from annotation.sentences import parse
 from annotation.sources import Row
 from data.fineharm import read_split
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.tokenization import load_tokenizer
 from evaluation.predictions import Predictions
-from model.get_backbone import BackboneConfig, build_tiny
+from model.get_backbone import build_tiny
+from model.options import BackboneConfig
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402

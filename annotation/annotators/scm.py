@@ -16,8 +16,9 @@ from data.splits import to_examples
 from data.tokenization import leading_ids, load_tokenizer
 from evaluation.predict import predict
 from model.qwen_dual_task import load_dual_task
-from utils.device import Precision, default_device, use_bf16
+from utils.device import default_device, use_bf16
 from utils.files import InputError, read_json
+from utils.options import Precision
 from utils.run_record import RECORD
 
 

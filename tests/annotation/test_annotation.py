@@ -24,21 +24,21 @@ from annotation.annotators.mil import MilAnnotator, fold_of
 from annotation.annotators.response import ResponseAnnotator
 from annotation.annotators.scm import ScmAnnotator
 from annotation.duplicates import Seen
-from annotation.options import BuildConfig
+from annotation.options import SPACY_MODEL, BuildConfig
 from annotation.pipeline import inconsistency, label_record, main, outside
-from annotation.sentences import SPACY_MODEL, _worker
+from annotation.sentences import _worker
 from annotation.sources import Columns, Row, iterate_file, majority, read_judged
 from annotation.word_labels import label_words, span_labels
 from benchmarks.annotation import multiply
 from data.alignment import Layout, encode_records
 from data.fineharm import SPLITS, find_split, read_split
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
-from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
+from model.options import ExportConfig
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
 from utils.files import InputError, read_json

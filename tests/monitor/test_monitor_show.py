@@ -14,10 +14,10 @@ import pytest
 from data.fineharm import read_split
 from data.tokenization import load_tokenizer
 from monitor.generation import Transcript
+from monitor.options import ShowConfig
 from monitor.rules import DelayK
 from monitor.settings import write_settings
 from monitor.show import (
-    ShowConfig,
     as_chat,
     escape,
     load_monitor,
