@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from data.alignment import EncodedRecord
-from data.tokenization import tokenizer_fingerprint
+from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from utils.files import InputError, read_json, sha256_file
 
 
@@ -44,10 +44,11 @@ def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> P
     Args:
         folder: The output folder of scripts/run-data.sh.
         tokenizer: The model's tokenizer; the data must have been prepared with its like. None
-            where no model is involved.
+            where no model is involved: the folder's own.
 
     Raises:
-        InputError: No such folder, not a data folder, or data of another tokenizer.
+        InputError: No such folder, not a data folder, data of another tokenizer, or data that was
+            prepared while records could still spell control tokens.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,14 +56,17 @@ def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> P
     meta = read_json(folder / "meta.json")
     if not isinstance(meta, dict):
         raise InputError(f"{folder}/meta.json: an object was expected")
-    if tokenizer is not None and meta.get("tokenizer") != tokenizer_fingerprint(tokenizer):
-        raise InputError(
-            f"{folder}/meta.json: field 'tokenizer': the data was prepared with another tokenizer"
-            " than the model's; run scripts/run-data.sh with the model's folder"
-        )
     missing = {"tokenizer", "join", "max_length", "inputs"} - set(meta)
     if missing:
         raise InputError(f"{folder}/meta.json: field '{min(missing)}' is missing")
+    if tokenizer is None:
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    if meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
+        raise InputError(
+            f"{folder}/meta.json: field 'tokenizer': the data was prepared with another tokenizer"
+            " than the model's, or before records were read as text alone; prepare it again:"
+            " scripts/run-data.sh with the model's folder"
+        )
     try:
         splits = datasets.load_from_disk(folder)
     except (OSError, ValueError, KeyError) as error:
