@@ -36,19 +36,19 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        state = json.loads(tokenizer.to_str())
-        state["truncation"] = state["padding"] = None
-        for token in state["added_tokens"]:
-            token["special"] |= not token["normalized"]
-        self.control = {
-            token["id"]: token["content"] for token in state["added_tokens"] if token["special"]
-        }
-        """What each control token's id stands for."""
-        self.tokenizer = Tokenizer.from_str(json.dumps(state))
+        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        control = {token: about for token, about in added if about.special or not about.normalized}
+        for about in control.values():
+            about.special = True
+        self.tokenizer.add_special_tokens(list(control.values()))
         self.tokenizer.encode_special_tokens = True  # lost in to_str and in pickles
-        parts = state["pre_tokenizer"] or {}
-        kinds = {part.get("type") for part in parts.get("pretokenizers", [parts])}
-        known = state["model"]["vocab"] if "ByteLevel" in kinds else BYTE_OF
+        self.control = {token: about.content for token, about in control.items()}
+        """What each control token's id stands for."""
+        byte_level = "ByteLevel(" in str(self.tokenizer.pre_tokenizer)
+        known = self.tokenizer.get_vocab() if byte_level else BYTE_OF
         self._lacking = bytes(byte for letter, byte in BYTE_OF.items() if letter not in known)
         if self._has_lacking("\ufffd"):
             raise InputError("tokenizer.json: field 'model.vocab': lacks the bytes of U+FFFD")
