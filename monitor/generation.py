@@ -108,11 +108,10 @@ class GrowingDecode:
         if text[-1:] != "\ufffd":
             return self._give(text, len(self._ids))
         count = len(self._ids) - UNFINISHED
-        if count - self._given >= BROKEN and text.startswith(
-            some := self._decode(self._ids[:count])
-        ):
-            return self._give(some, count)
-        return ""
+        if count - self._given < BROKEN:
+            return ""
+        settled = self._decode(self._ids[:count])
+        return self._give(settled, count) if text.startswith(settled) else ""
 
     def finish(self) -> str:
         """Returns the rest: what never became a character, as U+FFFD."""
@@ -207,6 +206,7 @@ class MonitorCriteria(StoppingCriteria):
         self._special = {token for token, about in added if about.special}
         ends = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self._silent = self._ends | self._special
         self._monitor, self._seen = monitor, prompt_length
         self._past: Tensor | None = None  # (rows, seen), the ids of the last call
         same = same_tokenizer(tokenizer, monitor.tokenizer)
@@ -280,7 +280,7 @@ class MonitorCriteria(StoppingCriteria):
         """Takes a row's next ids; an end that other tokens follow was none, whatever it is."""
         ids = [*row.ends, *ids]
         count = len(ids)
-        while count and ids[count - 1] in self._ends | self._special:
+        while count and ids[count - 1] in self._silent:
             count -= 1
         row.receive([token for token in ids[:count] if token not in self._special])
         row.ends = [token for token in ids[count:] if token in self._ends]

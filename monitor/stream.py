@@ -47,8 +47,8 @@ class Verdict:
     """What is known after a piece. Positions are of the response, which starts at 0.
 
     Attributes:
-        text: Characters the piece added; what was invalid in it, or is of no tokenizer's alphabet,
-            has become U+FFFD.
+        text: Characters the piece added; what was invalid in it, or the tokenizer cannot spell, has
+            become U+FFFD.
         scores: float32 [new tokens], probability of harm at each token judged since the last
             verdict, the one it was stopped at included.
         starts: [new tokens], where the characters of each begin.

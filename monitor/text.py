@@ -37,7 +37,7 @@ GREEDY = ("lstrip", "rstrip", "single_word")  # what makes an added word take fr
 # kinds of characters
 LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, INVISIBLE, OTHER = "LNSM nix"
 LONGEST_RUN = 8192  # characters that may wait for what settles them
-SLICE = 1024  # characters of a long piece looked at together
+SLICE = 128  # characters of a long piece looked at together
 
 
 @lru_cache(maxsize=1 << 16)
@@ -177,7 +177,7 @@ class GrowingText:
         """Finds how much of the tail is settled, of which `before` characters were there before."""
         tail = self._tail
         for place in range(len(tail) - 1, max(before, 1) - 1, -1):
-            if self._splitter.splits(tail, place):
+            if self._splitter.splits_at(tail, place):
                 return place
         grown = len(tail) // LONG_WORD_STEP > before // LONG_WORD_STEP
         if len(tail) >= LONG_WORD and grown and not self._splitter.added_in(tail):
@@ -269,7 +269,7 @@ class Splitter:
         for characters in (8, 64):  # an id; text that has fewer ids than that loses some in front
             start = max(0, len(text) - characters * count)
             places = range(start, min(start + LONGEST_RUN, len(text)))
-            first = next((at for at in places if not at or self.splits(text, at)), start)
+            first = next((at for at in places if not at or self.splits_at(text, at)), start)
             ids = self.encode(text[first:]).ids
             if not start or len(ids) >= count:
                 break
@@ -294,7 +294,7 @@ class Splitter:
         value = self._tokenizer.id_to_token(token) or ""
         return bytes(BYTE_OF[character] for character in value)
 
-    def splits(self, text: str, place: int) -> bool:
+    def splits_at(self, text: str, place: int) -> bool:
         """Says whether the text before a place has its tokens for good, and what follows, too."""
         return splits(text[place - 1], text[place]) and not self._in_added(text, place)
 
