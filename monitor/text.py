@@ -251,12 +251,8 @@ class Splitter:
             token: self.encode(text).ids for token, text in self._encoder.control.items()
         }
         self.normalizes = state["normalizer"] is not None
-        bytes_of_words = (
-            len(token)
-            for token in state["model"]["vocab"]
-            if not any(c.isascii() and not c.isalpha() for c in token[1:])
-        )
-        self.longest = max(bytes_of_words, default=1)
+        by_length = sorted(state["model"]["vocab"], key=len, reverse=True)
+        self.longest = next((len(token) for token in by_length if _in_word(token)), 1)
         self.merges_alone = not state["model"].get("ignore_merges")
 
     def last_ids(self, text: str, count: int) -> list[int]:
@@ -346,6 +342,12 @@ class Splitter:
         sizes = accumulate(len(character.encode()) for character in tail[start:])
         through = [count for count, size in enumerate(sizes, start=1) if size in boundaries]
         return start + (through[-1] if through else 0)
+
+
+def _in_word(token: str) -> bool:
+    """Says whether a token may lie in a word, as `Splitter.settled_of_word` knows words."""
+    spelled = bytes(BYTE_OF.get(letter, ord(" ")) for letter in token)
+    return all(kind(character) == LETTER for character in spelled.decode("utf-8", "ignore")[1:])
 
 
 def _unknown(state: dict, words: list[dict]) -> str:
