@@ -17,7 +17,7 @@ from data.alignment import HARMFUL, IGNORE_INDEX, EncodedRecord, Layout, encode_
 from data.fineharm import SPLITS, Record, every_word, find_split, read_split
 from data.meta import META
 from data.options import DataConfig
-from data.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
+from data.tokenization import TextEncoder, leading_ids, load_tokenizer, tokenizer_fingerprint
 from utils.files import InputError, sha256_file, write_json
 from utils.processes import end_with_parent
 from utils.run_record import run_folder
@@ -44,12 +44,13 @@ def _start_worker(tokenizer_json: str, layout: Layout, records: list[tuple[str, 
     """Keeps what all chunks need; a forked worker inherits the records without a copy."""
     end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(tokenizer=Tokenizer.from_str(tokenizer_json), layout=layout, records=records)
+    encoder = TextEncoder(Tokenizer.from_str(tokenizer_json))
+    _worker.update(encoder=encoder, layout=layout, records=records)
 
 
 def _encode_chunk(start: int) -> list[EncodedRecord]:
     records = _worker["records"][start : start + CHUNK]
-    return encode_records(records, _worker["tokenizer"], _worker["layout"])
+    return encode_records(records, _worker["encoder"], _worker["layout"])
 
 
 def encode_split(
@@ -77,8 +78,9 @@ def encode_split(
 
     def results() -> Iterator[list[EncodedRecord]]:
         if workers == 1:
+            encoder = TextEncoder(tokenizer)
             for start in starts:
-                yield encode_records(records[start : start + CHUNK], tokenizer, layout)
+                yield encode_records(records[start : start + CHUNK], encoder, layout)
             return
         with ProcessPoolExecutor(
             workers,
@@ -139,9 +141,6 @@ def main(config: DataConfig) -> None:
         paths = {split: find_split(input_dir, split) for split in SPLITS}
         tokenizer = load_tokenizer(Path(config.tokenizer_path))
         layout = Layout(config.join, config.max_length, tuple(leading_ids(tokenizer)))
-        fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        fast.no_truncation()
-        fast.no_padding()
 
         splits, counts = {}, {}
         for split, path in paths.items():
@@ -150,7 +149,9 @@ def main(config: DataConfig) -> None:
                 for _, record in records:
                     labels = every_word(record["sentence_labels"], record["words"])
                     record["word_labels"] = labels
-            encoded = encode_split(records, fast, layout, config.num_workers, description=split)
+            encoded = encode_split(
+                records, tokenizer.backend_tokenizer, layout, config.num_workers, split
+            )
             counts[split] = statistics(encoded)
             if not 0 < counts[split]["harmful"] < len(encoded):
                 missing = "harmful" if counts[split]["harmful"] == 0 else "benign"

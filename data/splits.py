@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data.alignment import EncodedRecord
 from data.meta import read_meta
-from data.tokenization import tokenizer_fingerprint
+from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from utils.files import InputError
 
 
@@ -37,17 +37,21 @@ def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> P
     Args:
         folder: The output folder of scripts/run-data.sh.
         tokenizer: The model's tokenizer; the data must have been prepared with its like. None
-            where no model is involved.
+            where no model is involved: the folder's own.
 
     Raises:
-        InputError: No such folder, not a data folder, or data of another tokenizer.
+        InputError: No such folder, not a data folder, data of another tokenizer, or data that was
+            prepared while records could still spell control tokens.
     """
     folder = Path(folder)
     meta = read_meta(folder)
-    if tokenizer is not None and meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
+    if tokenizer is None:
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    if meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
         raise InputError(
             f"{folder}/meta.json: field 'tokenizer': the data was prepared with another tokenizer"
-            " than the model's; run scripts/run-data.sh with the model's folder"
+            " than the model's, or before records were read as text alone; prepare it again:"
+            " scripts/run-data.sh with the model's folder"
         )
     try:
         splits = datasets.load_from_disk(folder)

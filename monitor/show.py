@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -26,7 +25,7 @@ from transformers import (
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
 from model.loading import load_checkpoint
-from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
+from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript, as_chat
 from monitor.options import ShowConfig
 from monitor.rules import fail_closed
 from monitor.stream import StreamingContentMonitor, Verdict
@@ -38,8 +37,6 @@ PIECE = 4  # characters of a recorded response that arrive at once
 # Backgrounds of the 256-colour palette, from plain through yellow to about Okabe and Ito's
 # vermilion (see reports.summary); their lightness falls steadily, so no colour vision is needed.
 SCALE = (None, 230, 228, 221, 214, 208, 166)
-# What SmolLM2 and many others are trained on; for tokenizers that know it but bring no template.
-CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # reorder the line
 
 
@@ -186,18 +183,6 @@ def replay(
     screen.show(transcript)
     screen.close(transcript, len(response))
     return transcript.verdict
-
-
-def as_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, torch.Tensor]:
-    """Encodes a prompt as the language model expects it, on the CPU."""
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    elif {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_added_vocab().keys():
-        text = CHATML.format(prompt=prompt)
-    else:
-        return dict(tokenizer(prompt, return_tensors="pt"))
-    return dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
 
 
 def answer(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from annotation.sources import Row
 from data.fineharm import read_split
 from data.options import DataConfig
 from data.prepare import main as prepare
-from data.tokenization import load_tokenizer
+from data.tokenization import TextEncoder, load_tokenizer
 from evaluation.predictions import Predictions
 from model.get_backbone import build_tiny
 from model.options import BackboneConfig
@@ -199,6 +200,12 @@ def tokenizers(tiny) -> dict:
         return loaded[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def encoders(tokenizers):
+    """Makes each tokenizer's encoder of content once."""
+    return cache(lambda name: TextEncoder(tokenizers(name).backend_tokenizer))
 
 
 NEVER = Cusum(0.0)  # with a threshold that no response reaches
