@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from monitor import stream as stream_module
 from monitor.batcher import Batcher
-from monitor.guard import guard_async
+from monitor.hold_back import guard_async
 from monitor.rules import DelayK
 from monitor.stream import Stream, StreamClosed
 from tests.conftest import NEVER, settings_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor.guard import guard
+from monitor.hold_back import guard
 from monitor.rules import DelayK
 from monitor.stream import StreamingContentMonitor
 from tests.conftest import settings_of
