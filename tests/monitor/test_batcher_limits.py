@@ -69,7 +69,7 @@ def test_a_stream_that_is_not_fed_loses_its_place(monitor):
         idle, busy = await batcher.open("a"), await batcher.open("b")
         for _ in range(10):  # feeds that settle nothing count, too
             await busy.feed(" ")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.12)
         with pytest.raises(StreamClosed, match="idle_timeout"):
             await idle.feed("words")
         with pytest.raises(StreamClosed):
@@ -77,7 +77,7 @@ def test_a_stream_that_is_not_fed_loses_its_place(monitor):
         await (await batcher.open("c")).close()
         assert not (await busy.close()).stopped
 
-    run_with(monitor, body, idle_timeout=0.3)
+    run_with(monitor, body, idle_timeout=1.0)
 
 
 @pytest.mark.parametrize("error", [StopIteration, asyncio.CancelledError, SystemExit])

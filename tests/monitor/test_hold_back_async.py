@@ -189,12 +189,12 @@ def test_a_stalled_consumer_loses_its_place(monitor):
         assert connection.closed == ["iterator", "connection"]
         last = guard_async(batcher, "a", Connection(PIECES[:1]))
         await anext(last)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.8)
         with pytest.raises(StreamClosed):  # its end is not judged, so it is not complete
             await anext(last)
         assert not last.report.complete
 
-    run_with(monitor, body, max_streams=1, idle_timeout=0.1)
+    run_with(monitor, body, max_streams=1, idle_timeout=0.4)
 
 
 def test_where_no_event_loop_runs_there_is_no_guard(monitor):
