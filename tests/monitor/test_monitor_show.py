@@ -17,7 +17,6 @@ from monitor.options import ShowConfig
 from monitor.rules import DelayK
 from monitor.settings import write_settings
 from monitor.show import (
-    ShowConfig,
     escape,
     load_monitor,
     outcome,
