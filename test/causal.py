@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch import nn
 
-from data.splits import Examples, load_processed
+from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores, predict
-from evaluation.predictions import FILE, METRICS, load_predictions
-from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
+from evaluation.predictions import FILE, METRICS, SPLITS, load_predictions
+from model.frozen import read_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, ScoreWith, load_dual_task
 from monitor.calibrate import tested_settings
@@ -70,8 +69,8 @@ class TestConfig(ModelTestConfig):
             self.refuse_target("full detection stops no stream")
 
 
-def take_frozen(model: QwenForDualTask, config: TestConfig) -> tuple[list[nn.Module], str]:
-    """Takes out the layers that the training left as they were; returns them and their origin.
+def read_frozen(model: QwenForDualTask, config: TestConfig, splits: list[Examples]) -> None:
+    """Lets a model read the output of the layers that its training left as they were.
 
     Raises:
         InputError: The training's record tells of no such layers.
@@ -83,8 +82,15 @@ def take_frozen(model: QwenForDualTask, config: TestConfig) -> tuple[list[nn.Mod
         raise InputError(
             f"--frozen-cache: {path / RECORD}: field 'config.last_layers': no layer was frozen"
         )
-    freeze_all_but_last(model, layers)
-    return take_frozen_layers(model), backbone_key(record["backbone"])
+    read_frozen_layers(
+        model,
+        layers,
+        splits,
+        Path(config.frozen_cache),
+        backbone=backbone_key(record["backbone"]),
+        bf16=use_bf16(config.precision, default_device()),
+        token_budget=config.token_budget,
+    )
 
 
 def main(config: TestConfig) -> None:
@@ -97,7 +103,7 @@ def main(config: TestConfig) -> None:
     data = load_processed(Path(config.data_dir), load_tokenizer(Path(config.model_path)))
     device = default_device()
     model = load_dual_task(Path(config.model_path)).to(device)
-    is_baseline = getattr(model.config, "alpha", None) == 0
+    is_baseline = model.config.alpha == 0
     if is_baseline != config.row.startswith("qwen"):
         was, script = ("full detection", "qwen-full") if is_baseline else ("SCM", "scm")
         raise InputError(
@@ -108,20 +114,11 @@ def main(config: TestConfig) -> None:
     if untrained and config.score_with == "holistic":
         raise InputError(f"--score-with: {config.model_path}/{untrained}")
     bf16 = use_bf16(config.precision, device)
-    frozen, backbone = take_frozen(model, config) if config.frozen_cache else ([], "")
+    if config.frozen_cache:
+        read_frozen(model, config, [load_examples(data, name) for name in SPLITS])
     token_scorer = config.row == "scm" and config.score_with == "token"
 
     def score(examples: Examples, split: str) -> Scores:
-        if frozen:
-            examples.frozen_states = frozen_states(
-                model,
-                frozen,
-                examples,
-                Path(config.frozen_cache),
-                backbone=backbone,
-                bf16=bf16,
-                token_budget=config.token_budget,
-            )
         scores = predict(
             model,
             examples,

@@ -9,14 +9,10 @@ from typing import Literal
 
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
-from evaluation.guards import (
-    ClassifierGuard,
-    GenerativeGuard,
-    Strictness,
-    Style,
-    load_stream_guard,
-    read_dialogues,
-)
+from evaluation.guards.classifier import ClassifierGuard
+from evaluation.guards.dialogue import Strictness, read_dialogues
+from evaluation.guards.generative import GenerativeGuard, Style
+from evaluation.guards.stream import load_stream_guard
 from evaluation.predict import Scores
 from evaluation.predictions import METRICS
 from test.testing import ModelTestConfig, run_evaluation
@@ -101,7 +97,11 @@ def main(config: GuardConfig) -> None:
     folder = Path(config.model_path)
     if config.row == "classifier":
         guard = ClassifierGuard(
-            folder, config.text, config.harmful_label, config.precision, config.token_budget
+            folder,
+            config.text,
+            config.precision,
+            harmful_label=config.harmful_label,
+            token_budget=config.token_budget,
         )
     elif config.row == "generative":
         guard = GenerativeGuard(

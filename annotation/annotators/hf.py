@@ -31,7 +31,11 @@ class ClassifierAnnotator:
     ) -> None:
         self.threshold = threshold
         self.classifier = TextClassifier(
-            folder, harmful_label, precision, "--annotator-model", MAX_LENGTH
+            folder,
+            precision,
+            "--annotator-model",
+            harmful_label=harmful_label,
+            max_length=MAX_LENGTH,
         )
 
     def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
@@ -47,7 +51,7 @@ class ClassifierAnnotator:
         """Returns model, class and threshold."""
         return {
             "model": self.classifier.folder.name,
-            "harmful_class": self.classifier.harmful_name,
+            **self.classifier.about,
             "threshold": self.threshold,
         }
 

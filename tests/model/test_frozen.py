@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from data.batches import collate
 from data.splits import Examples
-from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
+from model.frozen import read_frozen_layers
 from model.loading import backbone_key, backbone_summary
 from model.qwen_dual_task import load_backbone, load_dual_task
 from utils.files import InputError
@@ -28,19 +30,46 @@ def changed(tiny, tmp_path) -> Path:
     return folder
 
 
-def states(model, weights: Path, cache: Path) -> np.ndarray:
-    """Returns what all but the last layer make of two short examples, (30, hidden)."""
-    freeze_all_but_last(model, 1)
-    ids = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
-    examples = Examples(
-        ["a", "b"], ids, [np.zeros(len(row), np.int8) for row in ids],
-        np.array([5, 5]), np.array([0, 1]), np.arange(2),
-    )  # fmt: skip
-    found = frozen_states(
-        model, take_frozen_layers(model), examples, cache,
+IDS = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
+EXAMPLES = Examples(
+    ["a", "b"], IDS, [np.zeros(len(row), np.int8) for row in IDS],
+    np.array([5, 5]), np.array([0, 1]), np.arange(2),
+)  # fmt: skip
+
+
+def read(model, weights: Path, cache: Path) -> None:
+    """Lets a model read what all but its last layer make of two short examples."""
+    read_frozen_layers(
+        model, 1, [EXAMPLES], cache,
         backbone=backbone_key(backbone_summary(weights)), bf16=False, token_budget=100,
     )  # fmt: skip
-    return np.concatenate(found)
+
+
+def states(model, weights: Path, cache: Path) -> np.ndarray:
+    """Returns what a model reads, (30, hidden)."""
+    heard = []
+    model.model.layers[-1].register_forward_pre_hook(lambda layer, args: heard.append(args[0]))
+    read(model, weights, cache)
+    with torch.inference_mode():
+        model(**collate([EXAMPLES[0], EXAMPLES[1]]))
+    return np.concatenate([row[: len(ids)] for row, ids in zip(heard[0], IDS, strict=True)])
+
+
+def test_what_is_read_is_what_is_computed(tiny, tmp_path):
+    """To the bit, where batches are padded alike; and the model stays whole."""
+    model, batch = load(tiny), collate([EXAMPLES[0], EXAMPLES[1]])
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        computed = model(**batch)
+    read(model, tiny, tmp_path)
+    model.model.embed_tokens.weight.data.zero_()  # not looked at any more
+    model.model.layers[0].mlp.up_proj.weight.data.zero_()
+    with torch.inference_mode():
+        found = model(**batch)
+    assert torch.equal(found.token_logits[0], computed.token_logits[0])
+    assert torch.equal(found.token_logits[1, :10], computed.token_logits[1, :10])
+    assert torch.equal(found.holistic_logits, computed.holistic_logits)
+    assert weights.keys() == model.state_dict().keys()
 
 
 def load(folder: Path, alpha: float = 0.6):

@@ -1,0 +1,45 @@
+"""A text classifier of others as a guard."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from evaluation.guards.dialogue import OPTION, Dialogue, Judged
+from evaluation.predict import Scores
+from model.text_classifier import TextClassifier
+from utils.device import Precision
+
+
+class ClassifierGuard:
+    """A text classifier, HateBERT's or ToxDectRoBERTa's like, reads the response, or the pair.
+
+    Args:
+        folder: See `TextClassifier`.
+        text: What it reads. Of a pair that is too long, the longer one is cut.
+        precision: Of the computation.
+        options: See `TextClassifier`.
+
+    Raises:
+        InputError: See `TextClassifier`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        text: Literal["response", "pair"],
+        precision: Precision,
+        **options: Any,
+    ) -> None:
+        self.text = text
+        self.classifier = TextClassifier(folder, precision, OPTION, **options)
+        self.about = {"text": text} | self.classifier.about
+
+    def judge(self, dialogues: Sequence[Dialogue], description: str) -> Judged:
+        """Scores complete responses."""
+        texts, seconds = [dialogue.response for dialogue in dialogues], None
+        if self.text == "pair":
+            texts, seconds = [dialogue.prompt for dialogue in dialogues], texts
+        probs = self.classifier.score(texts, seconds, description).astype(np.float32)
+        return Judged(Scores(None, probs), self.classifier.count_cut(texts, seconds))
