@@ -10,9 +10,7 @@ from utils.cli import run_command
 def main(config: TrainConfig) -> None:
     """Trains the baseline."""
     folder = Path(config.base_model_path)
-    run_training(
-        config, lambda *_: (load_encoder(folder, config.attention), []), score_with="holistic"
-    )
+    run_training(config, lambda *_: load_encoder(folder, config.attention), score_with="holistic")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,6 @@ from transformers.integrations import TensorBoardCallback
 from data.batches import TOKEN_BUDGET
 from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
-from model.frozen import put_frozen_layers
 from model.loading import Attention, backbone_summary
 from model.qwen_dual_task import ScoreWith
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
@@ -29,9 +28,8 @@ from utils.run_record import RECORD, check_same_run, read_record, start_record, 
 FREE_ON_RESUME = {"resume", "overwrite", "output_dir", "base_model_path", "data_dir"}
 FREE_ON_RESUME |= {"logging_steps", "save_total_limit", "num_workers"}
 
-# Makes the model; gets the backbone's hashes and both splits. Returns it, and the frozen layers
-# that were taken out of it.
-MakeModel = Callable[[dict[str, str], Examples, Examples], tuple[nn.Module, list[nn.Module]]]
+# Makes the model; gets the backbone's hashes and the splits that it will be given.
+MakeModel = Callable[[dict[str, str], Sequence[Examples]], nn.Module]
 
 
 @dataclass
@@ -170,7 +168,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
     )
 
 
-def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> None:
+def publish(trainer: DualTaskTrainer, folder: Path) -> None:
     """Puts the best model at the root of the run folder, config.json last.
 
     Every process calls it, since sharded weights are gathered from all; the first one writes.
@@ -178,9 +176,6 @@ def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):  # LoRA: plain weights, no adapter needed to load them
         model = model.merge_and_unload()
-        weights = model.state_dict()
-    elif frozen:
-        put_frozen_layers(model.cpu(), frozen)
         weights = model.state_dict()
     else:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -220,8 +215,8 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         told = {name: earlier[name] for name in ("started", "argv", "git")}
         record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
     set_seed(config.seed)
-    model, frozen = make_model(record["backbone"], train, valid)
-    record["parameters"] = parameter_counts(nn.ModuleList([model, *frozen]))
+    model = make_model(record["backbone"], (train, valid))
+    record["parameters"] = parameter_counts(model)
     trainer = DualTaskTrainer(
         model=model,
         args=training_arguments(config),
@@ -249,7 +244,7 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         trainer.add_callback(TensorBoardCallback(writer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    publish(trainer, folder, frozen)
+    publish(trainer, folder)
     if trainer.is_world_process_zero():
         state = trainer.state
         write_record(

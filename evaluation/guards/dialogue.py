@@ -127,12 +127,6 @@ class Chat:
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
         return ids
 
-    def token_ends(self, text: str) -> tuple[list[int], np.ndarray]:
-        """Returns a text's ids, [G], and how many of its characters each token reaches, int [G]."""
-        encoded = self.encoder.encode(text)
-        ends = np.array([end for _, end in encoded.offsets], dtype=int)
-        return encoded.ids, np.maximum.accumulate(ends)
-
     def _cover(self, text: str) -> str:
         text = PLACES.sub("\ufffd", text)
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -144,6 +138,13 @@ class Chat:
                 stand_in = chr(FIRST + self.spelled.index(text[start:end]))
                 covered, reached = covered + text[reached:start] + stand_in, end
         return covered + text[reached:]
+
+
+def token_ends(encoder: TextEncoder, text: str) -> tuple[list[int], np.ndarray]:
+    """Returns a text's ids, [G], and how many of its characters each token reaches, int [G]."""
+    encoded = encoder.encode(text)
+    ends = np.array([end for _, end in encoded.offsets], dtype=int)
+    return encoded.ids, np.maximum.accumulate(ends)
 
 
 def prompt_too_long(where: str, dialogue: Dialogue, limit: int) -> InputError:

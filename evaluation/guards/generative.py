@@ -20,6 +20,7 @@ from evaluation.guards.dialogue import (
     Judged,
     Strictness,
     prompt_too_long,
+    token_ends,
 )
 from evaluation.predict import Scores
 from model.loading import context_length, load_checkpoint
@@ -138,7 +139,7 @@ class GenerativeGuard:
         ids, verdicts = self.question(dialogue.prompt, dialogue.response)
         if len(ids) <= self.limit:
             return ids, verdicts, False
-        ends = self.chat.token_ends(dialogue.response)[1]
+        ends = token_ends(self.chat.encoder, dialogue.response)[1]
         kept = len(ends)
         while len(ids) > self.limit:
             kept -= len(ids) - self.limit

@@ -17,6 +17,7 @@ from evaluation.guards.dialogue import (
     Judged,
     Strictness,
     prompt_too_long,
+    token_ends,
 )
 from evaluation.predict import Scores
 from model.loading import context_length, load_checkpoint
@@ -68,7 +69,7 @@ class StreamGuard:
             room = self.limit - len(opening)
             if room < 1:
                 raise prompt_too_long(self.where, dialogue, self.limit)
-            ids, ends = self.chat.token_ends(dialogue.response)
+            ids, ends = token_ends(self.chat.encoder, dialogue.response)
             cut += len(ids) > room
             words = stream_verdicts(self.model, opening + ids[:room], user)
             words = words[len(opening) - user :]  # the answer's opening is no response

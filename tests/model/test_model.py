@@ -17,7 +17,6 @@ from evaluation.predict import predict
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
 from utils.files import InputError
 
-
 FIELDS = "num_token_labels num_sequence_labels alpha beta gamma logic_reduce ignore_index".split()
 
 
