@@ -1,6 +1,5 @@
 """Frozen layers computed once: their output is kept on disk and fed to the layers that train."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -99,17 +98,27 @@ def _write_shard(
     token_budget: int,
 ) -> None:
     """Computes the first layers' output for the texts of `new` into one more shard."""
-    texts, backbone = list(new.values()), model.model
+    keys, texts, backbone = list(new), list(new.values()), model.model
     lengths = np.array([len(ids) for ids in texts])
-    bounds = np.cumsum([0, *lengths])
-    name = hashlib.sha256(" ".join(new).encode()).hexdigest()[:16]
+    shape = (int(lengths.sum()), model.config.hidden_size)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.{os.getpid()}.partial"
+    needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: no room for the frozen layers' output: {needed:,} bytes needed,"
+            f" {free:,} free"
+        )
+    name = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
+    partial, written = folder / f".{name}.{os.getpid()}.partial", []
     layers, norm, device = backbone.layers, backbone.norm, model.device
+    backbone.layers, backbone.norm = layers[:depth], nn.Identity()
     try:
-        states = _new_array(partial, int(bounds[-1]), model.config.hidden_size)
-        backbone.layers, backbone.norm = layers[:depth], nn.Identity()
-        with tqdm(total=len(states), desc="frozen layers", unit="token") as bar:
+        with (
+            open(partial, "wb") as file,
+            tqdm(total=shape[0], desc="frozen layers", unit="token") as bar,
+        ):
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
             for rows in token_budget_batches(lengths, token_budget):
                 ids = [torch.from_numpy(texts[row]).long() for row in rows]
                 input_ids = pad_sequence(ids, batch_first=True)  # (batch, seq_len)
@@ -117,39 +126,17 @@ def _write_shard(
                 with autocast(bf16, device):
                     output = backbone(input_ids.to(device), attention_mask=mask.long().to(device))
                 for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
-                    states[bounds[row] : bounds[row + 1]] = hidden[: lengths[row]]
+                    file.write(hidden[: lengths[row]].numpy().tobytes())
+                    written.append([keys[row], int(lengths[row])])
                     bar.update(int(lengths[row]))
-        states.flush()
         os.replace(partial, folder / f"{name}.npy")
-        pairs = zip(new, lengths.tolist(), strict=True)
-        write_json(folder / f"{name}.json", [[key, length] for key, length in pairs])
+        write_json(folder / f"{name}.json", written)
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a full disk does not name it
+        raise
     finally:
         backbone.layers, backbone.norm = layers, norm
         partial.unlink(missing_ok=True)
-
-
-def _new_array(path: Path, rows: int, columns: int) -> np.ndarray:
-    """Maps a new float32 .npy file, (rows, columns), with all its space on disk taken already.
-
-    Where a disk fills up under a mapped file, the kernel kills the process (SIGBUS).
-    """
-    needed, free = 4 * rows * columns, shutil.disk_usage(path.parent).free
-    full = InputError(
-        f"{path.parent}: no room for the frozen layers' output: {needed:,} bytes needed,"
-        f" {free:,} free"
-    )
-    if needed > free:  # asked first: who allocates in vain leaves others without a byte meanwhile
-        raise full
-    try:
-        array = np.lib.format.open_memmap(path, "w+", np.float32, shape=(rows, columns))
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full from None
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot allocate
-            raise
-    return array
 
 
 def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:

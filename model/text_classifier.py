@@ -25,16 +25,16 @@ class TextClassifier:
 
     Args:
         folder: Checkpoint with safetensors, its tokenizer beside it.
-        precision: Of the computation.
-        option: The option that named the folder, for messages.
         harmful_label: Name of its harmful class; "" takes the one whose name says so, or the last
             of one or two that nobody named.
+        precision: Of the computation.
+        option: The option that named the folder, for messages.
+        max_length: Tokens of a text that are read, at the most; None reads what the model can.
+        token_budget: Tokens a batch.
         benign_label: Name of its benign class, where all others are harmful: harm is what it lacks
             to 1.
         function: What makes probabilities of logits. softmax: one class a text. sigmoid: each class
             by itself. auto: what config.json says, softmax where it says nothing of several.
-        max_length: Tokens of a text that are read, at the most; None reads what the model can.
-        token_budget: Tokens a batch.
 
     Raises:
         InputError: The folder is no such checkpoint, or the class cannot be told.
@@ -43,14 +43,13 @@ class TextClassifier:
     def __init__(
         self,
         folder: Path,
+        harmful_label: str,
         precision: Precision,
         option: str,
-        *,
-        harmful_label: str = "",
-        benign_label: str = "",
-        function: Function = "auto",
         max_length: int | None = None,
         token_budget: int = TOKEN_BUDGET,
+        benign_label: str = "",
+        function: Function = "auto",
     ) -> None:
         self.folder, self.option, self.token_budget = Path(folder), option, token_budget
         self.model, self.tokenizer = load_checkpoint(
@@ -78,10 +77,9 @@ class TextClassifier:
         self.model.to(device)
 
     @property
-    def about(self) -> dict[str, str]:
-        """What a run record says of it: the harmful class, as the checkpoint writes it, and how."""
-        name = ("not " if self.is_benign else "") + self.model.config.id2label[self.label]
-        return {"harmful_class": name, "function": self.function}
+    def harmful_name(self) -> str:
+        """Name of the harmful class, as the checkpoint writes it."""
+        return ("not " if self.is_benign else "") + self.model.config.id2label[self.label]
 
     @torch.inference_mode()
     def score(

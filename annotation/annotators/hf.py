@@ -31,11 +31,7 @@ class ClassifierAnnotator:
     ) -> None:
         self.threshold = threshold
         self.classifier = TextClassifier(
-            folder,
-            precision,
-            "--annotator-model",
-            harmful_label=harmful_label,
-            max_length=MAX_LENGTH,
+            folder, harmful_label, precision, "--annotator-model", MAX_LENGTH
         )
 
     def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
@@ -51,7 +47,7 @@ class ClassifierAnnotator:
         """Returns model, class and threshold."""
         return {
             "model": self.classifier.folder.name,
-            **self.classifier.about,
+            "harmful_class": self.classifier.harmful_name,
             "threshold": self.threshold,
         }
 

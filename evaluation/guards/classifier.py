@@ -18,8 +18,7 @@ class ClassifierGuard:
     Args:
         folder: See `TextClassifier`.
         text: What it reads. Of a pair that is too long, the longer one is cut.
-        precision: Of the computation.
-        options: See `TextClassifier`.
+        options: Of `TextClassifier`.
 
     Raises:
         InputError: See `TextClassifier`.
@@ -30,11 +29,13 @@ class ClassifierGuard:
         folder: Path,
         text: Literal["response", "pair"],
         precision: Precision,
+        harmful_label: str = "",
         **options: Any,
     ) -> None:
         self.text = text
-        self.classifier = TextClassifier(folder, precision, OPTION, **options)
-        self.about = {"text": text} | self.classifier.about
+        self.classifier = TextClassifier(folder, harmful_label, precision, OPTION, **options)
+        name, function = self.classifier.harmful_name, self.classifier.function
+        self.about = {"text": text, "harmful_class": name, "function": function}
 
     def judge(self, dialogues: Sequence[Dialogue], description: str) -> Judged:
         """Scores complete responses."""

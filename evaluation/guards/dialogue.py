@@ -3,16 +3,20 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data.splits import Examples
 from data.tokenization import TextEncoder
 from evaluation.predict import Scores
 from evaluation.predictions import token_pieces
+from model.loading import context_length, load_checkpoint
+from utils.device import Precision, default_device, use_bf16
 from utils.files import InputError
 
 OPTION = "--model-path"
@@ -138,6 +142,20 @@ class Chat:
                 stand_in = chr(FIRST + self.spelled.index(text[start:end]))
                 covered, reached = covered + text[reached:start] + stand_in, end
         return covered + text[reached:]
+
+
+def load_chat(
+    folder: Path, auto_class: Any, kind: str, precision: Precision, **options: Any
+) -> tuple[PreTrainedModel, Chat, int]:
+    """Loads a guard; returns it, its chat, and the tokens of its context.
+
+    Args: see `load_checkpoint`; weights and computation are in the precision.
+    """
+    device = default_device()
+    dtype = torch.bfloat16 if use_bf16(precision, device) else torch.float32
+    model, tokenizer = load_checkpoint(folder, auto_class, kind, OPTION, dtype=dtype, **options)
+    chat = Chat(tokenizer, f"{OPTION}: {folder}")
+    return model.to(device), chat, context_length(model, tokenizer)
 
 
 def token_ends(encoder: TextEncoder, text: str) -> tuple[list[int], np.ndarray]:

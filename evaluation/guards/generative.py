@@ -14,17 +14,15 @@ from transformers import AutoModelForCausalLM
 from data.batches import token_budget_batches
 from evaluation.guards.dialogue import (
     HARM,
-    OPTION,
-    Chat,
     Dialogue,
     Judged,
     Strictness,
+    load_chat,
     prompt_too_long,
     token_ends,
 )
 from evaluation.predict import Scores
-from model.loading import context_length, load_checkpoint
-from utils.device import Precision, default_device, use_bf16
+from utils.device import Precision
 from utils.files import InputError
 
 Style = Literal["llama-guard", "qwen3guard-gen"]
@@ -63,14 +61,11 @@ class GenerativeGuard:
         precision: Precision,
         token_budget: int,
     ) -> None:
-        self.where, self.style, self.token_budget = f"{OPTION}: {folder}", style, token_budget
-        device = default_device()
-        dtype = torch.bfloat16 if use_bf16(precision, device) else torch.float32
-        model, tokenizer = load_checkpoint(
-            folder, AutoModelForCausalLM, "language model", OPTION, dtype=dtype
+        self.style, self.token_budget = style, token_budget
+        self.model, self.chat, self.limit = load_chat(
+            folder, AutoModelForCausalLM, "language model", precision
         )
-        self.model, self.limit = model.to(device), context_length(model, tokenizer)
-        self.chat = Chat(tokenizer, self.where)
+        self.where = self.chat.where
         words = VERDICTS[style][1]
         self.harm = torch.tensor([HARM[strictness][word.lower()] for word in words])
         self.about = {"style": style}

@@ -7,21 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModel, PreTrainedTokenizerFast
+from transformers import AutoModel
 
 from evaluation.guards.dialogue import (
     HARM,
-    OPTION,
     Chat,
     Dialogue,
     Judged,
     Strictness,
+    load_chat,
     prompt_too_long,
     token_ends,
 )
 from evaluation.predict import Scores
-from model.loading import context_length, load_checkpoint
-from utils.device import Precision, default_device, use_bf16
+from utils.device import Precision
 from utils.files import InputError
 
 
@@ -35,22 +34,13 @@ class StreamGuard:
 
     Args:
         model: Anything with its `stream_moderate_from_ids` and `close_stream`.
-        tokenizer: The guard's, with its chat template.
+        chat: Its chat.
         limit: Tokens of its context.
         strictness: Whether a controversial response counts as harmful.
-        where: The folder it comes from, for messages.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: PreTrainedTokenizerFast,
-        limit: int,
-        strictness: Strictness,
-        where: str,
-    ) -> None:
-        self.model, self.chat = model, Chat(tokenizer, where)
-        self.limit, self.where = limit, where
+    def __init__(self, model: Any, chat: Chat, limit: int, strictness: Strictness) -> None:
+        self.model, self.chat, self.limit, self.where = model, chat, limit, chat.where
         self.harm, self.about = HARM[strictness], {"strictness": strictness}
 
     def opening(self, prompt: str) -> tuple[list[int], int]:
@@ -98,21 +88,13 @@ def load_stream_guard(
     Raises:
         InputError: The folder is no such checkpoint.
     """
-    device = default_device()
-    dtype = torch.bfloat16 if use_bf16(precision, device) else torch.float32
-    model, tokenizer = load_checkpoint(
-        folder,
-        AutoModel,
-        "stream guard",
-        OPTION,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
+    model, chat, limit = load_chat(
+        folder, AutoModel, "stream guard", precision, trust_remote_code=trust_remote_code
     )
     for call in ("stream_moderate_from_ids", "close_stream"):
         if not hasattr(model, call):
-            raise InputError(f"{OPTION}: {folder}: no stream guard, its model has no {call}")
-    limit = context_length(model, tokenizer)
-    return StreamGuard(model.to(device), tokenizer, limit, strictness, f"{OPTION}: {folder}")
+            raise InputError(f"{chat.where}: no stream guard, its model has no {call}")
+    return StreamGuard(model, chat, limit, strictness)
 
 
 @torch.no_grad()

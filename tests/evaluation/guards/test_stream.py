@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.tokenization import TextEncoder
-from evaluation.guards.dialogue import read_dialogues, token_ends
+from evaluation.guards.dialogue import Chat, read_dialogues, token_ends
 from evaluation.guards.stream import StreamGuard, carry_over, stream_verdicts
 from tests.conftest import TOKENIZERS
 from tests.evaluation.guards.conftest import CHATML, GUARD, bpe, dialogue
@@ -52,11 +52,11 @@ class FakeStream:
 def test_the_stream_is_fed_as_its_model_card_does():
     tokenizer = bpe("<|im_start|>", "<|im_end|>", template=CHATML)
     some = dialogue("<|im_end|> How so?")
-    opening, user = StreamGuard(None, tokenizer, 500, "loose", "here").opening(some.prompt)
+    opening, user = StreamGuard(None, Chat(tokenizer, "here"), 500, "loose").opening(some.prompt)
     assert tokenizer.decode(opening[:user]) == "<|im_start|>user\n<|im_end|> How so?<|im_end|>"
     lead = len(opening) - user  # tokens of the answer that are no response
     model = FakeStream(lambda answer: "Unsafe" if len(answer) >= lead + 3 else "Controversial")
-    judged = StreamGuard(model, tokenizer, 500, "loose", "here").judge([some], "test")
+    judged = StreamGuard(model, Chat(tokenizer, "here"), 500, "loose").judge([some], "test")
     assert tokenizer.decode(model.heard[0]) == (  # an answer without thoughts and without an end
         "<|im_start|>user\n<|im_end|> How so?<|im_end|>\n"
         "<|im_start|>assistant\n<think>\n\n</think>\n\nWell, like this."
@@ -94,7 +94,7 @@ def test_verdicts_come_after_each_token_and_the_stream_is_always_closed():
 )  # fmt: skip
 def test_strict_and_loose(strictness, word, prob):
     tokenizer = bpe("<|im_start|>", "<|im_end|>", template=CHATML)
-    guard = StreamGuard(FakeStream(lambda answer: word), tokenizer, 500, strictness, "here")
+    guard = StreamGuard(FakeStream(lambda answer: word), Chat(tokenizer, "here"), 500, strictness)
     scores = guard.judge([dialogue()], "test").scores
     assert set(scores.token_probs[0][-3:]) == {prob} and scores.response_prob[0] == prob
 
@@ -102,14 +102,14 @@ def test_strict_and_loose(strictness, word, prob):
 def test_the_stream_beyond_its_context():
     tokenizer = bpe("<|im_start|>", "<|im_end|>", template=CHATML)
     model = FakeStream(lambda answer: "Unsafe")
-    guard = StreamGuard(model, tokenizer, 60, "strict", "here")
+    guard = StreamGuard(model, Chat(tokenizer, "here"), 60, "strict")
     judged = guard.judge([dialogue(), dialogue(response="Some words. " * 90)], "test")
     assert judged.cut == 1 and max(map(len, model.heard)) == 60
     assert judged.scores.token_probs[1].shape == (90 * 12,)
     assert judged.scores.token_probs[1][-1] == 1  # keeps the last verdict
     with pytest.raises(InputError, match="record 'p': its prompt alone fills the context of 60"):
         guard.judge([dialogue(prompt="Why so? " * 90, id_="p")], "test")
-    guard = StreamGuard(FakeStream(lambda answer: "Perhaps"), tokenizer, 60, "strict", "here")
+    guard = StreamGuard(FakeStream(lambda answer: "Perhaps"), Chat(tokenizer, "here"), 60, "strict")
     with pytest.raises(InputError, match="record 'r0': unknown verdict 'Perhaps'"):
         guard.judge([dialogue()], "test")
     tokenizer.chat_template = GUARD
