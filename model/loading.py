@@ -57,12 +57,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: No such folder, or no readable config.json.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (a model was expected)")
-    config = read_json(folder / "config.json")
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no model folder (no config.json)")
+    config = read_json(path)
     if not isinstance(config, dict):
-        raise InputError(f"{folder}/config.json: an object was expected")
+        raise InputError(f"{path}: an object was expected")
     return config
 
 

@@ -188,7 +188,7 @@ def test_dropout_touches_the_token_scorer_alone(model, examples):
 def test_what_is_no_dual_task_checkpoint_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="architectures.*Qwen2ForCausalLM"):
         load_dual_task(tiny)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no model folder"):
         load_dual_task(tmp_path / "nowhere")
     config = json.loads((tiny / "config.json").read_text())
     liar = tmp_path / "liar"

@@ -119,7 +119,7 @@ def test_pickled_weights_are_refused(bert, llama, stream_folder, tmp_path):
 
 
 def test_what_is_no_guard_is_refused(bert, tmp_path):
-    with pytest.raises(InputError, match="no text classifier: .*config.json: no such file"):
+    with pytest.raises(InputError, match="--model-path: no text classifier: .*: no model folder"):
         ClassifierGuard(tmp_path, "response", "fp32", token_budget=64)
     with pytest.raises(InputError, match="--harmful-label: 'rude' names no one class"):
         ClassifierGuard(bert, "response", "fp32", harmful_label="rude")
