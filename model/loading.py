@@ -23,7 +23,7 @@ Attention = Literal["sdpa", "eager", "flash_attention_2"]
 NOT_OF_BACKBONE = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
 NOT_OF_BACKBONE |= {"use_cache", *DualTaskConfig.__annotations__}
 
-MOST_POSITIONS = 2**24  # of a context; what says more is spoilt or means "without end"
+LARGEST = 2**24  # no context or other size of a model is larger
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -87,14 +87,16 @@ def check_folder(folder: Path) -> dict[str, Any]:
     adapter, index = folder / "adapter_config.json", folder / "model.safetensors.index.json"
     if adapter.exists():
         raise InputError(f"{adapter}: would change the model; merge the adapter into the weights")
-    named = read_json(index)["weight_map"].values() if index.exists() else ()
-    if not {str(name) for name in named} <= files:
-        raise InputError(f"{index}: field 'weight_map': names a file that does not lie beside it")
+    shards = read_json(index) if index.exists() else {"weight_map": {}}
+    named = shards.get("weight_map") if isinstance(shards, dict) else None
+    if not isinstance(named, dict) or not {str(name) for name in named.values()} <= files:
+        raise InputError(f"{index}: field 'weight_map': names no files that lie beside it")
     if "transformers_weights" in config:
         raise InputError(f"{folder}/config.json: field 'transformers_weights' is not followed")
     for name, value in _numbers(config):
         is_layers = re.fullmatch(r"(n|num|encoder|decoder)_(\w+_)?layers?", name)
-        if is_layers and value > tensors or value > MOST_POSITIONS and "position" in name:
+        is_size = re.search(r"position|(labels|heads|size)$", name)
+        if is_layers and value > tensors or is_size and value > LARGEST:
             raise InputError(f"{folder}/config.json: field '{name}': {value} is too much for it")
     return config
 
@@ -192,11 +194,11 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     """Returns how many tokens a model reads at the most.
 
     Models without a table of positions may name no number, a negative or an endless one: then
-    the tokenizer's counts, and where that is endless, too, `MOST_POSITIONS`.
+    the tokenizer's counts, and where that is endless, too, `LARGEST`.
     """
     places = getattr(model.config, "max_position_embeddings", None)
     table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     if isinstance(table, nn.Embedding) and table.padding_idx is not None:
         places = table.num_embeddings - table.padding_idx - 1  # RoBERTa counts from there
-    named = (places, tokenizer.model_max_length, MOST_POSITIONS)
-    return next(int(one) for one in named if one is not None and 0 < one <= MOST_POSITIONS)
+    named = (places, tokenizer.model_max_length, LARGEST)
+    return next(int(one) for one in named if one is not None and 0 < one <= LARGEST)

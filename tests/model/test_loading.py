@@ -22,6 +22,10 @@ def add_adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
 
 
+def name_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
 def name_weights_elsewhere(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "../elsewhere.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -31,13 +35,19 @@ def name_weights_elsewhere(folder: Path) -> None:
     "change, reason",
     [
         (add_adapter, "adapter_config.json: would change the model"),
-        (name_weights_elsewhere, "index.json: field 'weight_map': names a file that does not lie"),
+        (
+            name_weights_elsewhere,
+            "index.json: field 'weight_map': names no files that lie beside it",
+        ),
+        (name_no_weights, "index.json: field 'weight_map': names no files that lie beside it"),
         ({"transformers_weights": "other.safetensors"}, "field 'transformers_weights' is not foll"),
         ({"num_hidden_layers": 20_000}, "field 'num_hidden_layers': 20000 is too much for it"),
         ({"max_position_embeddings": 10**9}, "field 'max_position_embeddings': 1000000000 is too"),
         ({"num_hidden_layers": "three"}, "cannot be loaded: .*num_hidden_layers.* expected int"),
         ({"hidden_size": [64]}, "cannot be loaded: .*hidden_size.* expected int"),
-        ({"hidden_size": 10**9}, "cannot be loaded: "),
+        ({"hidden_size": 10**9}, "field 'hidden_size': 1000000000 is too much for it"),
+        ({"num_labels": 10**9}, "field 'num_labels': 1000000000 is too much for it"),
+        ({"hidden_size": 4096}, "cannot be loaded: "),
         ({"num_attention_heads": 0}, "cannot be loaded: "),
     ],
 )

@@ -17,7 +17,7 @@ from transformers import (
 
 from data.tokenization import load_tokenizer
 from evaluation.guards.classifier import ClassifierGuard
-from model.loading import MOST_POSITIONS, context_length
+from model.loading import LARGEST, context_length
 from tests.evaluation.guards.conftest import DIALOGUES, LABELS, SMALL, dialogue
 from utils.files import InputError
 
@@ -111,14 +111,14 @@ def test_a_model_without_an_end_of_its_context(tmp_path, tiny):
     BloomForSequenceClassification(config).save_pretrained(tmp_path)
     load_tokenizer(tiny).save_pretrained(tmp_path)
     guard = ClassifierGuard(tmp_path, "response", "fp32")
-    assert guard.classifier.max_length == MOST_POSITIONS
+    assert guard.classifier.max_length == LARGEST
     judged = guard.judge([dialogue(response="word " * 3000)], "test")
     assert judged.cut == 0 and np.isfinite(judged.scores.response_prob).all()
 
 
 @pytest.mark.parametrize(
     "positions, tokens, limit",
-    [(512, 10**30, 512), (-1, 10**30, MOST_POSITIONS), (None, 128, 128), (-1, 512, 512)],
+    [(512, 10**30, 512), (-1, 10**30, LARGEST), (None, 128, 128), (-1, 512, 512)],
 )
 def test_the_context_that_a_model_has(positions, tokens, limit):
     model = SimpleNamespace(
