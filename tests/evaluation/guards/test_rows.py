@@ -118,7 +118,7 @@ def test_pickled_weights_are_refused(bert, llama, stream_folder, tmp_path):
         load_stream_guard(pickled(stream_folder, tmp_path / "c"), "strict", "fp32", True)
 
 
-def test_what_is_no_guard_is_refused(bert, tmp_path):
+def test_what_is_no_guard_is_refused(bert, llama, tmp_path):
     with pytest.raises(InputError, match="--model-path: no text classifier: .*: no model folder"):
         ClassifierGuard(tmp_path, "response", "fp32", token_budget=64)
     with pytest.raises(InputError, match="--harmful-label: 'rude' names no one class"):
@@ -131,7 +131,7 @@ def test_what_is_no_guard_is_refused(bert, tmp_path):
     ):
         ClassifierGuard(folder, "response", "fp32", token_budget=64)
     with pytest.raises(InputError, match="its model has no stream_moderate_from_ids"):
-        load_stream_guard(bert, "strict", "fp32", trust_remote_code=True)
+        load_stream_guard(llama, "strict", "fp32", trust_remote_code=True)
 
 
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
