@@ -60,7 +60,7 @@ class TextClassifier:
         self.max_length = min(places, max_length or places)
         names = {index: str(name).lower() for index, name in config.id2label.items()}
         self.is_benign = bool(benign_label)
-        self.label = harmful_class(names, harmful_label, benign_label)
+        self.harmful = harmful_class(names, harmful_label, benign_label)
         apart = config.problem_type == "multi_label_classification" or config.num_labels == 1
         self.function = ("sigmoid" if apart else "softmax") if function == "auto" else function
         if function == "auto" and config.problem_type is None and config.num_labels > 2:
@@ -79,7 +79,7 @@ class TextClassifier:
     @property
     def harmful_name(self) -> str:
         """Name of the harmful class, as the checkpoint writes it."""
-        return ("not " if self.is_benign else "") + self.model.config.id2label[self.label]
+        return ("not " if self.is_benign else "") + self.model.config.id2label[self.harmful]
 
     @torch.inference_mode()
     def score(
@@ -116,7 +116,7 @@ class TextClassifier:
                 with autocast(self.bf16, self.model.device):
                     logits = self.model(**batch).logits.float()  # (batch, classes)
                 probs = logits.sigmoid() if self.function == "sigmoid" else logits.softmax(-1)
-                scores[indices] = probs[:, self.label].cpu().numpy()
+                scores[indices] = probs[:, self.harmful].cpu().numpy()
                 bar.update(len(indices))
         if not np.isfinite(scores).all():
             raise InputError(f"{self.option}: {self.folder}: its scores are no numbers")
