@@ -16,7 +16,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice, tee
 from pathlib import Path
@@ -84,7 +84,8 @@ def make_annotator(config: BuildConfig, parsed: Path) -> Annotator:
             config.precision,
         )
     if config.annotator == "llm":
-        from annotation.annotators.llm import POLICY, LLMAnnotator, read_policy
+        from annotation.annotators.llm import LLMAnnotator
+        from annotation.annotators.question import POLICY, read_policy
 
         return LLMAnnotator(
             url=config.llm_url,
@@ -251,6 +252,7 @@ def annotate_all(
             annotations = keep_annotations(annotator.annotate, to_annotate, kept)
         else:
             annotations = annotator.annotate(to_annotate)
+        stack.enter_context(closing(annotations))  # calls under way end with the run
         pairs = zip(records, annotations, strict=True)
         for record, annotation in tqdm(pairs, "annotate", total, unit="record"):
             labels = annotation.labels
