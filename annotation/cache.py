@@ -1,12 +1,14 @@
 """Labels that cost something, kept on disk by a hash of all that decides them."""
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from annotation.records import Annotation
+from annotation.options import ModelConfig
+from annotation.records import WINDOW, Annotation, ParsedResponse, batched
 from utils.files import InputError
 
 
@@ -58,3 +60,28 @@ class LabelCache:
     def close(self) -> None:
         """Closes the file."""
         self.database.close()
+
+
+def keep_labels(
+    config: ModelConfig,
+    records: Iterable[ParsedResponse],
+    annotate: Callable[[list[ParsedResponse]], Iterable[Annotation]],
+) -> Iterator[Annotation]:
+    """Gives each record's annotation: the kept one, else a new one, which is kept.
+
+    Args:
+        config: The options, which decide with the record what its key is.
+        records: All records.
+        annotate: Annotates some of them in order.
+    """
+    identity = config.identity()
+    with closing(LabelCache(config.cache_path())) as cache:
+        for window in batched(records, WINDOW):
+            texts = ([one.prompt, one.response, one.sentences] for one in window)
+            content = (json.dumps([identity, text]).encode() for text in texts)
+            keys = [hashlib.sha256(one).hexdigest() for one in content]
+            kept = {key: cache.get(key) for key in keys}
+            new = {key: one for key, one in zip(keys, window, strict=True) if kept[key] is None}
+            made = dict(zip(new, annotate(list(new.values())), strict=True)) if new else {}
+            cache.put(made)
+            yield from (made.get(key) or kept[key] for key in keys)

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from annotation.records import Parsed
+from annotation.records import ParsedResponse
 
 BAD_WORD = "bitter"  # sentences with this word are what the stub calls harmful
 
 
-def record(name: str | int, sentences: list[str] | None = None, label: int = 0) -> Parsed:
+def record(name: str | int, sentences: list[str] | None = None, label: int = 0) -> ParsedResponse:
     """A made-up response; its first sentence carries its name."""
     sentences = sentences or [f"Tea number {name}.", "It is bitter tea.", "Drink it warm."]
     starts = [0, *itertools.accumulate(len(text) + 1 for text in sentences[:-1])]
     empty = [[] for _ in sentences]
     response = " ".join(sentences)
-    return Parsed(
+    return ParsedResponse(
         f"r{name}", "Which tea?", response, label, "train", starts, sentences, empty, empty, empty
     )
 

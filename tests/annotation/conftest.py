@@ -21,19 +21,20 @@ def server(monkeypatch):
 @pytest.fixture()
 def make(tmp_path, server):
     """Makes annotators that ask the stub and share one cache."""
-    from annotation.annotators.llm import LLMAnnotator
+    from annotation.annotators.llm import LlmConfig
+    from annotation.chat import LLMAnnotator
 
     settings = {
-        "url": server.url,
-        "model": "stub",
-        "key_env": "STUB_KEY",
-        "cache": tmp_path / "answers.sqlite",
-        "concurrency": 4,
-        "retries": 1,
-        "timeout": 10.0,
-        "answers": 2,
+        "annotator_model": "stub",
+        "label_cache": str(tmp_path / "answers.sqlite"),
+        "llm_url": server.url,
+        "llm_key_env": "STUB_KEY",
+        "llm_concurrency": 4,
+        "llm_retries": 1,
+        "llm_timeout": 10.0,
+        "llm_answers": 2,
     }
-    return lambda **changed: LLMAnnotator(**{**settings, **changed})
+    return lambda **changed: LLMAnnotator(LlmConfig("in", "out", **{**settings, **changed}))
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 5) -> None:

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from annotation.annotators.llm import WINDOW
-from annotation.options import BuildConfig
+from annotation.annotators.llm import LlmConfig
+from annotation.chat import WINDOW
 from annotation.records import Annotation
 from tests.annotation.chat_server import Reply, record, verdict
 from tests.annotation.conftest import wait_for
@@ -39,7 +39,7 @@ def test_calls_in_flight_reach_the_limit_and_stay_there(make, server, limit):
         return verdict(call)
 
     server.script = slow
-    list(make(concurrency=limit).annotate(map(record, range(12))))
+    list(make(llm_concurrency=limit).annotate(map(record, range(12))))
     assert server.peak == limit
 
 
@@ -52,7 +52,7 @@ def test_one_slow_answer_holds_up_no_other(make, server):
         return verdict(call)
 
     server.script = first_waits
-    assert len(list(make(concurrency=2, retries=0).annotate(map(record, range(20))))) == 20
+    assert len(list(make(llm_concurrency=2, llm_retries=0).annotate(map(record, range(20))))) == 20
 
 
 def test_endless_input_is_read_no_further_than_the_window(make):
@@ -63,7 +63,7 @@ def test_endless_input_is_read_no_further_than_the_window(make):
             taken.append(number)
             yield record(number)
 
-    results = make(concurrency=2).annotate(endless())
+    results = make(llm_concurrency=2).annotate(endless())
     for got in range(1, 21):
         assert next(results).labels == [0, 1, 0]
         assert len(taken) < got + WINDOW * 2
@@ -72,7 +72,7 @@ def test_endless_input_is_read_no_further_than_the_window(make):
 
 def test_second_question_says_what_was_wrong(make, server):
     server.script = lambda call: verdict(call) if call.earlier == 2 else Reply('{"harmful": [7]}')
-    annotator = make(answers=3)
+    annotator = make(llm_answers=3)
     assert list(annotator.annotate([record(0)])) == [Annotation([0, 1, 0])]
     first, second, third = (call.question for call in server.calls)
     assert "not accepted" not in first
@@ -95,7 +95,7 @@ def test_second_question_says_what_was_wrong(make, server):
 )
 def test_record_that_never_fits_is_rejected_and_the_run_goes_on(make, server, reply, reason):
     server.script = lambda call: reply if "number 1." in call.sentences[0] else verdict(call)
-    annotator = make(answers=3)
+    annotator = make(llm_answers=3)
     first, second, third = annotator.annotate(map(record, range(3)))
     assert first.labels == third.labels == [0, 1, 0] and second.labels is None
     assert second.problem.startswith("the model's answer never fitted: ")
@@ -113,7 +113,7 @@ def test_an_answer_that_is_whole_at_the_limit_is_as_good_as_any(make, server):
 @pytest.mark.parametrize("temperature", [-1.0, 0.0, 0.5])
 def test_temperature_is_sent_unless_it_is_negative(make, server, temperature):
     """GPT-5 and the o-series refuse any."""
-    annotator = make(temperature=temperature)
+    annotator = make(llm_temperature=temperature)
     list(annotator.annotate([record(0)]))
     sent = None if temperature < 0 else temperature
     (call,) = server.calls
@@ -151,18 +151,18 @@ def test_without_a_key_a_placeholder_goes_out(make, server, monkeypatch):
 @pytest.mark.parametrize(
     "settings, option",
     [
-        ({"model": " "}, "--annotator-model"),
-        ({"temperature": float("nan")}, "--llm-temperature"),
-        ({"temperature": float("inf")}, "--llm-temperature"),
-        ({"url": ""}, "--llm-url"),
-        ({"url": "localhost:8000/v1"}, "--llm-url"),
-        ({"url": "file:///etc/hosts"}, "--llm-url"),
-        ({"url": "http://"}, "--llm-url"),
-        ({"url": "http://local host/v1"}, "--llm-url"),
-        ({"url": "http://localhost:port/v1"}, "--llm-url"),
-        ({"url": "http://[::1/v1"}, "--llm-url"),
-        ({"url": f"http://me:{KEY}@localhost/v1"}, "--llm-url"),
-        ({"url": f"http://localhost/v1?key={KEY}"}, "--llm-url"),
+        ({"annotator_model": " "}, "--annotator-model"),
+        ({"llm_temperature": float("nan")}, "--llm-temperature"),
+        ({"llm_temperature": float("inf")}, "--llm-temperature"),
+        ({"llm_url": ""}, "--llm-url"),
+        ({"llm_url": "localhost:8000/v1"}, "--llm-url"),
+        ({"llm_url": "file:///etc/hosts"}, "--llm-url"),
+        ({"llm_url": "http://"}, "--llm-url"),
+        ({"llm_url": "http://local host/v1"}, "--llm-url"),
+        ({"llm_url": "http://localhost:port/v1"}, "--llm-url"),
+        ({"llm_url": "http://[::1/v1"}, "--llm-url"),
+        ({"llm_url": f"http://me:{KEY}@localhost/v1"}, "--llm-url"),
+        ({"llm_url": f"http://localhost/v1?key={KEY}"}, "--llm-url"),
     ],
 )
 def test_bad_settings(make, settings, option):
@@ -173,13 +173,7 @@ def test_bad_settings(make, settings, option):
 
 @pytest.mark.parametrize("name", [KEY, f"{KEY}\n", "", "1KEY", "KEY NAME", "KEY=1", "KEY\n", "CLÉ"])
 def test_a_key_in_place_of_its_variables_name_is_not_repeated(name):
-    """By no annotator, as stats.json holds all options."""
-    for options in ({}, {"annotator": "llm", "annotator_model": "m"}):
-        with pytest.raises(InputError, match="^--llm-key-env: [^\n]*$") as caught:
-            BuildConfig("in", "out", llm_key_env=name, **options)
-        assert not name or name not in str(caught.value)
-
-
-def test_has_no_sentence_score(make):
-    with pytest.raises(InputError, match="--word-rule delete"):
-        make().score(["Tea."])
+    """As stats.json holds all options."""
+    with pytest.raises(InputError, match="^--llm-key-env: [^\n]*$") as caught:
+        LlmConfig("in", "out", llm_key_env=name, annotator_model="m")
+    assert not name or name not in str(caught.value)

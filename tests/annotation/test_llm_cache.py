@@ -45,7 +45,8 @@ def test_second_run_asks_nothing(make, server):
     misfit = Reply('{"harmful": [9]}')
     server.script = lambda call: misfit if "number 3." in call.sentences[0] else verdict(call)
     first = list(make().annotate(map(record, range(10))))
-    again = make(url=server.url + "/", concurrency=1, timeout=3.0)  # still the same endpoint
+    # still the same endpoint
+    again = make(llm_url=server.url + "/", llm_concurrency=1, llm_timeout=3.0)
     assert list(again.annotate(map(record, range(10)))) == first and first[3].labels is None
     assert len(server.calls) == 11
     report = again.report()
@@ -53,18 +54,20 @@ def test_second_run_asks_nothing(make, server):
     assert report["cached_answers"] == 11 and report["rejected"] == 1
 
 
-def test_another_question_gets_an_answer_of_its_own(make, server):
+def test_another_question_gets_an_answer_of_its_own(make, server, tmp_path):
     """Another endpoint may serve another model of the same name."""
+    policy = tmp_path / "policy.txt"
+    policy.write_text("another")
     list(make().annotate([record(0)]))
     with ChatServer(lambda call: Reply('{"harmful": [3]}')) as other:
-        assert list(make(url=other.url).annotate([record(0)])) == [Annotation([0, 0, 1])]
+        assert list(make(llm_url=other.url).annotate([record(0)])) == [Annotation([0, 0, 1])]
     asked = 1
     for changed in (
-        {"url": server.url.replace("127.0.0.1", "localhost")},
-        {"url": server.url + "/b"},
-        {"model": "other"},
-        {"policy": "another"},
-        {"temperature": 0.5},
+        {"llm_url": server.url.replace("127.0.0.1", "localhost")},
+        {"llm_url": server.url + "/b"},
+        {"annotator_model": "other"},
+        {"llm_policy": str(policy)},
+        {"llm_temperature": 0.5},
     ):
         list(make(**changed).annotate([record(0)]))
         asked += 1
@@ -83,10 +86,10 @@ def test_an_answer_cut_off_or_withheld_is_asked_again_until_the_record_has_a_ver
     make, server, passing
 ):
     server.script = lambda call: passing
-    assert [one.labels for one in make(answers=3).annotate([record(0)])] == [None]
+    assert [one.labels for one in make(llm_answers=3).annotate([record(0)])] == [None]
     server.script = lambda call: verdict(call) if call.earlier == 4 else passing
     for calls in (5, 5):  # now settled by the second answer
-        assert list(make(answers=3).annotate([record(0)])) == [Annotation([0, 1, 0])]
+        assert list(make(llm_answers=3).annotate([record(0)])) == [Annotation([0, 1, 0])]
         assert len(server.calls) == calls
 
 
@@ -100,11 +103,13 @@ def test_two_runs_share_the_cache(make, server):
 
 CHILD = """
 import sys
-from pathlib import Path
-from annotation.annotators.llm import LLMAnnotator
+from annotation.annotators.llm import LlmConfig
+from annotation.chat import LLMAnnotator
 from tests.annotation.chat_server import record
-annotator = LLMAnnotator(url=sys.argv[1], model="stub", key_env="STUB_KEY", cache=Path(sys.argv[2]),
-                         concurrency=4, retries=1, timeout=30.0, answers=2)
+annotator = LLMAnnotator(LlmConfig(
+    "in", "out", annotator_model="stub", label_cache=sys.argv[2], llm_url=sys.argv[1],
+    llm_key_env="STUB_KEY", llm_concurrency=4, llm_retries=1, llm_timeout=30.0, llm_answers=2,
+))
 """
 
 
@@ -169,8 +174,8 @@ def write_rows(path) -> None:
 
 def build(server, tmp_path, *more: str) -> subprocess.Popen:
     """Starts the whole pipeline against the stub."""
-    command = [sys.executable, "-m", "annotation.pipeline", "--input", tmp_path / "rows.jsonl"]
-    command += ["--output-dir", tmp_path / "out", "--annotator", "llm", "--annotator-model", "stub"]
+    command = [sys.executable, "-m", "annotation", "llm", "--input", tmp_path / "rows.jsonl"]
+    command += ["--output-dir", tmp_path / "out", "--annotator-model", "stub"]
     command += ["--llm-url", server.url, "--valid-share", "0.3", "--test-share", "0.3", *more]
     environment = {**os.environ, "OPENAI_API_KEY": "secret-key"}
     return subprocess.Popen(

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from annotation.annotators.llm import ANSWER_BYTES, REFUSALS, LLMAnnotator
+from annotation.chat import ANSWER_BYTES, REFUSALS, LLMAnnotator
 from annotation.records import Annotation
 from tests.annotation.chat_server import ChatServer, Reply, record, verdict
 from utils.files import InputError
@@ -36,7 +36,7 @@ def test_passing_trouble_is_retried(make, server, trouble):
         return Reply(status=int(trouble) if trouble.isdigit() else 200, headers=AT_ONCE)
 
     server.script = first_time_bad
-    annotator = make(timeout=0.5 if trouble == "timeout" else 10)
+    annotator = make(llm_timeout=0.5 if trouble == "timeout" else 10)
     assert [a.labels for a in annotator.annotate(map(record, range(3)))] == [[0, 1, 0]] * 3
     assert annotator.report()["retries"] == 1 and annotator.report()["calls"] == 3
 
@@ -45,7 +45,7 @@ def test_endpoint_that_is_not_there(make):
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        message = fail(make(url=f"http://127.0.0.1:{port}/v1", retries=0), [record("\n")])
+        message = fail(make(llm_url=f"http://127.0.0.1:{port}/v1", llm_retries=0), [record("\n")])
     url = f"http://127.0.0.1:{port}/v1"
     assert message.startswith(f"{url}: All connection attempts failed, at record 'r\\n'; ")
 
@@ -61,7 +61,7 @@ def test_exhausted_retries_keep_what_was_answered(make, server, trouble):
 
     server.script = down_at_5
     timeout = 0.5 if trouble == "timed out" else 10
-    message = fail(make(timeout=timeout, concurrency=1), map(record, range(9)))
+    message = fail(make(llm_timeout=timeout, llm_concurrency=1), map(record, range(9)))
     assert f"{trouble} after 1 retries, at record 'r5'" in message
     assert server.asked["Tea number 5."] == 2
     server.script = verdict
@@ -78,7 +78,7 @@ def test_a_refused_record_gets_no_verdict_and_is_asked_again_by_the_next_run(mak
     server.script = lambda call: (
         verdict(call) if "number 7." in call.sentences[0] else Reply(status=status, body=body)
     )
-    annotator = make(retries=3)
+    annotator = make(llm_retries=3)
     found = list(annotator.annotate(map(record, range(8))))
     problem = f"the endpoint refuses this question: HTTP {status} (no_such_thing)"
     assert [(one.labels, one.problem) for one in found[:7]] == [(None, problem)] * 7
@@ -96,7 +96,7 @@ def test_ten_refused_records_in_a_row_end_the_run(make, server, tmp_path):
     )
     found = []
     with pytest.raises(InputError) as caught:
-        found.extend(make(concurrency=1).annotate(map(record, range(30))))
+        found.extend(make(llm_concurrency=1).annotate(map(record, range(30))))
     assert str(caught.value) == (
         f"{server.url}: {REFUSALS} records in a row: the endpoint refuses this question: HTTP 401;"
         f" what was answered is kept in {tmp_path / 'answers.sqlite'}, run again to go on"
@@ -132,7 +132,7 @@ def test_a_redirect_is_not_followed_with_the_record(make, server, status):
 def test_a_trickling_answer_does_not_outlive_the_timeout(make, server):
     server.script = lambda call: Reply('{"harmful": [2]}', pause=0.1)  # 15 seconds in all
     start = time.monotonic()
-    assert "timed out after 1 retries" in fail(make(timeout=0.5), [record(0)])
+    assert "timed out after 1 retries" in fail(make(llm_timeout=0.5), [record(0)])
     assert time.monotonic() - start < 8
 
 

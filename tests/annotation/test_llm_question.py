@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from annotation.annotators.question import make_messages, quote, read_policy, read_verdict
+from annotation.question import make_messages, quote, read_policy, read_verdict
 from annotation.records import Annotation
 from tests.annotation.chat_server import record
 from utils.files import InputError

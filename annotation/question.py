@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from annotation.records import Annotation, Parsed
+from annotation.records import Annotation, ParsedResponse
 from utils.files import InputError
 
 VERSION = 3  # counts up whenever the wording below or what counts as an answer changes
@@ -106,7 +106,7 @@ def quote(text: str) -> str:
     return text.replace("<", r"\u003c").replace("[", r"\u005b")
 
 
-def make_messages(policy: str, record: Parsed, problems: list[str]) -> list[dict[str, str]]:
+def make_messages(policy: str, record: ParsedResponse, problems: list[str]) -> list[dict[str, str]]:
     """Words the question for one record.
 
     Args:
