@@ -76,10 +76,6 @@ class ClassifierAnnotator(Annotator):
     def _annotate(self, records: list[ParsedResponse]) -> Iterator[Annotation]:
         scores = self.score([text for record in records for text in record.sentences])
         bounds = np.cumsum([len(record.sentences) for record in records])[:-1]
-        limit = self.classifier.max_length - 8  # less what the tokenizer puts around a text
         for record, some in zip(records, np.split(scores, bounds), strict=True):
-            # tokens hold a byte at least: most sentences need not be counted
-            long = [text for text in record.sentences if len(text.encode()) > limit]
-            cut = bool(long) and self.classifier.count_cut(long) > 0
             labels = (some >= self.config.annotator_threshold).astype(int).tolist()
-            yield Annotation(labels, CUT if cut else None)
+            yield Annotation(labels, CUT if self.classifier.count_cut(record.sentences) else None)
