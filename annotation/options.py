@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from annotation.records import Annotator
 from utils.files import InputError, sha256_file
@@ -105,9 +105,9 @@ class BuildConfig:
         named += [("--eval-only", (self.eval_only or "").partition("=")[0])]
         return [(option, name) for option, name in named if name]
 
-    def identity(self) -> str:
-        """Returns what the annotator is besides its options."""
-        return ""
+    def inputs(self) -> dict[str, Any]:
+        """Returns what a run reads, for its record."""
+        return {"input": {"file": Path(self.input).name, "sha256": sha256_file(Path(self.input))}}
 
     def make_annotator(self) -> Annotator:
         """Returns the annotator of these options; what it needs is imported only here."""
@@ -130,6 +130,10 @@ class ModelConfig(BuildConfig):
         files = sorted(path for path in Path(self.annotator_model).glob("*") if path.is_file())
         own["model"] = [(path.name, sha256_file(path)) for path in files] or self.annotator_model
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns what a run reads, for its record."""
+        return super().inputs() | {"annotator": self.identity()}
 
     def cache_path(self) -> Path:
         """Returns where labels are kept.

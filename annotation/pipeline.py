@@ -30,7 +30,7 @@ from annotation.sentences import parse
 from annotation.sources import count_rows, read_judged
 from annotation.word_labels import label_words, span_labels
 from data.fineharm import SPLITS
-from utils.files import sha256_file, write_json
+from utils.files import write_json
 from utils.run_record import run_folder
 
 SOME_UNANNOTATED = 3  # exit status: all is written, but some records got no verdict
@@ -147,10 +147,8 @@ def annotate_all(
 
 def main(config: BuildConfig) -> None:
     """Builds the records and writes the three splits."""
-    source = Path(config.input)
-    digest = sha256_file(source)
     with (
-        run_folder(config, input=digest, annotator=config.identity()) as folder,
+        run_folder(config) as folder,
         open(folder / "rejected.jsonl", "w", encoding="utf-8") as file,
     ):
         annotator = config.make_annotator()  # a model that is not there is told before parsing
@@ -163,7 +161,7 @@ def main(config: BuildConfig) -> None:
         check_classes(config, statistics.records, rejects, " that the annotator agrees with")
         name = "spans" if config.word_rule == "spans" else config.annotator
         stats = {
-            "input": {"file": source.name, "sha256": digest},
+            **config.inputs(),
             "options": asdict(config),
             "annotator": {"name": name, **annotator.report()},
             "word_rule": config.word_rule,
@@ -174,7 +172,6 @@ def main(config: BuildConfig) -> None:
         plot_statistics(stats, folder / "stats.png")
         write_json(folder / "stats.json", stats)
     print_statistics(stats)
-    print(f"written to {config.output_dir}")
     if missing := rejects.counts[NO_VERDICT]:
         print(f"{missing} records got no verdict: {config.output_dir}/rejected.jsonl")
         sys.exit(SOME_UNANNOTATED)
