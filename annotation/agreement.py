@@ -1,57 +1,38 @@
 """How far two annotations of the same responses agree, at sentence and at word level."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
+from annotation.options import CompareConfig
 from data.fineharm import SPLITS, Record, check_record, find_split
 from data.json_rows import iterate_rows
 from utils.files import InputError
 
 
-@dataclass
-class Agreement:
-    """Agreement of two 0/1 labellings of the same things, the first one taken as the truth.
+def agreement(first: Sequence[int], second: Sequence[int]) -> dict[str, float]:
+    """Compares two 0/1 labellings of the same things, the first one taken as the truth.
 
-    Attributes:
-        count: How many things both label.
-        rates: Share of harmful ones in the first and in the second.
-        kappa: Cohen's kappa; NaN where both know one and the same class only.
-        precision: Share of the second's harmful ones that are the first's.
-        recall: Share of the first's harmful ones that the second found.
-        f1: Of the harmful class.
-        chance_f1: F1 that labelling at random at the second's rate would have.
+    Returns:
+        rate, other: share of harmful ones in the first and in the second. kappa: Cohen's. P, R, F1:
+        of the harmful class. chance: the F1 of labels at random at the second's rate. NaN where a
+        number has no meaning.
     """
-
-    count: int
-    rates: tuple[float, float]
-    kappa: float
-    precision: float
-    recall: float
-    f1: float
-    chance_f1: float
-
-
-def agreement(first: np.ndarray, second: np.ndarray) -> Agreement:
-    """Compares two 0/1 labellings, int [N] each.
-
-    Source: Cohen's kappa: (observed − expected) / (1 − expected) agreement.
-    """
-    first, second = np.asarray(first) == 1, np.asarray(second) == 1
-    rate, other = float(first.mean()), float(second.mean())
-    both = float((first & second).mean())
-    observed = float((first == second).mean())
-    expected = rate * other + (1 - rate) * (1 - other)
-    return Agreement(
-        count=len(first),
-        rates=(rate, other),
-        kappa=(observed - expected) / (1 - expected) if expected < 1 else float("nan"),
-        precision=both / other if other else float("nan"),
-        recall=both / rate if rate else float("nan"),
-        f1=2 * both / (rate + other) if rate + other else float("nan"),
-        chance_f1=2 * rate * other / (rate + other) if rate + other else float("nan"),
+    rate, other = float(np.mean(first)), float(np.mean(second))
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        first, second, average="binary", zero_division=np.nan
     )
+    return {
+        "rate": rate,
+        "other": other,
+        "kappa": cohen_kappa_score(first, second) if {*first, *second} == {0, 1} else np.nan,
+        "P": precision,
+        "R": recall,
+        "F1": f1,
+        "chance": 2 * rate * other / (rate + other) if rate + other else np.nan,
+    }
 
 
 def read_annotation(path: Path) -> dict[str, Record]:
@@ -79,12 +60,13 @@ def read_annotation(path: Path) -> dict[str, Record]:
     return records
 
 
-def compare_files(first: Path, second: Path) -> None:
+def main(config: CompareConfig) -> None:
     """Prints the agreement of two annotations, the first one taken as the truth.
 
     Raises:
         InputError: They share no record, or a record is not the same text in both.
     """
+    first, second = Path(config.first), Path(config.second)
     ours, theirs = read_annotation(first), read_annotation(second)
     common = [identity for identity in ours if identity in theirs]
     if not common:
@@ -99,16 +81,12 @@ def compare_files(first: Path, second: Path) -> None:
         for number, record in enumerate((one, other)):
             sentences[number].extend(record["sentence_labels"])
             words[number].extend(label for labels in record["word_labels"] for label in labels)
-    levels = {
-        "sentences": agreement(*map(np.array, sentences)),
-        "words": agreement(*map(np.array, words)),
-    }
     print(f"{len(common)} records in both; {len(ours)} and {len(theirs)} in all")
-    print(
-        f"{'':10}{'count':>9}{'harmful, %':>16}{'kappa':>8}{'P':>7}{'R':>7}{'F1':>7}{'chance':>8}"
-    )
-    for name, level in levels.items():
-        rates = " and ".join(f"{100 * rate:.1f}" for rate in level.rates)
-        values = (level.precision, level.recall, level.f1, level.chance_f1)
-        numbers = "".join(f"{value:8.3f}" for value in values)
-        print(f"{name:10}{level.count:>9}{rates:>16}{level.kappa:>8.3f}{numbers}")
+    columns = ("kappa", "P", "R", "F1", "chance")
+    heads = "".join(f"{name:>8}" for name in columns)
+    print(f"{'':10}{'count':>9}{'harmful, %':>16}{heads}")
+    for name, pair in (("sentences", sentences), ("words", words)):
+        found = agreement(*pair)
+        rates = f"{100 * found['rate']:.1f} and {100 * found['other']:.1f}"
+        numbers = "".join(f"{found[column]:8.3f}" for column in columns)
+        print(f"{name:10}{len(pair[0]):>9}{rates:>16}{numbers}")

@@ -23,7 +23,7 @@ def prompt_key(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-class Seen:
+class DuplicateIndex:
     """Remembers rows on disk: ids, exact and near duplicates. Memory does not grow with them.
 
     Near duplicates are found by MinHash over word shingles: the share of equal hashes estimates the

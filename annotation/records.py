@@ -1,9 +1,9 @@
 """What passes between the steps of the annotation pipeline (annotation.pipeline)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
+from typing import Any, NotRequired, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 @dataclass
-class Parsed:
+class ParsedResponse:
     """A judged response, its sentences and words found. S sentences of W words each.
 
     Attributes:
@@ -52,33 +52,23 @@ class Annotation:
 
     Attributes:
         labels: [S] 1 = the sentence is harmful; None where the annotator came to no verdict.
-        problem: Why there is none, for rejected.jsonl.
+        problem: Why there is none, for rejected.jsonl; or what the labels suffer from, counted in
+            stats.json.
     """
 
     labels: list[int] | None
     problem: str | None = None
 
 
-class AnnotatorLabels(TypedDict):
-    """What an annotator said of a response whose label overruled it.
-
-    Attributes:
-        sentence_labels: [S] 1 = harmful.
-        word_labels: [S][W] 1 = harmful.
-    """
-
-    sentence_labels: list[int]
-    word_labels: list[list[int]]
-
-
-class Finished(Record):
+class AnnotatedRecord(Record):
     """A FineHarm record as this pipeline writes it.
 
     Attributes:
-        annotator_labels: Only where the response's label took the place of the annotator's.
+        annotator_labels: The annotator's sentence_labels and word_labels, where the response's
+            label took their place.
     """
 
-    annotator_labels: NotRequired[AnnotatorLabels]
+    annotator_labels: NotRequired[dict[str, list]]
 
 
 def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -88,18 +78,23 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield window
 
 
-class Annotator(Protocol):
-    """The seam every way of annotating fits."""
+class Annotator:
+    """A way of annotating; each way says what it does otherwise."""
 
-    def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
+    def fit(self, stream: Callable[[], Iterable[ParsedResponse]]) -> None:
+        """Learns from the parsed corpus, which `stream` gives anew at each call."""
+
+    def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
         """Annotates a stream of records in order, holding no more than a window of them."""
+        raise NotImplementedError
 
     def score(self, sentences: list[str]) -> np.ndarray:
         """Returns each sentence's probability of harm, float [S], judged by itself.
 
-        Raises:
-            InputError: The annotator has no such score.
+        Only where its options say `scores_sentences`.
         """
+        raise NotImplementedError
 
     def report(self) -> dict[str, Any]:
         """Returns what stats.json tells of the annotator: settings, counts, costs."""
+        return {}

@@ -1,12 +1,13 @@
 """What an annotated corpus looks like: counts, shares and where in a response harm stands."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
 
-from annotation.records import Finished
+from annotation.records import AnnotatedRecord
 from data.fineharm import SPLITS
 from utils.formatting import percent
 from utils.plotting import BLUE, GREY, ORANGE
@@ -23,18 +24,23 @@ class Statistics:
         positions: int [split, POSITION_BINS], harmful sentences by where their middle stands among
             the words of their response; only those of the annotator's choice.
         overruled: int [split], responses whose label took the place of the annotator's labels.
+        records: Records by "split label".
+        problems: Records by what their labels suffer from.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros((len(SPLITS), len(LEVELS), 2), dtype=int)
         self.positions = np.zeros((len(SPLITS), POSITION_BINS), dtype=int)
         self.overruled = np.zeros(len(SPLITS), dtype=int)
+        self.records: Counter[str] = Counter()
+        self.problems: Counter[str] = Counter()
 
-    def add(self, split: str, record: Finished) -> None:
+    def add(self, split: str, record: AnnotatedRecord) -> None:
         """Counts one record."""
         place, labels = SPLITS.index(split), np.array(record["sentence_labels"])
         sizes = np.array([len(words) for words in record["words"]])
         harmful_words = sum(map(sum, record["word_labels"]))
+        self.records[f"{split} {int(labels.any())}"] += 1
         self.counts[place, 0, int(labels.any())] += 1
         self.counts[place, 1] += (int((labels == 0).sum()), int(labels.sum()))
         self.counts[place, 2] += (int(sizes.sum()) - harmful_words, harmful_words)
@@ -45,18 +51,10 @@ class Statistics:
         bins = (middles[labels == 1] * POSITION_BINS).astype(int)
         self.positions[place] += np.bincount(bins, minlength=POSITION_BINS)
 
-    @property
-    def records(self) -> dict[str, int]:
-        """Records by "split label"."""
-        return {
-            f"{split} {label}": int(self.counts[place, 0, label])
-            for place, split in enumerate(SPLITS)
-            for label in (0, 1)
-        }
-
     def summary(self) -> dict[str, Any]:
         """Returns what stats.json holds of them."""
         return {
+            "problems": dict(self.problems),
             "splits": {
                 split: {
                     level: {
@@ -70,7 +68,7 @@ class Statistics:
                     "overruled": int(self.overruled[place]),
                 }
                 for place, split in enumerate(SPLITS)
-            }
+            },
         }
 
 
@@ -84,6 +82,8 @@ def print_statistics(stats: dict[str, Any]) -> None:
         if counts["overruled"]:
             parts.append(f"{counts['overruled']} labelled as their response, not by the annotator")
         print(f"{split:5}  {', '.join(parts)}")
+    for problem, count in stats["problems"].items():
+        print(f"       labelled with a flaw: {count}, {problem}")
     for reason, count in stats["rejected"].items():
         print(f"       rejected: {count}, {reason}")
 

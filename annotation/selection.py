@@ -6,15 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TextIO
 
-from annotation.duplicates import Seen, prompt_key
+from annotation.duplicates import DuplicateIndex, prompt_key
 from annotation.options import BuildConfig
-from annotation.records import Parsed
+from annotation.records import ParsedResponse
 from annotation.sentences import MAX_CHARACTERS
 from annotation.sources import Row
 from data.fineharm import SPLITS
-from utils.files import (
-    InputError,
-)
+from utils.files import InputError
 
 
 def split_of(key: str, config: BuildConfig) -> str:
@@ -35,19 +33,32 @@ class Rejects:
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.counts = file, Counter()
+        self.first: dict[str, str] = {}  # detail of each reason's first record
 
     def add(
-        self, reason: str, item: Row | Parsed, detail: str = "", labels: Mapping | None = None
+        self,
+        reason: str,
+        item: Row | ParsedResponse,
+        detail: str = "",
+        labels: Mapping | None = None,
     ) -> None:
         """Writes one record, with the labels it would have had if there are any."""
         self.counts[reason] += 1
+        self.first.setdefault(reason, detail)
         entry = {"id": item.id, "reason": reason, "detail": detail, "label": item.label}
         entry |= {"prompt": item.prompt, "response": item.response} | dict(labels or {})
         print(json.dumps(entry, ensure_ascii=False), file=self.file)
 
+    def __str__(self) -> str:
+        """Says how many were left out, why, and what is known of the first of each reason."""
+        return "; ".join(
+            f"{count} {reason}" + f" (first: {self.first[reason]})" * bool(self.first[reason])
+            for reason, count in self.counts.items()
+        )
+
 
 def select(
-    rows: Iterable[Row], config: BuildConfig, seen: Seen, rejects: Rejects
+    rows: Iterable[Row], config: BuildConfig, seen: DuplicateIndex, rejects: Rejects
 ) -> Iterator[tuple[Row, str]]:
     """Gives the rows to annotate, each with its split; the others are rejected.
 
@@ -58,33 +69,28 @@ def select(
         rejects: Takes what is left out.
 
     Raises:
-        InputError: Two rows share an id; the field of --eval-only is in no row.
+        InputError: Two rows share an id.
     """
     name, _, value = (config.eval_only or "").partition("=")
-    known = not name
     for row in rows:
         seen.check_id(row, config.id_column)
-        known = known or name in row.fields
         # without prompts, each response is on its own
         split = split_of(row.prompt or row.response, config)
-        reason, detail = "", ""
-        if row.label is None:
-            reason = "judgements are tied"
+        if row.refused:
+            rejects.add(row.refused[0], row, row.refused[1])
         elif len(row.response) > MAX_CHARACTERS:
-            reason, detail = "too long to parse", f"{len(row.response)} characters"
+            rejects.add("too long to parse", row, f"{len(row.response)} characters")
         elif split != "train" and name and str(row.fields.get(name)) != value:
-            reason = "not for evaluation (--eval-only)"
+            rejects.add("not for evaluation (--eval-only)", row)
         elif found := seen.duplicate_of(row):
-            reason, detail = found[0], f"of {found[1]}"
-        if reason:
-            rejects.add(reason, row, detail)
+            rejects.add(found[0], row, f"of {found[1]}")
         else:
             yield row, split
-    if not known:
-        raise InputError(f"{config.input}: field '{name}' of --eval-only is in no row")
 
 
-def check_classes(config: BuildConfig, counts: Mapping[str, int], when: str) -> None:
+def check_classes(
+    config: BuildConfig, counts: Mapping[str, int], rejects: Rejects, when: str = ""
+) -> None:
     """Refuses a split without harmful or without benign records.
 
     Raises:
@@ -93,7 +99,8 @@ def check_classes(config: BuildConfig, counts: Mapping[str, int], when: str) -> 
     for split in SPLITS:
         for label, word in ((1, "harmful"), (0, "benign")):
             if not counts.get(f"{split} {label}"):
+                left_out = f"; left out: {rejects}" if rejects.counts else ""
                 raise InputError(
                     f"{config.input}: split '{split}' came out without {word} rows{when}; more"
-                    " rows, another --seed or larger shares are needed"
+                    f" rows, another --seed or larger shares are needed{left_out}"
                 )

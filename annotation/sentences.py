@@ -1,37 +1,42 @@
-"""Sentences, words, parts of speech, and which words of a harmful sentence are harmful.
+"""Sentences, words and parts of speech of responses.
 
 Source: arXiv 2506.09996, section on FineHarm: the notional words of a harmful sentence are harmful.
 """
 
-import multiprocessing
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache
 
 import spacy
+from markdown_it import MarkdownIt
 from spacy.language import Language
+from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc, Span
 
 from annotation.options import SPACY_MODEL
-from annotation.records import Parsed, batched
+from annotation.records import ParsedResponse, batched
 from annotation.sources import Row
 from utils.files import InputError
-from utils.processes import end_with_parent
+from utils.processes import map_chunks
 
 # The open-class words of Universal Dependencies: those that carry content of their own. The paper
 # calls them notional words. Auxiliaries, pronouns, particles, numerals and all other closed classes
 # are left out: "you will" is the same in a threat and in a recipe. Interjections are in, because
 # in abuse they are often all the content there is.
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
-PARSER = 2  # counts up whenever other rows, sentences, words or parts of speech come out
-BATCH = 64  # responses a process gets at once
-MAX_CHARACTERS = 1_000_000  # of a response; spaCy refuses more
 
-FENCED_CODE = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+BATCH = 64  # responses a process gets at once
+MAX_CHARACTERS = 200_000  # of a response; spaCy takes 4 GB for as many signs
+STRETCH = 500  # characters without white space that spaCy's tokenizer gets at once
+
+BLOCKS = MarkdownIt("commonmark")
+BLOCKS.core.ruler.enableOnly(["normalize", "block"])  # nothing within lines
+
+LINE_END = re.compile(r"\r\n?|\n")
 LIST_MARK = re.compile(r"(?:\W{1,3}|\W?\w{1,3}[.):])")  # "-", "*", "1.", "(a)", "iv)"
 
 
+@cache
 def load_language(name: str = SPACY_MODEL) -> Language:
     """Loads a spaCy pipeline with what sentences and parts of speech need, and no more.
 
@@ -46,27 +51,39 @@ def load_language(name: str = SPACY_MODEL) -> Language:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--spacy-model: '{name}': cannot be loaded ({reason})") from None
+    if isinstance(language.tokenizer, Tokenizer):
+        language.tokenizer = LinearTokenizer(language.tokenizer)
     probe = language("A b.")
     if not (probe.has_annotation("SENT_START") and probe.has_annotation("POS")):
         raise InputError(f"--spacy-model: '{name}': finds no sentences or no parts of speech")
     return language
 
 
-_worker: dict[str, Language] = {}  # what a worker process keeps between chunks, by name
+class LinearTokenizer:
+    """Gives spaCy's tokenizer long stretches without white space in parts.
+
+    It peels signs off a stretch one by one and copies the rest each time: a response of 100,000
+    exclamation marks would take half an hour.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: str) -> Doc:
+        """Returns the words of a text; the same as spaCy's where no stretch is long."""
+        cuts = [
+            cut
+            for stretch in re.finditer(r"\S+", text)
+            for cut in range(stretch.start() + STRETCH, stretch.end(), STRETCH)
+        ]
+        if not cuts:
+            return self.tokenizer(text)
+        parts = zip([0, *cuts], [*cuts, len(text)], strict=True)
+        docs = [self.tokenizer(text[start:end]) for start, end in parts]
+        return Doc.from_docs(docs, ensure_whitespace=False, attrs=["NORM"])
 
 
-def _start_worker(name: str) -> None:
-    if name not in _worker:  # a forked process has inherited it
-        _worker[name] = load_language(name)
-
-
-def _start_child(name: str) -> None:
-    end_with_parent()
-    _start_worker(name)
-
-
-def _parse_chunk(name: str, chunk: list[tuple[Row, str]]) -> list[Parsed]:
-    language = _worker[name]
+def _parse_chunk(language: Language, chunk: list[tuple[Row, str]]) -> list[ParsedResponse]:
     with language.memory_zone():  # else every new word stays in memory for good
         docs = language.pipe((row.response for row, _ in chunk), batch_size=BATCH)
         pairs = zip(docs, chunk, strict=True)
@@ -75,7 +92,7 @@ def _parse_chunk(name: str, chunk: list[tuple[Row, str]]) -> list[Parsed]:
 
 def parse(
     rows: Iterable[tuple[Row, str]], num_workers: int, language: str = SPACY_MODEL
-) -> Iterator[Parsed]:
+) -> Iterator[ParsedResponse]:
     """Finds sentences, words and parts of speech, in order, over several processes.
 
     spaCy's own multiprocessing sends whole documents back, which costs more than parsing them;
@@ -86,34 +103,20 @@ def parse(
         num_workers: Processes; 1 parses in this one.
         language: The spaCy pipeline, see `load_language`.
     """
-    chunks = batched(rows, BATCH)
-    _start_worker(language)
-    if num_workers == 1:
-        for chunk in chunks:
-            yield from _parse_chunk(language, chunk)
-        return
-    context = multiprocessing.get_context()
-    with ProcessPoolExecutor(num_workers, context, _start_child, (language,)) as pool:
-        pending: deque[Future] = deque()
-        try:
-            for chunk in chunks:
-                pending.append(pool.submit(_parse_chunk, language, chunk))
-                if len(pending) > 2 * num_workers:
-                    yield from pending.popleft().result()
-            while pending:
-                yield from pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+    load_language(language)  # a pipeline that is not there is told here, and forked
+    for chunk in map_chunks(
+        _parse_chunk, batched(rows, BATCH), num_workers, load_language, language
+    ):
+        yield from chunk
 
 
-def parsed_row(doc: Doc, row: Row, split: str) -> Parsed:
+def parsed_row(doc: Doc, row: Row, split: str) -> ParsedResponse:
     """Puts together what was found in a response."""
     sentences = sentences_of(doc)
     words = [[word for word in sentence if not word.is_space] for sentence in sentences]
     starts = [some[0].idx for some in words]
     ends = [some[-1].idx + len(some[-1]) for some in words]
-    return Parsed(
+    return ParsedResponse(
         id=row.id,
         prompt=row.prompt,
         response=row.response,
@@ -130,6 +133,16 @@ def parsed_row(doc: Doc, row: Row, split: str) -> Parsed:
     )
 
 
+def fenced_code(text: str) -> list[int]:
+    """Returns where fenced code starts, ends, starts …, by CommonMark's rule, in code points."""
+    if "```" not in text and "~~~" not in text:
+        return []
+    lines = [0, *(end.end() for end in LINE_END.finditer(text)), len(text)]
+    return [
+        lines[line] for block in BLOCKS.parse(text) if block.type == "fence" for line in block.map
+    ]
+
+
 def sentences_of(doc: Doc) -> list[Span]:
     """Returns the sentences of a text, none blank; together they hold all but white space.
 
@@ -137,12 +150,11 @@ def sentences_of(doc: Doc) -> list[Span]:
     list mark belongs to what follows it, and fenced code is one sentence, however many its lines.
     """
     text = doc.text  # joined anew at each access
-    fences = [match.span() for match in FENCED_CODE.finditer(text)]
-    edges = [edge for fence in fences for edge in fence]  # rising: into code, out of it, …
+    edges = fenced_code(text)  # rising: into code, out of it, …
     cuts, passed, after_break, line_start = [0], 0, False, 0
     for token in doc:
         if token.is_space:
-            after_break = after_break or "\n" in token.text
+            after_break = after_break or LINE_END.search(token.text) is not None
             continue
         start, before = token.idx, passed
         while passed < len(edges) and edges[passed] <= start:

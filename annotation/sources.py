@@ -1,41 +1,26 @@
-"""Judged responses from JSON, JSON lines, CSV or Parquet: columns, votes, duplicates. Streamed."""
+"""Judged responses from JSON, JSON lines, CSV or Parquet: columns, votes, spans. Streamed."""
 
 import csv
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import StrictInt, TypeAdapter, ValidationError
 
+from annotation.options import BuildConfig
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
 from utils.files import InputError
 
-DEFAULT_ID = "id"  # may be missing; a column that was asked for may not
-
-
-@dataclass
-class Columns:
-    """Which columns hold what.
-
-    Attributes:
-        prompt: Column of the prompt; "" where there is none.
-        response: Column of the response.
-        labels: Columns of response-level judgements, 0/1; the majority counts.
-        id: Column of the id; rows without it are numbered.
-        spans: Column of human [start, end) character spans of harm, in CSV a JSON list; "" where
-            there is none.
-    """
-
-    prompt: str = "prompt"
-    response: str = "response"
-    labels: Sequence[str] = ("label",)
-    id: str = DEFAULT_ID
-    spans: str = ""
+# how corpora spell what a judge says, in lower case; None is no vote
+VOTES: dict[str, int | None] = {
+    **dict.fromkeys(("1", "1.0", "true", "harmful", "unsafe", "toxic"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "unharmful", "harmless", "benign", "safe"), 0),
+    **dict.fromkeys(("", "none", "null", "nan"), None),
+}
+SPANS = TypeAdapter(list[tuple[StrictInt, StrictInt]])
 
 
 @dataclass
@@ -47,9 +32,10 @@ class Row:
         id: Its id.
         prompt: What was asked; "" where nobody knows.
         response: The untouched response.
-        label: 1 = harmful, 0 = benign, None = the judgements are tied.
+        label: 1 = harmful, 0 = benign, None = nobody knows.
         fields: Everything the file says of it.
         spans: [start, end) of harmful characters where humans marked them.
+        refused: Why it cannot be annotated, and the details; None where it can.
     """
 
     where: str
@@ -59,6 +45,7 @@ class Row:
     label: int | None
     fields: dict[str, Any] = field(repr=False)
     spans: list[tuple[int, int]] | None = None
+    refused: tuple[str, str] | None = None
 
 
 def iterate_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -105,28 +92,21 @@ def _iterate_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _iterate_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _refuse_twins(path, names)
+            _refuse_twins(path, file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1000):
-                for values in zip(*batch.columns, strict=True):
+                for row in batch.to_pylist():
                     number += 1
-                    where = f"{path}: record {number}"
-                    pairs = zip(names, values, strict=True)
-                    yield where, {name: _plain(value, name, where) for name, value in pairs}
-    except (OSError, pa.ArrowException) as error:
+                    yield f"{path}: record {number}", row
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
-        raise InputError(f"{path}: cannot be read as Parquet: {reason}") from None
-
-
-def _plain(value: pa.Scalar, name: str, where: str) -> Any:
-    try:
-        return value.as_py()
-    except (ValueError, OverflowError) as error:  # no UTF-8, a date beyond the year 9999
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{where}: field '{name}': {reason}") from None
+        where = f"{path}: after record {number}" if number else path
+        raise InputError(f"{where}: cannot be read as Parquet: {reason}") from None
 
 
 def _refuse_twins(path: Path, names: Sequence[str]) -> None:
@@ -135,40 +115,64 @@ def _refuse_twins(path: Path, names: Sequence[str]) -> None:
             raise InputError(f"{path}: two columns are named '{name}'")
 
 
-def read_judged(path: Path, columns: Columns) -> Iterator[Row]:
-    """Reads and validates judged responses.
+def count_rows(config: BuildConfig) -> int:
+    """Counts the rows of the input, and refuses columns that none of them has.
 
     Raises:
-        InputError: At the first bad row: an unknown column, a missing field, a label outside 0/1,
-            an empty response, a span outside it.
+        InputError: An option names such a column.
     """
-    for number, (where, fields) in enumerate(iterate_file(path)):
-        if number == 0:
-            wanted = (columns.prompt, columns.response, *columns.labels, columns.spans)
-            wanted += (columns.id,) if columns.id != DEFAULT_ID else ()
-            for name in wanted:
-                if name and name not in fields:
-                    there = ", ".join(map(str, fields))
-                    raise InputError(f"{where}: field '{name}' is missing; there are: {there}")
-        response = text_field(fields, columns.response, where)
-        if not response.strip():
-            raise InputError(f"{where}: field '{columns.response}': the response is empty")
-        spans = _spans(fields, columns.spans, len(response), where) if columns.spans else None
-        if columns.labels:
-            label = majority([_label(fields, name, where) for name in columns.labels])
-        else:
-            label = int(bool(spans))  # human spans, and nobody judged the response as a whole
-        identity = fields.get(columns.id)
-        identity = f"row-{number}" if identity is None else str(identity)
-        yield Row(
-            where,
-            text_field({columns.id: identity}, columns.id, where),
-            text_field(fields, columns.prompt, where) if columns.prompt else "",
-            response,
-            label,
-            fields,
-            spans,
-        )
+    count, there = 0, {}
+    for _, fields in iterate_file(Path(config.input)):
+        count += 1
+        there |= dict.fromkeys(fields)
+    for option, name in config.columns():
+        if name not in there:
+            raise InputError(
+                f"{config.input}: {option}: field '{name}' is in no record; there are:"
+                f" {', '.join(there)}"
+            )
+    return count
+
+
+def read_judged(config: BuildConfig) -> Iterator[Row]:
+    """Reads judged responses; of a row that cannot be annotated, what can be read and the reason.
+
+    Raises:
+        InputError: The file cannot be read or is malformed.
+    """
+    for number, (where, fields) in enumerate(iterate_file(Path(config.input))):
+        row = Row(where, f"row-{number}", "", "", None, fields)
+        try:
+            _judge(row, config)
+        except InputError as error:
+            row.refused = ("unusable row", str(error))
+        yield row
+
+
+def _judge(row: Row, config: BuildConfig) -> None:
+    """Fills in what the fields of a row say.
+
+    Raises:
+        InputError: A field is missing or wrong.
+    """
+    fields, where = row.fields, row.where
+    if (identity := fields.get(config.id_column)) is not None:
+        row.id = text_field({config.id_column: str(identity)}, config.id_column, where)
+    if config.prompt_column:
+        row.prompt = text_field(fields, config.prompt_column, where)
+    if not str(fields.get(config.response_column) or "").strip():
+        row.refused = ("no response", where)
+        return
+    row.response = text_field(fields, config.response_column, where)
+    if config.spans_column:
+        row.spans = _spans(fields, config.spans_column, len(row.response), where)
+        row.label = int(bool(row.spans))  # unless somebody judged the response as a whole
+    if names := config.judges:
+        votes = [_vote(fields.get(name), name, where) for name in names]
+        row.label = majority([vote for vote in votes if vote is not None])
+        if row.label is None:
+            judged = any(vote is not None for vote in votes)
+            row.refused = ("judgements are tied" if judged else "nobody judged it", where)
 
 
 def majority(labels: Sequence[int]) -> int | None:
@@ -180,28 +184,25 @@ def majority(labels: Sequence[int]) -> int | None:
     return None if doubled == len(labels) else int(doubled > len(labels))
 
 
-def _label(fields: dict[str, Any], name: str, where: str) -> int:
-    value = fields.get(name)
-    if value in ("0", "1"):  # CSV knows text only
-        value = int(value)
-    if type(value) is not int or value not in (0, 1):  # True and 1.0 are no labels
-        raise InputError(f"{where}: field '{name}': {value!r:.40} is not 0/1")
-    return value
+def _vote(value: Any, name: str, where: str) -> int | None:
+    text = str(value).strip().lower()
+    if text not in VOTES:
+        raise InputError(f"{where}: field '{name}': {value!r:.40} is no judgement that is known")
+    return VOTES[text]
 
 
 def _spans(fields: dict[str, Any], name: str, length: int, where: str) -> list[tuple[int, int]]:
-    spans = fields.get(name)
-    if isinstance(spans, str):  # CSV knows text only
-        try:
-            spans = json.loads(spans)
-        except (ValueError, RecursionError):
-            pass
-    if not isinstance(spans, list):
-        raise InputError(f"{where}: field '{name}': a list of [start, end) pairs was expected")
-    for position, span in enumerate(spans):
-        good = isinstance(span, list | tuple) and len(span) == 2
-        if not (good and all(type(edge) is int for edge in span)):
-            raise InputError(f"{where}: field '{name}[{position}]': no [start, end) pair")
-        if not 0 <= span[0] < span[1] <= length:
-            raise InputError(f"{where}: field '{name}[{position}]': {span} is not in the response")
-    return [tuple(span) for span in spans]
+    value = fields.get(name)
+    try:  # CSV knows text only
+        validate = SPANS.validate_json if isinstance(value, str) else SPANS.validate_python
+        spans = validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = "".join(f"[{step}]" for step in first["loc"])
+        raise InputError(f"{where}: field '{name}{place}': {first['msg']}") from None
+    for position, (start, end) in enumerate(spans):
+        if not 0 <= start < end <= length:
+            raise InputError(
+                f"{where}: field '{name}[{position}]': ({start}, {end}) is not in the response"
+            )
+    return spans

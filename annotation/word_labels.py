@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 
 from annotation.options import WordRule
-from annotation.records import Parsed
+from annotation.records import ParsedResponse
 from data.fineharm import every_word
 
 SentenceScore = Callable[[list[str]], np.ndarray]
 
 
 def label_words(
-    record: Parsed, sentence_labels: list[int], rule: WordRule, score: SentenceScore
+    record: ParsedResponse, sentence_labels: list[int], rule: WordRule, score: SentenceScore
 ) -> list[list[int]]:
     """Labels the words of a response, int [S][W].
 
@@ -39,12 +39,12 @@ def label_words(
     ]
 
 
-def span_labels(record: Parsed) -> list[int]:
+def span_labels(record: ParsedResponse) -> list[int]:
     """Labels the sentences in which a human marked something, int [S]."""
     return [max(_touching(record, position)) for position in range(len(record.words))]
 
 
-def _touching(record: Parsed, position: int) -> list[int]:
+def _touching(record: ParsedResponse, position: int) -> list[int]:
     base, labels = record.starts[position], []
     for word, start in zip(record.words[position], record.word_starts[position], strict=True):
         start, end = base + start, base + start + len(word)
@@ -52,7 +52,7 @@ def _touching(record: Parsed, position: int) -> list[int]:
     return labels
 
 
-def _needed(record: Parsed, position: int, score: SentenceScore) -> list[int]:
+def _needed(record: ParsedResponse, position: int, score: SentenceScore) -> list[int]:
     sentence = record.sentences[position]
     pairs = zip(record.words[position], record.word_starts[position], strict=True)
     without = [sentence[:start] + sentence[start + len(word) :] for word, start in pairs]

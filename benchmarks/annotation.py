@@ -56,8 +56,8 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
     Raises:
         InputError: The build failed.
     """
-    command = [sys.executable, "-m", "annotation.pipeline", "--input", str(source)]
-    command += ["--output-dir", str(folder), "--annotator", annotator]
+    command = [sys.executable, "-m", "annotation", annotator, "--input", str(source)]
+    command += ["--output-dir", str(folder)]
     began, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as build:
         root = psutil.Process(build.pid)

@@ -14,6 +14,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tqdm import tqdm
 
 from data.splits import Examples, load_examples, load_processed
+from data.terms import terms
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
 from test.options import FloorConfig
@@ -42,7 +43,7 @@ def main(config: FloorConfig) -> None:
         if config.method == "length":
             features = make_pipeline(FunctionTransformer(np.log), StandardScaler())
         else:
-            features = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+            features = TfidfVectorizer(analyzer=terms, min_df=2, sublinear_tf=True)
         try:
             train_features = features.fit_transform(inputs["train"])
         except ValueError:  # no term is left

@@ -23,7 +23,7 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E4
 from tokenizers.processors import TemplateProcessing  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from annotation.records import Parsed
+from annotation.records import ParsedResponse
 from annotation.sentences import parse
 from annotation.sources import Row
 from data.fineharm import read_split
@@ -62,7 +62,7 @@ def run(*words: str, check: bool = True, **environment: str) -> subprocess.Compl
     return done
 
 
-def parsed(*responses: str, labels: Sequence[int] = (), prompt: str = "") -> list[Parsed]:
+def parsed(*responses: str, labels: Sequence[int] = (), prompt: str = "") -> list[ParsedResponse]:
     """Parses responses as the pipeline does; ids r0, r1, … in the training split."""
     labels = labels or [1] * len(responses)
     rows = [

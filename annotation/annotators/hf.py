@@ -1,43 +1,65 @@
 """A local text-classification checkpoint of Hugging Face judges each sentence by itself."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from annotation.records import WINDOW, Annotation, Parsed, batched
-from model.text_classifier import TextClassifier
+from annotation.cache import keep_labels
+from annotation.options import ModelConfig, refuse_outside
+from annotation.records import Annotation, Annotator, ParsedResponse
 from utils.options import Precision
 
 MAX_LENGTH = 512  # tokens of a sentence that are read
+CUT = f"sentences beyond {MAX_LENGTH} tokens were read in part"
 
 
-class ClassifierAnnotator:
+@dataclass(kw_only=True)
+class HfConfig(ModelConfig):
+    """A local text classifier judges each sentence by itself."""
+
+    annotator_threshold: float = 0.5
+    """Least probability of a harmful sentence."""
+    harmful_label: str = ""
+    """Name of the harmful class where it cannot be told."""
+    precision: Precision = "auto"
+    """auto takes bf16 on hardware made for it."""
+
+    scores_sentences = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside(self, "annotator_threshold")
+
+    def make_annotator(self) -> "ClassifierAnnotator":
+        """Loads the classifier."""
+        return ClassifierAnnotator(self)
+
+
+class ClassifierAnnotator(Annotator):
     """Calls a sentence harmful when the classifier's probability reaches a threshold.
-
-    Args:
-        folder: Checkpoint with safetensors, its tokenizer beside it.
-        harmful_label: See `TextClassifier`.
-        threshold: Least probability of harm.
-        precision: Of the computation.
 
     Raises:
         InputError: The folder is no such checkpoint, or the class cannot be told.
     """
 
-    def __init__(
-        self, folder: Path, harmful_label: str, threshold: float, precision: Precision
-    ) -> None:
-        self.threshold = threshold
+    def __init__(self, config: HfConfig) -> None:
+        from model.text_classifier import TextClassifier
+
+        self.config = config
         self.classifier = TextClassifier(
-            folder, harmful_label, precision, "--annotator-model", MAX_LENGTH
+            Path(config.annotator_model),
+            config.harmful_label,
+            config.precision,
+            "--annotator-model",
+            MAX_LENGTH,
         )
 
-    def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
+    def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
         """Annotates records in order."""
-        for window in batched(records, WINDOW):
-            yield from self._annotate(window)
+        return keep_labels(self.config, records, self._annotate)
 
     def score(self, sentences: list[str]) -> np.ndarray:
         """Returns each sentence's probability of harm, float [S]."""
@@ -48,11 +70,12 @@ class ClassifierAnnotator:
         return {
             "model": self.classifier.folder.name,
             "harmful_class": self.classifier.harmful_name,
-            "threshold": self.threshold,
+            "threshold": self.config.annotator_threshold,
         }
 
-    def _annotate(self, records: list[Parsed]) -> Iterator[Annotation]:
+    def _annotate(self, records: list[ParsedResponse]) -> Iterator[Annotation]:
         scores = self.score([text for record in records for text in record.sentences])
         bounds = np.cumsum([len(record.sentences) for record in records])[:-1]
-        for some in np.split(scores, bounds):
-            yield Annotation((some >= self.threshold).astype(int).tolist())
+        for record, some in zip(records, np.split(scores, bounds), strict=True):
+            labels = (some >= self.config.annotator_threshold).astype(int).tolist()
+            yield Annotation(labels, CUT if self.classifier.count_cut(record.sentences) else None)

@@ -5,20 +5,24 @@ Starting from "all of them", the positives are refitted until they settle: in ea
 the sentences that look worse than nearly all benign ones, and in any case the likeliest.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
 from annotation.duplicates import prompt_key
-from annotation.records import Annotation, Parsed, batched
+from annotation.options import BuildConfig
+from annotation.records import Annotation, Annotator, ParsedResponse, batched
+from data.terms import terms
 from utils.files import InputError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 FOLDS = 5
 MAX_ROUNDS = 10
@@ -27,30 +31,39 @@ MAX_SENTENCES = 300_000  # that are fitted on; bounds memory, see `_sample`
 WINDOW = 512  # responses scored at once
 
 
-class MilAnnotator:
+@dataclass
+class MilConfig(BuildConfig):
+    """Learnt from response labels alone by multiple-instance learning; no model, no network."""
+
+    mil_false_positives: float = 0.05
+    """Share of benign sentences that may look harmful; sets the threshold."""
+
+    scores_sentences = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.mil_false_positives < 1:
+            raise InputError(f"--mil-false-positives: {self.mil_false_positives} is not in 0…1")
+
+    def make_annotator(self) -> MilAnnotator:
+        """Returns an annotator that has to learn first."""
+        return MilAnnotator(self.mil_false_positives)
+
+
+class MilAnnotator(Annotator):
     """Learns which sentences make responses harmful from the training split.
 
     A sentence is labelled by models that were fitted without its prompt: a model that has seen a
     sentence called harmful says so again, whatever it says.
 
     Args:
-        stream: Gives the records again each time it is called.
         false_positives: Share of benign sentences that may look harmful; sets the threshold.
     """
 
-    def __init__(
-        self, stream: Callable[[], Iterable[Parsed]], false_positives: float = 0.05
-    ) -> None:
+    def __init__(self, false_positives: float = 0.05) -> None:
         self.false_positives = false_positives
-        self.vectorizer = make_pipeline(
-            HashingVectorizer(
-                n_features=2**18, ngram_range=(1, 2), alternate_sign=False, norm=None
-            ),
-            TfidfTransformer(sublinear_tf=True),
-        )
-        self._fit(stream)
 
-    def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
+    def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
         """Annotates records in order; sentences of benign responses are benign by assumption."""
         for window in batched(records, WINDOW):
             yield from self._annotate(window)
@@ -73,7 +86,19 @@ class MilAnnotator:
             "changed_share_by_round": self.changed,
         }
 
-    def _fit(self, stream: Callable[[], Iterable[Parsed]]) -> None:
+    def fit(self, stream: Callable[[], Iterable[ParsedResponse]]) -> None:
+        """Learns from the training split.
+
+        Raises:
+            InputError: It has too few prompts of both classes.
+        """
+        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+        from sklearn.pipeline import make_pipeline
+
+        self.vectorizer = make_pipeline(
+            HashingVectorizer(analyzer=terms, n_features=2**18, alternate_sign=False, norm=None),
+            TfidfTransformer(sublinear_tf=True),
+        )
         texts, label, bag, fold = self._sample(stream)
         self.fitted = len(texts)
         features = self.vectorizer.fit_transform(texts)
@@ -95,7 +120,7 @@ class MilAnnotator:
                 break
 
     def _sample(
-        self, stream: Callable[[], Iterable[Parsed]]
+        self, stream: Callable[[], Iterable[ParsedResponse]]
     ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
         """Collects training sentences: texts, response label, number of response, fold of prompt.
 
@@ -116,14 +141,14 @@ class MilAnnotator:
         labels, folds = np.array(label), np.array(fold)
         for held_out in range(FOLDS):
             if len(set(labels[folds != held_out].tolist())) < 2:
-                raise InputError(
-                    "--annotator mil: the training split has too few prompts of both classes"
-                )
+                raise InputError("mil: the training split has too few prompts of both classes")
         return texts, labels, np.array(bag), folds
 
     def _fit_folds(
         self, features: csr_matrix, positive: np.ndarray, bag: np.ndarray, fold: np.ndarray
     ) -> None:
+        from sklearn.linear_model import LogisticRegression
+
         # responses count alike, however many sentences they bring
         _, member, size = np.unique(2 * bag + positive, return_inverse=True, return_counts=True)
         weight = 1 / size[member]
@@ -144,7 +169,7 @@ class MilAnnotator:
                 scores[rows] = model.predict_proba(features[rows])[:, 1]
         return scores
 
-    def _annotate(self, records: list[Parsed]) -> Iterator[Annotation]:
+    def _annotate(self, records: list[ParsedResponse]) -> Iterator[Annotation]:
         texts = [text for record in records for text in record.sentences]
         counts = [len(record.sentences) for record in records]
         features = self.vectorizer.transform(texts)
@@ -160,7 +185,7 @@ class MilAnnotator:
             yield Annotation(harmful.astype(int).tolist())
 
 
-def fold_of(record: Parsed) -> int:
+def fold_of(record: ParsedResponse) -> int:
     """Assigns a prompt to a fold, all its spellings to the same one."""
     return int(_uniform(f"fold {prompt_key(record.prompt or record.response)}") * FOLDS)
 

@@ -1,30 +1,25 @@
 """The coarsest annotator: every sentence is what its response is."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from annotation.records import Annotation, Parsed
-from utils.files import InputError
+from annotation.options import BuildConfig
+from annotation.records import Annotation, Annotator, ParsedResponse
 
 
-class ResponseAnnotator:
+@dataclass
+class ResponseConfig(BuildConfig):
+    """Every sentence is what its response is."""
+
+    def make_annotator(self) -> "ResponseAnnotator":
+        """Returns the annotator."""
+        return ResponseAnnotator()
+
+
+class ResponseAnnotator(Annotator):
     """Calls every sentence what its response is called."""
 
-    def annotate(self, records: Iterable[Parsed]) -> Iterator[Annotation]:
+    def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
         """Annotates records in order."""
         for record in records:
             yield Annotation([record.label] * len(record.sentences))
-
-    def score(self, sentences: list[str]) -> np.ndarray:
-        """Refuses: a sentence alone has no response.
-
-        Raises:
-            InputError: Always.
-        """
-        raise InputError("--word-rule delete: --annotator response scores no sentences")
-
-    def report(self) -> dict[str, Any]:
-        """Returns nothing: there are no settings."""
-        return {}

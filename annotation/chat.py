@@ -1,0 +1,260 @@
+"""Sentence labels from a language model behind any OpenAI-compatible chat endpoint.
+
+The model sees the policy, the prompt, the response and its sentences, numbered; never the
+response's label. Each answer goes to a cache on disk the moment it arrives, and is taken from there
+wherever the same endpoint would be sent the same request again.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import aclosing, closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+
+from annotation.annotators.llm import LlmConfig
+from annotation.cache import LabelCache
+from annotation.question import POLICY, VERSION, make_messages, read_policy, read_verdict
+from annotation.records import Annotation, Annotator, ParsedResponse
+from utils.files import InputError
+
+WINDOW = 4  # records held for each call in flight, so that one slow answer delays no other
+REFUSALS = 10  # records in a row that the endpoint refuses until the run ends
+ANSWER_BYTES = 2**22  # of an answer that are read; the model's reasoning is in it
+NO_KEY = "none"  # the SDK insists on a key, local servers need none
+FILTERED = "the endpoint's content filter withheld the answer"
+CUT_OFF = "the answer is cut off at the endpoint's limit of tokens"
+EMPTY = "the answer is empty"
+PASSING = (FILTERED, CUT_OFF, EMPTY)  # a later run may do better
+
+
+@dataclass
+class Refusal(Annotation):
+    """No verdict, since the endpoint does not take the question."""
+
+
+class BoundedClient(httpx2.AsyncClient):
+    """Sends a record nowhere else, and waits for no endless answer.
+
+    It follows no redirect, the timeout is that of the whole call, and of an answer at most
+    `ANSWER_BYTES` are read. A compressed answer, which nobody asked for, is not unpacked: neither
+    it nor a longer one is a completion then.
+    """
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """Sends a request and reads the answer."""
+        content = bytearray()
+        try:
+            async with asyncio.timeout(self.timeout.read):
+                response = await super().send(request, **{**options, "stream": True})
+                async with aclosing(response):
+                    async for chunk in response.aiter_raw():
+                        content += chunk
+                        if len(content) > ANSWER_BYTES:
+                            break
+        except TimeoutError:
+            raise httpx2.ReadTimeout("timed out", request=request) from None
+        headers = response.headers.copy()
+        headers.pop("content-encoding", None)
+        content = bytes(content[:ANSWER_BYTES])
+        return httpx2.Response(
+            response.status_code, headers=headers, content=content, request=request
+        )
+
+
+class LLMAnnotator(Annotator):
+    """Asks a language model which sentences of a response are harmful (see annotation.records).
+
+    Args:
+        config: The options.
+
+    Raises:
+        InputError: The key, the policy or the cache file is unusable.
+    """
+
+    def __init__(self, config: LlmConfig) -> None:
+        self.config, self.cache = config, config.cache_path()
+        self.policy = read_policy(Path(config.llm_policy)) if config.llm_policy else POLICY
+        warm = config.llm_temperature >= 0
+        self.sampling = {"temperature": config.llm_temperature} if warm else {}
+        self.counts: Counter[str] = Counter()
+        self._key()  # fails now rather than at the first record, as does the cache
+        LabelCache(self.cache).close()
+
+    def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
+        """Annotates a stream of records in order, holding no more than a window of them.
+
+        Raises:
+            InputError: The endpoint refuses `REFUSALS` records in a row, or still fails after the
+                retries.
+        """
+        records = iter(records)
+        window: deque[asyncio.Task[Annotation]] = deque()
+        slots = asyncio.Semaphore(self.config.llm_concurrency)
+        client = openai.AsyncOpenAI(
+            base_url=self.config.llm_url,
+            api_key=self._key(),
+            max_retries=self.config.llm_retries,
+            timeout=self.config.llm_timeout,
+            http_client=BoundedClient(
+                timeout=self.config.llm_timeout,
+                limits=httpx2.Limits(max_connections=None),  # `slots` counts them
+                headers={"Accept-Encoding": "identity"},
+            ),
+        )
+        call = partial(self._call, client, slots)
+
+        async def next_annotation() -> Annotation | None:
+            for record in islice(records, WINDOW * self.config.llm_concurrency - len(window)):
+                window.append(asyncio.create_task(self._judge(call, cache, record)))
+            return await window.popleft() if window else None
+
+        async def stop() -> None:
+            for task in window:
+                task.cancel()
+            await asyncio.gather(*window, return_exceptions=True)
+            await client.close()
+
+        refused = 0
+        # the calls go on while the caller waits for an annotation, and rest in between
+        with closing(LabelCache(self.cache)) as cache, asyncio.Runner() as runner:
+            try:
+                while annotation := runner.run(next_annotation()):
+                    refused = refused + 1 if isinstance(annotation, Refusal) else 0
+                    if refused == REFUSALS:
+                        raise self._failure(f"{REFUSALS} records in a row: {annotation.problem}")
+                    self.counts["rejected"] += annotation.labels is None
+                    yield annotation
+            finally:
+                runner.run(stop())
+
+    def report(self) -> dict[str, Any]:
+        """Returns settings, counts and costs.
+
+        Cached answers are those of earlier runs. `invalid_answers` counts among both the new and
+        the cached; `rejected` counts records.
+        """
+        counted = (
+            "calls retries cached_answers invalid_answers rejected prompt_tokens completion_tokens"
+        )
+        return {
+            "model": self.config.annotator_model,
+            "prompt_version": VERSION,
+            "policy_sha256": hashlib.sha256(self.policy.encode()).hexdigest(),
+            "temperature": self.sampling.get("temperature"),
+            "answers_per_record": self.config.llm_answers,
+            **{name: self.counts[name] for name in counted.split()},
+        }
+
+    async def _judge(
+        self,
+        call: Callable[[dict[str, Any], ParsedResponse], Awaitable[Annotation]],
+        cache: LabelCache,
+        record: ParsedResponse,
+    ) -> Annotation:
+        """Asks about a record until an answer fits."""
+        problems: list[str] = []
+        keys: list[str] = []
+        while len(problems) < self.config.llm_answers:
+            messages = make_messages(self.policy, record, problems)
+            request = {"messages": messages, "model": self.config.annotator_model, **self.sampling}
+            decisive = {**request, "endpoint": self.config.llm_url.rstrip("/"), "version": VERSION}
+            keys.append(hashlib.sha256(json.dumps(decisive).encode()).hexdigest())
+            answer = cache.get(keys[-1])
+            self.counts["cached_answers"] += answer is not None
+            if answer is None:
+                answer = await call(request, record)
+                if isinstance(answer, Refusal):
+                    return answer
+                if answer.labels is not None:  # the earlier questions need no answer any more
+                    cache.put(dict.fromkeys(keys, answer))
+                elif answer.problem not in PASSING:
+                    cache.put({keys[-1]: answer})
+            if answer.labels is not None:
+                return answer
+            self.counts["invalid_answers"] += 1
+            problems.append(answer.problem)
+        return Annotation(None, f"the model's answer never fitted: {problems[-1]}")
+
+    async def _call(
+        self,
+        client: openai.AsyncOpenAI,
+        slots: asyncio.Semaphore,
+        request: dict[str, Any],
+        record: ParsedResponse,
+    ) -> Annotation:
+        """Takes an answer from the endpoint.
+
+        Raises:
+            InputError: It fails, and not for the record's sake.
+        """
+        try:
+            async with slots:
+                self.counts["calls"] += 1
+                raw = await client.chat.completions.with_raw_response.create(**request)
+        except openai.APIError as error:
+            retries = int(error.request.headers.get("x-stainless-retry-count", 0))
+            self.counts["retries"] += retries
+            status = getattr(error, "status_code", 0)
+            if 400 <= status < 500 and status not in (408, 409, 429):  # which were retried
+                return Refusal(None, f"the endpoint refuses this question: {_describe(error)}")
+            after = f" after {retries} retries" if retries else ""
+            raise self._failure(f"{_describe(error)}{after}, at record {record.id!r}") from None
+        self.counts["retries"] += raw.retries_taken
+        try:
+            completion = json.loads(raw.content)
+            choice = completion["choices"][0]
+            reason, text = choice.get("finish_reason"), choice["message"]["content"] or ""
+            usage = completion.get("usage") or {}
+            tokens = ("prompt_tokens", "completion_tokens")
+            self.counts.update({name: usage.get(name) or 0 for name in tokens})
+            text = text.strip()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return Refusal(None, f"HTTP {raw.status_code}, but no chat completion")
+        if reason == "content_filter":
+            return Annotation(None, FILTERED)
+        answer = read_verdict(text, len(record.sentences))
+        if answer.labels is None and reason == "length":
+            return Annotation(None, CUT_OFF)
+        return answer if text else Annotation(None, EMPTY)
+
+    def _failure(self, happened: str) -> InputError:
+        return InputError(
+            f"{self.config.llm_url}: {happened}; what was answered is kept in {self.cache}, run"
+            " again to go on"
+        )
+
+    def _key(self) -> str:
+        key = os.environ.get(self.config.llm_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise InputError(
+                f"{self.config.llm_key_env}: the key holds characters that no header can carry"
+            )
+        return key or NO_KEY
+
+
+def _describe(error: openai.APIError) -> str:
+    """Says in a few words what happened, without a word of the request or of the endpoint."""
+    if isinstance(error, openai.APIStatusError):
+        # identifiers such as model_not_found help; anything else could quote the request
+        named = [
+            name
+            for name in (error.code, error.param)
+            if isinstance(name, str) and re.fullmatch(r"[a-z_]{1,40}", name)
+        ]
+        if 300 <= error.status_code < 400:
+            named = ["a redirect, not followed"]
+        return f"HTTP {error.status_code}" + (f" ({', '.join(named)})" if named else "")
+    if isinstance(error, openai.APITimeoutError):
+        return "timed out"
+    return str(error.__cause__) or type(error.__cause__).__name__
