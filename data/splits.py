@@ -85,6 +85,14 @@ class Examples:
         prompt_group: int [N]; responses to one prompt share a number, they are not independent.
         frozen_states: [N] float32 arrays [L, hidden] of `model.frozen.frozen_states`, where the
             model is fed with them.
+
+    Example:
+        The record of `data.alignment.encode_records`' example, alone in its split:
+
+        >>> examples[0]["token_labels"]
+        array([-100, -100, -100,    0,    0,    0,    1,    1,    0,    0,    0], dtype=int8)
+        >>> examples.lengths, examples.response_lengths
+        (array([11]), array([8]))
     """
 
     ids: list[str]

@@ -80,7 +80,7 @@ class ConsecutiveK(Rule):
 
     name: ClassVar[str] = "consecutive-k"
     k: Tokens
-    """Tokens in a row that must reach the threshold, from 1."""
+    """Tokens that must reach the threshold, from 1."""
 
     def step(self, state: State, score: float) -> tuple[State, float]:
         last = (*state, score)[-self.k :]
