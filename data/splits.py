@@ -73,6 +73,14 @@ class Examples:
         response_start: int [N], index of the first response token.
         response_label: int [N], 0/1.
         prompt_group: int [N]; responses to one prompt share a number, they are not independent.
+
+    Example:
+        The record of `data.alignment.encode_records`' example, alone in its split:
+
+        >>> examples[0]["token_labels"]
+        array([-100, -100, -100,    0,    0,    0,    1,    1,    0,    0,    0], dtype=int8)
+        >>> examples.lengths, examples.response_lengths
+        (array([11]), array([8]))
     """
 
     ids: list[str]
