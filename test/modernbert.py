@@ -9,10 +9,9 @@ from typing import Literal
 
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
-from evaluation.decisions import MAX_K, THETAS
 from evaluation.predict import Scores, predict
 from evaluation.predictions import METRICS
-from evaluation.prefixes import StopEarly, predict_prefixes
+from evaluation.prefixes import predict_prefixes
 from model.modernbert import load_full_detection
 from model.modernbert_inference import ModernBertInference
 from test.testing import ModelTestConfig, run_evaluation
@@ -36,23 +35,14 @@ class TestConfig(ModelTestConfig):
         default=1,
         metadata={"help": "Partial: score every N-th prefix only, a coarse sweep; 1 for all."},
     )
-    stop_early: bool = field(
-        default=False,
-        metadata={
-            "help": "Partial: leave a response once every (θ, k) of the sweep has fired. No"
-            " decision changes; AUROC then ranks by the scores so far."
-        },
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_below_one(self, "stride")
-        if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
-            raise InputError("--stride, --stop-early: full detection scores no prefixes")
         if self.row == "modernbert-full":
+            if self.stride > 1:
+                raise InputError("--stride: full detection scores no prefixes")
             self.refuse_target("full detection stops no stream")
-        if self.stop_early:
-            self.refuse_target("θ is calibrated on scores that --stop-early cuts; leave one out")
 
 
 def main(config: TestConfig) -> None:
@@ -62,14 +52,12 @@ def main(config: TestConfig) -> None:
     data = load_processed(Path(config.data_dir), load_tokenizer(folder))
     model = ModernBertInference(load_full_detection(folder)).to(device)
     bf16 = use_bf16(config.precision, device)
-    # the hardest (θ, k) of the sweep: when it has fired, all others have
-    stop = StopEarly(max(THETAS), MAX_K) if config.stop_early else None
 
     def score(examples: Examples, split: str) -> Scores:
         shared = {"bf16": bf16, "token_budget": config.token_budget, "description": split}
         if config.row == "modernbert-full":
             return predict(model, examples, **shared)
-        return predict_prefixes(model, examples, stride=config.stride, stop_early=stop, **shared)
+        return predict_prefixes(model, examples, stride=config.stride, **shared)
 
     run_evaluation(config, data, config.row, NAME, score, model_summary(folder))
 
