@@ -14,7 +14,7 @@ from torch import nn
 from data.splits import Examples, load_processed
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores, predict
-from evaluation.predictions import FILE, METRICS, load_predictions
+from evaluation.predictions import METRICS, PREDICTIONS, load_predictions
 from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, ScoreWith, load_dual_task
@@ -141,7 +141,7 @@ def main(config: TestConfig) -> None:
     folder = Path(config.model_path)
     result = run_evaluation(config, data, row, NAMES[row], score, model_summary(folder))
     if row == "scm":  # a deployed monitor reads what was chosen here
-        valid = load_predictions(Path(config.output_dir) / FILE)["valid"]
+        valid = load_predictions(Path(config.output_dir) / PREDICTIONS)["valid"]
         settings = tested_settings(result, valid, data.summary())
         leave_settings(folder / SETTINGS, settings, config.overwrite)
         if data.meta["join"] == "newline":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.bootstrap import Statistics, bootstrap, paired_test, with_interval
+from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
 from evaluation.decisions import Outcome
 from evaluation.metrics import by_length, metrics
 from evaluation.predictions import Predictions
@@ -64,7 +64,7 @@ def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -
     )
 
 
-def statistics_of(outcome: Outcome, lengths: np.ndarray) -> Statistics:
+def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
     """Returns what is measured of an outcome, as a function of weights [B, N].
 
     To `evaluation.metrics.metrics` it adds released_share, the mean share of a harmful response
@@ -90,7 +90,7 @@ def statistics_of(outcome: Outcome, lengths: np.ndarray) -> Statistics:
 
 def at_equal_false_alarms(
     maxima: Sequence[np.ndarray], split: Predictions, target: float
-) -> Statistics:
+) -> MetricFunction:
     """Returns what a rule does where it stops exactly the target share of benign responses.
 
     The threshold is found anew for each row of weights, from the responses as that row counts them:
@@ -143,7 +143,7 @@ def at_equal_false_alarms(
     return statistics
 
 
-def point(statistics: Statistics, count: int) -> dict[str, float]:
+def point(statistics: MetricFunction, count: int) -> dict[str, float]:
     """Returns each statistic of `count` responses that count once."""
     return {name: float(value[0]) for name, value in statistics(np.ones((1, count))).items()}
 
@@ -171,7 +171,7 @@ def choose_shape(
 
 
 def measure(
-    rules: dict[str, Statistics],
+    rules: dict[str, MetricFunction],
     compared: Sequence[str],
     group: np.ndarray,
     resamples: int,
@@ -180,8 +180,8 @@ def measure(
     """Measures rules on the same bootstrap samples.
 
     Args:
-        rules: Statistics by name; `REFERENCE` is among them.
-        compared: Statistics in which the rules are tested against the reference.
+        rules: MetricFunction by name; `REFERENCE` is among them.
+        compared: MetricFunction in which the rules are tested against the reference.
         group: int [N], responses of one prompt share a number.
         resamples: Bootstrap samples.
         seed: Of the bootstrap.

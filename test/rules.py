@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.predictions import FILE
-from evaluation.runs import load_partial
+from evaluation.predictions import PREDICTIONS
+from evaluation.runs import read_run
 from test.compare_rules import REFERENCE, compare
 from utils.cli import run_command
 from utils.files import (
@@ -160,21 +160,24 @@ def main(config: RulesConfig) -> None:
     began, folder = time.monotonic(), Path(config.output_dir)
     refuse_overwrite(folder, config.overwrite, MARK)
     source = Path(config.metrics_dir)
-    tested, splits = load_partial(source)
+    tested = read_run(source, partial=True)
+    splits = {"valid": tested.valid, "test": tested.test}
     for name, split in splits.items():
         if len(set(split.label.tolist())) < 2:
-            raise InputError(f"{source / FILE}: split '{name}' lacks a class")
-    data = {"folder": str(source), "predictions_sha256": sha256_file(source / FILE)}
+            raise InputError(f"{source / PREDICTIONS}: split '{name}' lacks a class")
+    data = {"folder": str(source), "predictions_sha256": sha256_file(source / PREDICTIONS)}
     record = start_record(config, data)
     result = {
-        "row": tested["row"],
-        "method": tested["method"],
+        "row": tested.row,
+        "method": tested.method,
         "responses": {
             name: {"all": len(split), "harmful": int(split.label.sum())}
             for name, split in splits.items()
         },
         "resamples": config.bootstrap,
-        "rules": compare(splits, config.targets, config.bootstrap, config.seed, source / FILE),
+        "rules": compare(
+            splits, config.targets, config.bootstrap, config.seed, source / PREDICTIONS
+        ),
     }
     with atomic_folder(folder, MARK, config.overwrite) as partial:
         write_json(partial / MARK, result)

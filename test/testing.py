@@ -10,7 +10,7 @@ from data.batches import TOKEN_BUDGET
 from data.splits import Examples, ProcessedData, load_examples
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
-from evaluation.predictions import FILE, METRICS, SPLITS, collect, save_predictions
+from evaluation.predictions import METRICS, PREDICTIONS, SCORED_SPLITS, collect, save_predictions
 from evaluation.protocol import evaluate
 from reports.drawing import plot_stop_positions
 from reports.summary import format_table
@@ -95,7 +95,7 @@ def run_evaluation(
     record = start_record(config, data.summary()) | {"model": model}
     tokenizer = load_tokenizer(data.folder / "tokenizer")
     splits = {}
-    for name in SPLITS:
+    for name in SCORED_SPLITS:
         examples = load_examples(data, name)
         if len(set(examples.response_label.tolist())) < 2:
             raise InputError(f"{data.folder}: split '{name}' lacks a class")
@@ -108,7 +108,7 @@ def run_evaluation(
     with atomic_folder(folder, METRICS, config.overwrite) as partial:
         write_json(partial / METRICS, result)
         result = read_json(partial / METRICS)  # NaN has become null
-        save_predictions(partial / FILE, splits)
+        save_predictions(partial / PREDICTIONS, splits)
         if "partial" in result:
             plot_stop_positions(result["partial"], method, partial / "stop_positions.png")
         write_record(partial, record, started=began)
