@@ -25,7 +25,9 @@ def scored_places(length: int, stride: int) -> np.ndarray:
 
 
 def spread(places: np.ndarray, probs: np.ndarray, length: int) -> np.ndarray:
-    """Gives each token the score that a monitor which looks at `places` alone knows by then.
+    """Gives each token the latest score by then, as a monitor of some prefixes knows it.
+
+    Scores .5 and .7 of the tokens 1 and 3 become 0, .5, .5, .7, .7 over five tokens.
 
     Args:
         places: int [P], scored tokens in order.

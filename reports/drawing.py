@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-@dataclass
-class Style:
-    """How a method looks in all figures."""
-
-    line: dict[str, object]
-    marker: str
-
-
-Styles = dict[str, Style]  # of a method's name
+Looks = dict[str, dict[str, Any]]  # of a method's name: colour, line style, marker
 
 
 def draw_stop_positions(
@@ -109,15 +100,12 @@ def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def styles_of(rows: Sequence[Row]) -> Styles:
+def looks_of(rows: Sequence[Row]) -> Looks:
     """Gives each name a colour, a line style and a marker, none of them all shared."""
-    names = dict.fromkeys(row.name for row in rows)
+    parts = {"color": COLOURS, "linestyle": LINES, "marker": MARKERS}
     return {
-        name: Style(
-            {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]},
-            MARKERS[n % len(MARKERS)],
-        )
-        for n, name in enumerate(names)
+        name: {part: some[number % len(some)] for part, some in parts.items()}
+        for number, name in enumerate(dict.fromkeys(row.name for row in rows))
     }
 
 

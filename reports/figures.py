@@ -21,12 +21,12 @@ from evaluation.metrics import point_metrics, stop_histogram
 from reports.curves import leaked_tokens, stopped_over_seen, trade_off
 from reports.drawing import (
     LINES,
-    Styles,
+    Looks,
     draw_stop_positions,
     legend_below,
+    looks_of,
     near_zero_axis,
     panels,
-    styles_of,
 )
 from reports.rows import Row, find_runs, sections_of
 from reports.stop_words import TAGS, stop_words, tag_shares
@@ -59,7 +59,7 @@ def caption(row: Row) -> str:
     return legend_label(f"{row.name} (θ {row.points[0].theta:g}, k {row.points[0].k})")
 
 
-def draw_stops(rows: Sequence[Row], styles: Styles) -> Figure:
+def draw_stops(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws where the harmful responses were stopped, beside the paper's bars."""
     figure, grid = panels(len(rows), 4.2 if len(rows) > 1 else 6.4, 3.5)
     for axes, row in zip(grid, rows, strict=True):
@@ -71,7 +71,7 @@ def draw_stops(rows: Sequence[Row], styles: Styles) -> Figure:
             title,
             values["harmful_recall"],
             values["mean_fraction_seen"],
-            styles[row.name].line["color"],
+            looks[row.name]["color"],
         )
         if len(rows) > 1:  # the legend tells colours, and those of many methods repeat
             axes.set_title(f"{textwrap.fill(title, 40)}\n{axes.get_title()}", fontsize=10)
@@ -81,7 +81,7 @@ def draw_stops(rows: Sequence[Row], styles: Styles) -> Figure:
     return figure
 
 
-def draw_macro_f1(rows: Sequence[Row], styles: Styles) -> Figure:
+def draw_macro_f1(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws macro F1 over k, a line a θ, a panel a method. Colours are of θ here."""
     figure, grid = panels(len(rows), 3.4 if len(rows) > 1 else 6.4, 3.0)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(THETAS)))
@@ -114,7 +114,7 @@ def draw_macro_f1(rows: Sequence[Row], styles: Styles) -> Figure:
     return figure
 
 
-def draw_stopped_over_seen(rows: Sequence[Row], styles: Styles) -> Figure:
+def draw_stopped_over_seen(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws which share of the harmful responses is stopped by when, a line a method."""
     figure, (axes,) = panels(1, 6.4, 3.6)
     for row in rows:
@@ -123,8 +123,7 @@ def draw_stopped_over_seen(rows: Sequence[Row], styles: Styles) -> Figure:
             100 * x,
             100 * share,
             where="post",
-            **styles[row.name].line,
-            marker=styles[row.name].marker,
+            **looks[row.name],
             markevery=[-1],
             clip_on=False,
             label=f"{caption(row)}: {percent(share[-1], 0)} % in the end",
@@ -137,7 +136,7 @@ def draw_stopped_over_seen(rows: Sequence[Row], styles: Styles) -> Figure:
     return figure
 
 
-def draw_trade_off(rows: Sequence[Row], styles: Styles) -> Figure:
+def draw_trade_off(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws recall over false alarms as θ moves: partial detection (at its k) beside full."""
     kinds = [(kind, [row for row in rows if row.kind == kind]) for kind in ("partial", "full")]
     kinds = [(kind, same) for kind, same in kinds if same]
@@ -145,14 +144,13 @@ def draw_trade_off(rows: Sequence[Row], styles: Styles) -> Figure:
     benign = int((rows[0].outcomes[0].label == 0).sum())
     for axes, (kind, same) in zip(grid, kinds, strict=True):
         for row in same:
-            style, outcome = styles[row.name], row.outcomes[0]
+            look, outcome = looks[row.name], row.outcomes[0]
             alarms, recall = trade_off(outcome.score, outcome.label)
             axes.step(
                 100 * alarms,
                 100 * recall,
                 where="post",
-                **style.line,
-                marker=style.marker,
+                **look,
                 markevery=[],
                 label=legend_label(row.name),
             )
@@ -160,8 +158,8 @@ def draw_trade_off(rows: Sequence[Row], styles: Styles) -> Figure:
             axes.plot(
                 100 * chosen["false_alarm_rate"],
                 100 * chosen["harmful_recall"],
-                style.marker,
-                color=style.line["color"],
+                look["marker"],
+                color=look["color"],
                 markeredgecolor="white",
                 markersize=9,
                 clip_on=False,
@@ -177,7 +175,7 @@ def draw_trade_off(rows: Sequence[Row], styles: Styles) -> Figure:
     return figure
 
 
-def draw_leaked(rows: Sequence[Row], styles: Styles) -> Figure:
+def draw_leaked(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws how many harmful tokens are out before the stop, a line a method."""
     figure, (axes,) = panels(1, 6.4, 3.6)
     whole = [row.runs[0].test.partial(np.inf, 1) for row in rows]  # what nobody stops
@@ -197,8 +195,7 @@ def draw_leaked(rows: Sequence[Row], styles: Styles) -> Figure:
         )
 
     for row in rows:
-        style = styles[row.name]
-        draw(row.outcomes[0], caption(row), marker=style.marker, **style.line)
+        draw(row.outcomes[0], caption(row), **looks[row.name])
     draw(whole[0], "no stop", color=GREY, linewidth=1)  # the first row's tokens
     axes.plot([], [], "o", color=GREY, label="median")
     near_zero_axis(axes, 1, max(most, 2))
@@ -209,7 +206,7 @@ def draw_leaked(rows: Sequence[Row], styles: Styles) -> Figure:
     return figure
 
 
-def draw_stop_words(rows: Sequence[Row], styles: Styles) -> Figure:
+def draw_stop_words(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws the parts of speech at the stop beside those before it, a panel a method.
 
     White space is no word; responses stopped there are counted in the title and left out.
@@ -224,7 +221,7 @@ def draw_stop_words(rows: Sequence[Row], styles: Styles) -> Figure:
     for axes, row in zip(grid, rows, strict=True):
         found = stop_words(row.runs[0].test, row.outcomes[0], docs)
         for tags, offset, title, look in (
-            (found.at, -0.2, "stopped at", {"color": styles[row.name].line["color"]}),
+            (found.at, -0.2, "stopped at", {"color": looks[row.name]["color"]}),
             (found.before, 0.2, "before", {"facecolor": "none", "edgecolor": GREY, "hatch": "///"}),
         ):
             shares = 100 * tag_shares(tags)
@@ -278,12 +275,12 @@ def draw_all(rows: Sequence[Row], folder: Path) -> list[str]:
         ("leaked", draw_leaked, partial, None, partly or harmful),
         ("stop_words", draw_stop_words, stopping, MAX_PANELS, stops),
     )
-    notes, styles = [], styles_of(rows)
+    notes, looks = [], looks_of(rows)
     for name, draw, shown, most, obstacle in plan:
         if obstacle:
             notes.append(f"{name}: left out, {obstacle}")
             continue
-        save_figure(draw(shown[:most], styles), folder / name, FORMATS)
+        save_figure(draw(shown[:most], looks), folder / name, FORMATS)
         if most:
             notes += [
                 f"{name}: {row.name} left out, there are {most} panels" for row in shown[most:]
@@ -293,21 +290,16 @@ def draw_all(rows: Sequence[Row], folder: Path) -> list[str]:
 
 def pick(sections: list[list[Row]]) -> tuple[list[Row], list[str]]:
     """Picks the section with most rows, then the first; returns a line for each run left out."""
-    section, notes = max(sections, key=len), []
-    for row in section:
-        notes += [
-            f"{run.folder}: left out, figures show {row.runs[0].folder} of the same name"
-            for run in row.runs[1:]
-        ]
+    section, notes = max(sections, key=len), {}
     for rows in sections:
-        if rows is not section:
-            notes += [
-                f"{run.folder}: left out, it was tested on another split than"
-                f" {section[0].runs[0].folder}"
-                for row in rows
-                for run in row.runs
-            ]
-    return section, list(dict.fromkeys(notes))
+        for row in rows:
+            first = row.runs[0].folder
+            if rows is section:
+                hidden, reason = row.runs[1:], f"figures show {first} of the same name"
+            else:
+                hidden, reason = row.runs, "it was tested on another split than the rest"
+            notes |= {run.folder: f"{run.folder}: left out, {reason}" for run in hidden}
+    return section, list(notes.values())
 
 
 def drawn(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -170,7 +170,7 @@ def choose_shape(
     return min(candidates, key=lambda one: one[2]["released_share"])
 
 
-def measure(
+def measure_rules(
     rules: dict[str, MetricFunction],
     compared: Sequence[str],
     group: np.ndarray,
@@ -208,7 +208,7 @@ def measure(
     }
 
 
-def compare(
+def compare_rules(
     splits: dict[str, Predictions], targets: Sequence[float], resamples: int, seed: int, path: Path
 ) -> list[dict[str, Any]]:
     """Measures every rule at every target.
@@ -222,8 +222,8 @@ def compare(
 
     Returns:
         A line for each target and rule: its shape and threshold; its metrics on "valid"; "test" and
-        "against" of `measure`; its false alarms "by_length"; and "equal_false_alarms", what
-        `measure` finds with thresholds set on the test split.
+        "against" of `measure_rules`; its false alarms "by_length"; and "equal_false_alarms", what
+        `measure_rules` finds with thresholds set on the test split.
     """
     valid, test = splits["valid"], splits["test"]
     every = [rule for rules in FAMILIES.values() for rule in rules]
@@ -253,8 +253,8 @@ def compare(
                 ],
             }
         compared = ("released_share", "false_alarm_rate", "length_gap")
-        found = measure(calibrated, compared, test.group, resamples, seed)
-        matched = measure(equal, ("released_share",), test.group, resamples, seed)
+        found = measure_rules(calibrated, compared, test.group, resamples, seed)
+        matched = measure_rules(equal, ("released_share",), test.group, resamples, seed)
         lines += [
             {**line, **found[family], "equal_false_alarms": matched[family]}
             for family, line in chosen.items()

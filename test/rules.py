@@ -10,7 +10,7 @@ import pandas as pd
 
 from evaluation.predictions import PREDICTIONS
 from evaluation.runs import read_run
-from test.compare_rules import REFERENCE, compare
+from test.compare_rules import REFERENCE, compare_rules
 from utils.cli import run_command
 from utils.files import (
     InputError,
@@ -175,7 +175,7 @@ def main(config: RulesConfig) -> None:
             for name, split in splits.items()
         },
         "resamples": config.bootstrap,
-        "rules": compare(
+        "rules": compare_rules(
             splits, config.targets, config.bootstrap, config.seed, source / PREDICTIONS
         ),
     }

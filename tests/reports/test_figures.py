@@ -17,7 +17,7 @@ from evaluation.predictions import Predictions
 from evaluation.protocol import OperatingPoint, evaluate
 from evaluation.runs import find_tests, read_run
 from reports.curves import cumulative_share, leaked_tokens, stopped_over_seen, trade_off
-from reports.drawing import plot_stop_positions, styles_of
+from reports.drawing import looks_of, plot_stop_positions
 from reports.figures import FigureConfig, draw_all, draw_macro_f1, draw_stops, main, pick
 from reports.rows import Row, find_runs, sections_of
 from reports.stop_words import stop_words, tag_shares, words_at_stop
@@ -170,7 +170,7 @@ def test_macro_f1_over_k_is_drawn_by_hand(tmp_path):
     """What stands in the picture: F1 of harmful and benign, averaged, in percent."""
     split = split_of(*HARMFUL, *BENIGN)
     row = row_of(tmp_path / "scm", split, split)
-    axes = draw_macro_f1([row], styles_of([row])).axes[0]
+    axes = draw_macro_f1([row], looks_of([row])).axes[0]
     *lines, chosen = axes.get_lines()
     assert len(lines) == len(THETAS)
     for line in lines:  # no probability lies between 0.5 and 0.95
@@ -186,12 +186,12 @@ def test_stop_positions_are_drawn_by_hand(tmp_path):
     """Stopped after 2 of 4 and after 4 of 4 tokens: half in 40–50 %, half in 50–100 %."""
     valid = split_of((1, (0.95, 0.95), (1, 1)), (0, (0.95, 0.1), (0, 0)))  # chooses k 2
     row = row_of(tmp_path / "scm", valid, split_of(*HARMFUL, *BENIGN))
-    ours, theirs = draw_stops([row], styles_of([row])).axes[0].containers
+    ours, theirs = draw_stops([row], looks_of([row])).axes[0].containers
     assert [bar.get_height() for bar in ours] == [0, 0, 0, 0, 50, 50]
     paper = [49.8, 23.4, 9.7, 5.1, 2.8, 9.5]
     assert [bar.get_height() for bar in theirs] == pytest.approx(paper)
     rows = [dataclasses.replace(row, name=f"m{number}") for number in range(6)]
-    titles = [axes.get_title() for axes in draw_stops(rows, styles_of(rows)).axes]
+    titles = [axes.get_title() for axes in draw_stops(rows, looks_of(rows)).axes]
     assert [title.split("\n")[0] for title in titles] == [
         f"m{number} (θ 0.9, k 2)" for number in range(6)
     ]
@@ -220,15 +220,15 @@ def test_one_section_and_one_seed_are_shown(tmp_path):
     assert [row.name for row in rows if row.kind == "full"] == ["c", "b"]  # the table's order
     assert notes == [
         f"{tmp_path}/c/2: left out, figures show {tmp_path}/c/1 of the same name",
-        f"{tmp_path}/a: left out, it was tested on another split than {tmp_path}/c/1",
+        f"{tmp_path}/a: left out, it was tested on another split than the rest",
     ]
 
 
 def test_a_name_looks_the_same_everywhere_and_unlike_others():
     row = Row("", "full", None, [], [], [])
-    styles = styles_of([dataclasses.replace(row, name=f"m{n % 9}") for n in range(18)])
-    looks = {(style.line["color"], str(style.line["linestyle"])) for style in styles.values()}
-    assert len(styles) == len(looks) == 9
+    found = looks_of([dataclasses.replace(row, name=f"m{n % 9}") for n in range(18)])
+    lines = {(look["color"], str(look["linestyle"])) for look in found.values()}
+    assert len(found) == len(lines) == 9
 
 
 @pytest.fixture()

@@ -19,7 +19,7 @@ from test.compare_rules import (
     FAMILIES,
     at_equal_false_alarms,
     choose_shape,
-    measure,
+    measure_rules,
     outcome_at,
     running_maxima,
     statistics_of,
@@ -195,7 +195,7 @@ def test_rules_are_measured_on_the_same_samples():
         return lambda weights: {"released_share": weights @ np.array(shares) / weights.sum(axis=1)}
 
     rules = {"delay-k": releasing(0.1, 0.3), "cusum": releasing(0.15, 0.35)}
-    found = measure(rules, ["released_share"], np.arange(2), 99, seed=0)
+    found = measure_rules(rules, ["released_share"], np.arange(2), 99, seed=0)
     one, other = (found[name]["test"]["released_share"] for name in rules)
     assert one == pytest.approx({"value": 0.2, "low": 0.1, "high": 0.3})
     assert other == pytest.approx({"value": 0.25, "low": 0.15, "high": 0.35})
