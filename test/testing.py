@@ -16,6 +16,7 @@ from reports.drawing import plot_stop_positions
 from reports.summary import format_table
 from utils.device import Precision
 from utils.files import InputError, atomic_folder, read_json, refuse_below_one, write_json
+from utils.formatting import printable
 from utils.run_record import start_record, write_record
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.
@@ -100,7 +101,7 @@ def run_evaluation(
         if len(set(examples.response_label.tolist())) < 2:
             raise InputError(f"{data.folder}: split '{name}' lacks a class")
         splits[name] = collect(examples, score(examples, name), tokenizer)
-    method = config.name or method
+    method = printable(config.name or method)
     result = {"row": row, "method": method} | evaluate(
         splits["valid"], splits["test"], config.bootstrap, config.seed,
         config.target_false_alarm, config.target_k,
@@ -109,9 +110,9 @@ def run_evaluation(
         write_json(partial / METRICS, result)
         result = read_json(partial / METRICS)  # NaN has become null
         save_predictions(partial / PREDICTIONS, splits)
-        if "partial" in result:
-            plot_stop_positions(result["partial"], method, partial / "stop_positions.png")
         write_record(partial, record, started=began)
+    if "partial" in result:  # a picture that fails costs no scores
+        plot_stop_positions(result["partial"], method, folder / "stop_positions.png")
     print(format_table(result))
     print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return result
