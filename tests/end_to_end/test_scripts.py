@@ -65,7 +65,7 @@ def test_the_readme_has_its_commands():
 PARSERS = {
     "scripts/run-data.sh": (DataConfig, prepare_data.POSITIONAL),
     "scripts/get-backbone.sh": (BackboneConfig, get_backbone.POSITIONAL),
-    "scripts/run-floor.sh": (floor.FloorConfig, floor.POSITIONAL),
+    "scripts/run-floor.sh": (floor.BaselineConfig, floor.POSITIONAL),
     "scripts/run-scm.sh": (QwenConfig, ()),
     "scripts/run-guard.sh": (guard.GuardConfig, guard.POSITIONAL),
     "scripts/run-scm.sh test": (causal.TestConfig, (), "--row", "scm"),
