@@ -19,6 +19,10 @@ LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package i
 FILES = sorted(path for package in LAYER_OF for path in (ROOT / package).rglob("*.py"))
 
 
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
 def imports(source: str) -> set[str]:
     """Returns the top-level names of all modules that a source imports, inside functions, too."""
     names = set()
@@ -29,7 +33,9 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-            names.add(ast.literal_eval(node.args[0]))
+            names |= {part.value for part in ast.walk(node.args[0]) if is_text(part)}
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Command":
+            names.add(node.args[1].value)  # what utils.cli imports for it
     return {name.partition(".")[0] for name in names}
 
 
@@ -56,5 +62,7 @@ def test_every_package_has_a_layer():
 def test_what_is_refused():
     inside = "def main():\n    from test.causal import main\n"
     assert upward("utils", inside) == {"test"}
+    assert upward("data", 'Command(DataConfig, "train.training")') == {"train"}
+    assert upward("data", 'importlib.import_module(f"model.{name}")') == {"model"}
     assert upward("monitor", "import train.training, evaluation.runs") == {"train"}
     assert upward("test", "import data.splits, monitor.rules, tests.conftest") == {"tests"}

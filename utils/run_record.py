@@ -149,6 +149,8 @@ def refuse_taken(config: Any, record: dict[str, Any] | None = None) -> dict[str,
     earlier = read_record(folder)
     if earlier is None:
         raise InputError(f"{folder}: holds something else (no {RECORD}) and is not overwritten")
+    if earlier.get("command") != type(config).__name__:
+        raise InputError(f"{folder}: holds the run of another command and is not overwritten")
     if config.overwrite:
         return None
     check_same_run(folder, earlier, record or start_record(config, **config.inputs()))
@@ -183,6 +185,7 @@ def start_record(config: Any, **inputs: Any) -> dict[str, Any]:
     return {
         "status": "running",
         "argv": sys.orig_argv[1:],
+        "command": type(config).__name__,
         "config": dataclasses.asdict(config),
         **inputs,
         "git": _git_state(),
