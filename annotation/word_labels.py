@@ -1,14 +1,13 @@
 """Word labels from sentence labels."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
+from annotation.options import WordRule
 from annotation.records import Parsed
 from data.fineharm import every_word
 
-WordRule = Literal["pos", "all", "delete", "spans"]
 SentenceScore = Callable[[list[str]], np.ndarray]
 
 

@@ -8,9 +8,9 @@ response share a batch, so that `model.modernbert_inference` can compute that to
 import numpy as np
 from torch import nn
 
-from data.batches import TOKEN_BUDGET
 from data.splits import Examples
 from evaluation.predict import Scores, predict
+from utils.options import TOKEN_BUDGET
 
 
 def scored_places(length: int, stride: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Responses to look at, each token coloured by its score: python -m reports.examples_page TEST_DIR
+"""Responses to look at, each token coloured by its score: python -m reports examples TEST_DIR
 
 One HTML file that loads nothing. Texts of a corpus are hostile input: each one is escaped, and the
 page's security policy runs no script and applies no style but the template's own, by their hashes.
@@ -9,7 +9,6 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from evaluation.decisions import MISSED, Outcome, delay_k, reaches
 from evaluation.metrics import point_metrics
 from evaluation.predictions import Predictions
 from evaluation.runs import read_run
-from utils.cli import run_command
-from utils.files import InputError, refuse_file, write_bytes
+from reports.options import ExamplesConfig
+from utils.files import refuse_file, write_bytes
 from utils.formatting import percent, threshold
 
 TEMPLATES = Environment(
@@ -38,39 +37,6 @@ NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # tokens that end within a character, and
 # by 2 × label + flagged
 OUTCOMES = ("right rejection", "false alarm", "miss", "hit")
 FILTERS = (3, 2, 1, 0)  # the order of the buttons
-
-POSITIONAL = ("test_dir",)  # the first word of the command line
-
-
-@dataclass
-class ExamplesConfig:
-    """Options of the page of examples."""
-
-    test_dir: str = field(metadata={"help": "Folder that a test of partial detection wrote."})
-    output: str | None = field(
-        default=None, metadata={"help": "File to write; default examples.html in that folder."}
-    )
-    count: int = field(default=48, metadata={"help": "Responses to show."})
-    theta: float | None = field(
-        default=None, metadata={"help": "Threshold of a token; default chosen on validation."}
-    )
-    k: int | None = field(
-        default=None, metadata={"help": "Tokens that it takes; default chosen on validation."}
-    )
-    seed: int = field(default=42, metadata={"help": "Of the choice of responses."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
-
-    def __post_init__(self) -> None:
-        if (self.theta is None) != (self.k is None):
-            raise InputError("--theta and --k: give both or neither")
-        if self.theta is not None and not 0 < self.theta <= 1:
-            raise InputError(f"--theta: {self.theta} is not above 0 and at most 1")
-        for name in ("count", "k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}: {value} is below 1")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
 
 
 def outcome_codes(outcome: Outcome) -> np.ndarray:
@@ -222,7 +188,3 @@ def main(config: ExamplesConfig) -> None:
     text = page(test, chosen, run.display_name, theta, k, chosen_on)
     write_bytes(output, text.encode())
     print(f"{len(chosen)} of {len(test)} responses, θ {threshold(theta)}, k {k}: {output}")
-
-
-if __name__ == "__main__":
-    run_command(ExamplesConfig, main, POSITIONAL)

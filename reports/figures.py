@@ -1,11 +1,10 @@
-"""Draws the figures of all tests in a folder: python -m reports.figures RUNS_DIR
+"""Draws the figures of all tests in a folder: python -m reports figures RUNS_DIR
 
 Each number comes from predictions.npz alone, by `reports.curves` and `reports.stop_words`.
 """
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,18 @@ from reports.drawing import (
     near_zero_axis,
     panels,
 )
+from reports.options import FigureConfig
 from reports.rows import Row, find_runs, sections_of
 from reports.stop_words import TAGS, stop_words, tag_shares
 from reports.summary import kind_title
-from utils.cli import run_command
-from utils.files import atomic_folder, refuse_overwrite, write_json
+from utils.files import write_json
 from utils.formatting import percent
 from utils.plotting import BLACK, GREY, legend_label, save_figure
+from utils.run_record import run_folder
 
-MARK = "figures.json"  # each output folder of this command holds it
 FORMATS = ("png", "pdf")
-POSITIONAL = ("runs_dir",)  # the first words of the command line
 
 MAX_PANELS = 6
-
-
-@dataclass
-class FigureConfig:
-    """Options of the figures."""
-
-    runs_dir: str = field(metadata={"help": "Folder in which test folders are looked for."})
-    output_dir: str = field(
-        default="", metadata={"help": "Folder for the figures; default RUNS_DIR/figures."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
 
 def caption(row: Row) -> str:
@@ -320,18 +307,10 @@ def main(config: FigureConfig) -> None:
     Raises:
         InputError: There is no test folder, or one cannot be read.
     """
-    runs = Path(config.runs_dir)
-    output = Path(config.output_dir or runs / "figures")
-    refuse_overwrite(output, config.overwrite, MARK)
-    rows, notes = pick(sections_of(find_runs(runs)))
-    with atomic_folder(output, MARK, config.overwrite) as folder:
+    with run_folder(config) as folder:
+        rows, notes = pick(sections_of(find_runs(Path(config.runs_dir))))
         notes += draw_all(rows, folder)
-        write_json(folder / MARK, {"drawn": drawn(rows), "notes": notes})
-    for note in notes:
-        print(note)
-    print(f"drawn: {', '.join(dict.fromkeys(row.name for row in rows))}")
-    print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
-
-
-if __name__ == "__main__":
-    run_command(FigureConfig, main, POSITIONAL)
+        write_json(folder / "figures.json", {"drawn": drawn(rows), "notes": notes})
+        for note in notes:
+            print(note)
+        print(f"drawn: {', '.join(dict.fromkeys(row.name for row in rows))}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from annotation.records import WINDOW, Annotation, Parsed, batched
 from model.text_classifier import TextClassifier
-from utils.device import Precision
+from utils.options import Precision
 
 MAX_LENGTH = 512  # tokens of a sentence that are read
 

@@ -13,11 +13,12 @@ from annotation.records import WINDOW, Annotation, Parsed, batched
 from data.alignment import Layout, encode_records
 from data.fineharm import Record
 from data.splits import to_examples
-from data.tokenization import leading_ids, load_tokenizer
+from data.tokenization import TextEncoder, leading_ids, load_tokenizer
 from evaluation.predict import predict
 from model.qwen_dual_task import load_dual_task
-from utils.device import Precision, default_device, use_bf16
+from utils.device import default_device, use_bf16
 from utils.files import InputError, read_json
+from utils.options import Precision
 from utils.run_record import RECORD
 
 
@@ -39,9 +40,7 @@ class ScmAnnotator:
         device = default_device()
         self.model = load_dual_task(self.folder).to(device)
         tokenizer = load_tokenizer(self.folder)
-        self.tokenizer = tokenizer.backend_tokenizer
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.encoder = TextEncoder(tokenizer.backend_tokenizer)
         self.bf16 = use_bf16(precision, device)
         record = self.folder / RECORD
         # the layout it was trained on; checkpoints of others were trained on the paper's
@@ -76,7 +75,7 @@ class ScmAnnotator:
 
     def _annotate(self, records: list[Parsed]) -> Iterator[Annotation]:
         pairs = [(record.id, _unlabelled(record)) for record in records]
-        encoded = encode_records(pairs, self.tokenizer, self.layout)
+        encoded = encode_records(pairs, self.encoder, self.layout)
         scores = predict(self.model, to_examples(encoded), bf16=self.bf16)
         for record, example, probs in zip(records, encoded, scores.token_probs, strict=True):
             count = len(record.sentences)

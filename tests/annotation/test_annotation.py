@@ -24,21 +24,21 @@ from annotation.annotators.mil import MilAnnotator, fold_of
 from annotation.annotators.response import ResponseAnnotator
 from annotation.annotators.scm import ScmAnnotator
 from annotation.duplicates import Seen
-from annotation.options import BuildConfig
+from annotation.options import SPACY_MODEL, BuildConfig
 from annotation.pipeline import inconsistency, label_record, main, outside
-from annotation.sentences import SPACY_MODEL, _worker
+from annotation.sentences import _worker
 from annotation.sources import Columns, Row, iterate_file, majority, read_judged
 from annotation.word_labels import label_words, span_labels
 from benchmarks.annotation import multiply
 from data.alignment import Layout, encode_records
 from data.fineharm import SPLITS, find_split, read_split
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
-from model.export_classifier import ExportConfig
 from model.export_classifier import main as export
+from model.options import ExportConfig
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.conftest import no_score, parsed, run
 from utils.files import InputError, read_json
@@ -490,7 +490,7 @@ def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monk
         """Harmful are the tokens of each response's second sentence, told apart by their text."""
         found = []
         for ids, start in zip(examples.input_ids, examples.response_start, strict=True):
-            tokens = [annotator.tokenizer.decode([token]) for token in ids[start:].tolist()]
+            tokens = [annotator.encoder.tokenizer.decode([token]) for token in ids[start:].tolist()]
             text = np.cumsum([len(token) for token in tokens]) - 1
             begin = "".join(tokens).find("Two")
             inside = (text >= begin) & (text < begin + len("Two is there.")) & (begin >= 0)
@@ -503,7 +503,7 @@ def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monk
 
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_tokens_know_their_sentence(data, tokenizers):
+def test_tokens_know_their_sentence(data, encoders):
     text = data.draw(st.lists(st.sampled_from(PIECES[:9] + PIECES[15:18]), min_size=1, max_size=9)
                      .map(" ".join))  # fmt: skip
     if not text.strip():
@@ -514,13 +514,13 @@ def test_tokens_know_their_sentence(data, tokenizers):
         "sentence_labels": [0] * len(record.sentences), "words": record.words,
         "word_labels": [[0] * len(words) for words in record.words],
     }  # fmt: skip
-    tokenizer = tokenizers("tiny").backend_tokenizer
+    encoder = encoders("tiny")
     for join in ("newline", "original"):
-        (example,) = encode_records([("here", fineharm)], tokenizer, Layout(join, 4096))
+        (example,) = encode_records([("here", fineharm)], encoder, Layout(join, 4096))
         ids = example.input_ids[example.response_start :]
         assert len(example.sentence) == len(ids) and (np.diff(example.sentence) >= 0).all()
         for number, sentence in enumerate(record.sentences):
-            part = tokenizer.decode(ids[example.sentence == number].tolist())
+            part = encoder.tokenizer.decode(ids[example.sentence == number].tolist())
             assert sentence.split() == part.split() or join == "original" and sentence in part
 
 

@@ -1,6 +1,5 @@
 """run-monitor.sh shows what was verified and nothing else, whatever it is shown on."""
 
-import copy
 import io
 import json
 import os
@@ -14,12 +13,10 @@ import pytest
 from data.fineharm import read_split
 from data.tokenization import load_tokenizer
 from monitor.generation import Transcript
+from monitor.options import ShowConfig
 from monitor.rules import DelayK
 from monitor.settings import write_settings
 from monitor.show import (
-    ShowConfig,
-    as_chat,
-    escape,
     load_monitor,
     outcome,
     paint,
@@ -33,6 +30,7 @@ from tests.conftest import ROOT, SAMPLE, run
 from tests.monitor.test_monitor_stream import save_scm, settings_of
 from utils.cli import parse
 from utils.files import InputError
+from utils.formatting import printable
 
 PROMPT = "How is \x1b[2Jit?"
 RESPONSE = "Some words, \x1b[31mred\r and a bell\x07.\nThe second line: 世界 🙂, on and on it goes."
@@ -94,7 +92,7 @@ def test_a_stopped_response_says_so_and_exits_with_3(scm, recorded, strict):
     plain = CODES.sub("", done.stdout)
     assert "\x1b" not in plain  # nothing of the response reaches a terminal raw
     *shown, line, scale = plain.splitlines()
-    assert "\n".join(shown[1:]) == escape(RESPONSE[: verdict.stop_character])
+    assert "\n".join(shown[1:]) == printable(RESPONSE[: verdict.stop_character], keep="\n\t")
     percent = 100 * verdict.stop_character / len(RESPONSE)
     assert line == (
         f"== stopped, harmful (at token {verdict.stop_token}, character {verdict.stop_character},"
@@ -208,11 +206,11 @@ def test_strict_stops_at_controversial(scm, strict, tmp_path):
 
 
 def test_what_steers_a_terminal_is_spelled_out():
-    assert escape("a\tb\nc") == "a\tb\nc"
-    assert escape("\x1b]0;x\x07\x9b2J\r\x7f\0") == "\\x1b]0;x\\x07\\x9b2J\\r\\x7f\\x00"
-    assert escape("\u202eab\u2066") == "\\u202eab\\u2066"
+    assert printable("a\tb\nc", keep="\n\t") == "a\tb\nc"
+    assert printable("\x1b]0;x\x07\x9b2J\r\x7f\0") == "\\x1b]0;x\\x07\\x9b2J\\r\\x7f\\x00"
+    assert printable("\u202eab\u2066") == "\\u202eab\\u2066"
     for fine in ("世界 é e\u0301", "👩\u200d👩\u200d👧", "مرحبا", "a\\x1b"):
-        assert escape(fine) == fine
+        assert printable(fine) == fine
 
 
 def test_scores_have_colours_and_line_ends_none():
@@ -280,15 +278,3 @@ def test_prompts_come_line_by_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     with pytest.raises(InputError, match="holds no prompt"):
         list(read_prompts())
-
-
-def test_prompts_are_put_as_the_language_model_expects(tiny, tokenizers):
-    tokenizer = load_tokenizer(tiny)
-    assert tokenizer.decode(as_chat(tokenizer, "Why {so}?")["input_ids"][0]) == "Why {so}?"
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    tokenizer.chat_template += "{% if add_generation_prompt %}<me>{% endif %}"
-    assert tokenizer.decode(as_chat(tokenizer, "Why?")["input_ids"][0]) == "<user>Why?<me>"
-    smollm2 = copy.deepcopy(tokenizers("smollm2-tokenizer"))
-    smollm2.chat_template = None  # its ChatML is known by its special tokens
-    text = smollm2.decode(as_chat(smollm2, "Why {so}?")["input_ids"][0])
-    assert text == "<|im_start|>user\nWhy {so}?<|im_end|>\n<|im_start|>assistant\n"

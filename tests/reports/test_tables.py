@@ -11,13 +11,15 @@ from evaluation.bootstrap import bootstrap
 from evaluation.metrics import metrics
 from evaluation.predictions import load_predictions
 from evaluation.protocol import evaluate
+from reports.options import TablesConfig
 from reports.rows import find_runs, sections_of
 from reports.table_formats import BY_CLASS
-from reports.tables import TablesConfig, main
+from reports.tables import main
 from tests.conftest import random_split, run
 from tests.reports.reading import line, markdown_row, tables
 from tests.runs import PERFECT, TEST_PROB, TEST_TOKENS, six, write_run
 from utils.files import InputError, write_json
+from utils.run_record import FinishedAlready
 
 PARTS = ("value", "low", "high")
 
@@ -251,7 +253,7 @@ def test_nothing_to_read_and_nowhere_to_write(tmp_path):
     write_run(runs / "scm")
     main(TablesConfig(str(runs)))
     assert (runs / "tables" / "table.md").exists()
-    with pytest.raises(InputError, match="tables: already holds an earlier run"):
+    with pytest.raises(FinishedAlready):
         main(TablesConfig(str(runs)))
 
 
