@@ -311,8 +311,10 @@ def test_bad_folders_are_named(tmp_path):
     (tmp_path / "scm" / "metrics.json").write_text('{"row": "scm"}')
     with pytest.raises(InputError, match="scm/metrics.json: field 'method': Field required"):
         main(FigureConfig(str(tmp_path)))
-    with pytest.raises(InputError, match="not overwritten"):  # a test folder is no figures folder
-        main(FigureConfig(str(tmp_path), str(tmp_path / "scm"), overwrite=True))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "mine").write_text("")
+    with pytest.raises(InputError, match="not overwritten"):
+        main(FigureConfig(str(tmp_path), str(tmp_path / "else"), overwrite=True))
     assert not (tmp_path / "figures").exists()
 
 
