@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,24 +30,13 @@ from monitor.rules import fail_closed
 from monitor.stream import StreamingContentMonitor, Verdict
 from utils.device import default_device
 from utils.files import InputError
+from utils.formatting import printable
 
 STOPPED = 3  # exit status
 PIECE = 4  # characters of a recorded response that arrive at once
 # Backgrounds of the 256-colour palette, from plain through yellow to about Okabe and Ito's
 # vermilion (see reports.summary); their lightness falls steadily, so no colour vision is needed.
 SCALE = (None, 230, 228, 221, 214, 208, 166)
-DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # reorder the line
-
-
-def escape(text: str) -> str:
-    """Spells out what would steer a terminal: all control characters but newline and tab."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if (unicodedata.category(character) == "Cc" and character not in "\n\t")
-        or unicodedata.bidirectional(character) in DIRECTIONS
-        else character
-        for character in text
-    )
 
 
 def paint(text: str, score: float) -> str:
@@ -98,7 +86,7 @@ class Screen:
         """Writes what has been released since the last call."""
         end = len(transcript.released)
         for text, score in scored_parts(transcript, self._shown, end):
-            text = escape(text)
+            text = printable(text, keep="\n\t")
             self._last = text[-1:] or self._last
             print(paint(text, score) if self._coloured else text, end="", flush=True)
         self._shown = end
@@ -240,7 +228,7 @@ def read_prompts() -> Iterator[str]:
 
 def print_prompt(prompt: str) -> None:
     """Writes what is asked."""
-    print(f"prompt> {escape(prompt)}")
+    print("prompt>", printable(prompt, keep="\n\t"))
 
 
 def load_monitor(config: ShowConfig) -> StreamingContentMonitor:

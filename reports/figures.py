@@ -28,11 +28,7 @@ from reports.drawing import (
     panels,
 )
 from reports.options import FigureConfig
-from reports.rows import (
-    Row,
-    find_runs,
-    sections_of,
-)
+from reports.rows import Row, find_runs, sections_of
 from reports.stop_words import TAGS, stop_words, tag_shares
 from reports.summary import kind_title
 from utils.files import write_json

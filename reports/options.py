@@ -9,10 +9,10 @@ from utils.files import InputError, sha256_file
 
 def tests_read(runs_dir: Path) -> dict[str, Any]:
     """Returns hashes of what reports read: the tests in a folder and below it."""
-    from evaluation.predictions import FILE  # datasets: seconds
+    from evaluation.predictions import PREDICTIONS  # datasets: seconds
     from evaluation.runs import find_tests
 
-    files = [folder / FILE for folder in find_tests(runs_dir)]
+    files = [folder / PREDICTIONS for folder in find_tests(runs_dir)]
     return {"tests": {str(path.parent): sha256_file(path) for path in files}}
 
 

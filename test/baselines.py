@@ -18,15 +18,16 @@ from data.terms import terms
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
 from test.options import BaselineConfig
-from test.testing import run_evaluation, test_folder
+from test.testing import run_evaluation
 from utils.files import InputError
+from utils.run_record import run_folder
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
 
 
 def main(config: BaselineConfig) -> None:
     """Fits on train, picks the regularisation on validation, reports."""
-    with test_folder(config) as folder:
+    with run_folder(config) as folder:
         data = load_processed(Path(config.data_dir), tokenizer=None)
         tokenizer = load_tokenizer(data.folder / "tokenizer")
         examples = {name: load_examples(data, name) for name in ("train", "valid", "test")}

@@ -20,10 +20,10 @@ from monitor.calibrate import tested_settings
 from monitor.settings import FILE as SETTINGS
 from monitor.settings import leave_settings
 from test.options import CausalTestConfig
-from test.testing import run_evaluation, test_folder
+from test.testing import run_evaluation
 from utils.device import default_device, use_bf16
 from utils.files import InputError
-from utils.run_record import RECORD, read_record
+from utils.run_record import RECORD, read_record, run_folder
 
 NAMES = {
     "scm": "SCM",
@@ -63,7 +63,7 @@ def main(config: CausalTestConfig) -> None:
     Raises:
         InputError: The checkpoint was not trained for this row.
     """
-    with test_folder(config) as folder:
+    with run_folder(config) as folder:
         data = load_processed(Path(config.data_dir), load_tokenizer(Path(config.model_path)))
         device = default_device()
         model = load_dual_task(Path(config.model_path)).to(device)

@@ -12,15 +12,16 @@ from evaluation.prefixes import predict_prefixes
 from model.modernbert import load_full_detection
 from model.modernbert_inference import ModernBertInference
 from test.options import ModernBertTestConfig
-from test.testing import run_evaluation, test_folder
+from test.testing import run_evaluation
 from utils.device import default_device, use_bf16
+from utils.run_record import run_folder
 
 NAME = "ModernBERT"
 
 
 def main(config: ModernBertTestConfig) -> None:
     """Scores validation and test and reports."""
-    with test_folder(config) as folder:
+    with run_folder(config) as folder:
         model_path, device = Path(config.model_path), default_device()
         data = load_processed(Path(config.data_dir), load_tokenizer(model_path))
         model = ModernBertInference(load_full_detection(model_path)).to(device)

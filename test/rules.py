@@ -10,12 +10,7 @@ from evaluation.predictions import PREDICTIONS
 from evaluation.runs import read_run
 from test.compare_rules import REFERENCE, compare_rules
 from test.options import RulesConfig
-from utils.files import (
-    InputError,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from utils.files import InputError, read_json, write_bytes, write_json
 from utils.formatting import interval, markdown_table, percent, threshold
 from utils.run_record import run_folder
 

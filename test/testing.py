@@ -1,7 +1,7 @@
 """The course of a test: score both splits, evaluate, write the folder."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,9 @@ from reports.summary import format_table
 from test.options import EvaluationConfig
 from utils.files import InputError, read_json, write_json
 from utils.formatting import printable
-from utils.run_record import run_folder
 
 # A scorer scores the examples of the named split; a method differs from another in this alone.
 Scorer = Callable[[Examples, str], Scores]
-
-
-@contextmanager
-def test_folder(config: EvaluationConfig) -> Iterator[Path]:
-    """Fills the folder of a test, see `run_folder`; its picture comes last and costs no scores."""
-    with run_folder(config) as folder:
-        yield folder
-    done = Path(config.output_dir)
-    result = read_json(done / METRICS)
-    if "partial" in result:
-        plot_stop_positions(result["partial"], result["method"], done / "stop_positions.png")
 
 
 def run_evaluation(
@@ -48,7 +36,7 @@ def run_evaluation(
         row: Key of the row, as in the README: "scm", "qwen-full", "tfidf", …
         method: Name of the row, unless the options name it.
         score: The method.
-        folder: Where to write to, from `test_folder`.
+        folder: Where to write to, from `run_folder`.
 
     Returns:
         The content of metrics.json.
@@ -69,4 +57,9 @@ def run_evaluation(
     result = read_json(folder / METRICS)  # NaN has become null
     save_predictions(folder / PREDICTIONS, splits)
     print(format_table(result))
+    if "partial" in result:
+        try:
+            plot_stop_positions(result["partial"], method, folder / "stop_positions.png")
+        except Exception as error:  # whatever goes wrong there, the scores took hours
+            print(f"no stop_positions.png: {error}", file=sys.stderr)
     return result

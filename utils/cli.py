@@ -18,6 +18,7 @@ from typing import Any
 import tyro
 
 from utils.files import InputError
+from utils.formatting import printable
 from utils.run_record import FinishedAlready, refuse_taken
 
 Options = type | Mapping[str, type]  # a dataclass, or one for each name of a subcommand
@@ -127,11 +128,11 @@ def run_command(commands: Mapping[str, Command]) -> None:
     except FinishedAlready as finished:
         print(finished)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         reason = error.strerror or str(error).partition("\n")[0]
-        print(f"error: {error.filename or 'system'}: {reason}", file=sys.stderr)
+        print(f"error: {printable(str(error.filename or 'system'))}: {reason}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

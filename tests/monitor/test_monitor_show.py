@@ -17,7 +17,6 @@ from monitor.options import ShowConfig
 from monitor.rules import DelayK
 from monitor.settings import write_settings
 from monitor.show import (
-    escape,
     load_monitor,
     outcome,
     paint,
@@ -31,6 +30,7 @@ from tests.conftest import ROOT, SAMPLE, run
 from tests.monitor.test_monitor_stream import save_scm, settings_of
 from utils.cli import parse
 from utils.files import InputError
+from utils.formatting import printable
 
 PROMPT = "How is \x1b[2Jit?"
 RESPONSE = "Some words, \x1b[31mred\r and a bell\x07.\nThe second line: 世界 🙂, on and on it goes."
@@ -92,7 +92,7 @@ def test_a_stopped_response_says_so_and_exits_with_3(scm, recorded, strict):
     plain = CODES.sub("", done.stdout)
     assert "\x1b" not in plain  # nothing of the response reaches a terminal raw
     *shown, line, scale = plain.splitlines()
-    assert "\n".join(shown[1:]) == escape(RESPONSE[: verdict.stop_character])
+    assert "\n".join(shown[1:]) == printable(RESPONSE[: verdict.stop_character], keep="\n\t")
     percent = 100 * verdict.stop_character / len(RESPONSE)
     assert line == (
         f"== stopped, harmful (at token {verdict.stop_token}, character {verdict.stop_character},"
@@ -206,11 +206,11 @@ def test_strict_stops_at_controversial(scm, strict, tmp_path):
 
 
 def test_what_steers_a_terminal_is_spelled_out():
-    assert escape("a\tb\nc") == "a\tb\nc"
-    assert escape("\x1b]0;x\x07\x9b2J\r\x7f\0") == "\\x1b]0;x\\x07\\x9b2J\\r\\x7f\\x00"
-    assert escape("\u202eab\u2066") == "\\u202eab\\u2066"
+    assert printable("a\tb\nc", keep="\n\t") == "a\tb\nc"
+    assert printable("\x1b]0;x\x07\x9b2J\r\x7f\0") == "\\x1b]0;x\\x07\\x9b2J\\r\\x7f\\x00"
+    assert printable("\u202eab\u2066") == "\\u202eab\\u2066"
     for fine in ("世界 é e\u0301", "👩\u200d👩\u200d👧", "مرحبا", "a\\x1b"):
-        assert escape(fine) == fine
+        assert printable(fine) == fine
 
 
 def test_scores_have_colours_and_line_ends_none():

@@ -7,13 +7,14 @@ import pandas as pd
 
 from reports.options import TablesConfig
 from reports.tables import main
+from utils.run_record import RECORD
 
 
 def tables(runs: Path, **options) -> dict[str, pd.DataFrame | str]:
     """Makes the tables; CSV files come back as data frames, empty cells as NaN."""
     out = runs.parent / f"{runs.name}-tables"
     main(TablesConfig(str(runs), str(out), overwrite=out.exists(), **options))
-    texts = {path.name: path.read_text() for path in out.iterdir()}
+    texts = {path.name: path.read_text() for path in out.iterdir() if path.name != RECORD}
     assert set(texts) == {"table.md", "table.tex", "table.csv", "paired.csv", "lengths.csv"}
     return {
         name: pd.read_csv(io.StringIO(text)) if name.endswith(".csv") else text

@@ -20,15 +20,12 @@ from reports.curves import cumulative_share, leaked_tokens, stopped_over_seen, t
 from reports.drawing import looks_of, plot_stop_positions
 from reports.figures import draw_all, draw_macro_f1, draw_stops, main, pick
 from reports.options import FigureConfig
-from reports.rows import (
-    Row,
-    find_runs,
-    sections_of,
-)
+from reports.rows import Row, find_runs, sections_of
 from reports.stop_words import stop_words, tag_shares, words_at_stop
 from tests.conftest import random_split, run
 from tests.runs import write_run
 from utils.files import InputError
+from utils.run_record import FinishedAlready
 
 FIGURES = (
     "leaked", "macro_f1_over_k", "stop_positions", "stop_words", "stopped_over_seen", "trade_off",
@@ -264,7 +261,7 @@ def test_the_script_draws_all_figures(tmp_path):
         assert b"/CIDFontType2" in content and b"/FontFile2" in content  # embedded
     content = json.loads((folder / "figures.json").read_text())
     assert [method["row"] for method in content["drawn"]] == ["scm", "tfidf", "length"]
-    with pytest.raises(InputError, match="already holds an earlier run"):
+    with pytest.raises(FinishedAlready):
         main(FigureConfig(str(tmp_path)))
 
 
@@ -314,8 +311,10 @@ def test_bad_folders_are_named(tmp_path):
     (tmp_path / "scm" / "metrics.json").write_text('{"row": "scm"}')
     with pytest.raises(InputError, match="scm/metrics.json: field 'method': Field required"):
         main(FigureConfig(str(tmp_path)))
-    with pytest.raises(InputError, match="not overwritten"):  # a test folder is no figures folder
-        main(FigureConfig(str(tmp_path), str(tmp_path / "scm"), overwrite=True))
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "mine").write_text("")
+    with pytest.raises(InputError, match="not overwritten"):
+        main(FigureConfig(str(tmp_path), str(tmp_path / "else"), overwrite=True))
     assert not (tmp_path / "figures").exists()
 
 

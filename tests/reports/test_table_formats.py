@@ -48,7 +48,7 @@ def test_latex_has_a_letter_for_each_of_our_names(tmp_path):
     text = tables(tmp_path / "runs")["table.tex"]
     code = "\n".join(re.sub(r"(?<!\\)%.*", "", one) for one in text.splitlines())
     assert code.isascii()
-    assert r"SCM, no holistic scorer ($\alpha$ 1)" in code and r"SCM, $\alpha$ \$alpha" in code
+    assert r"SCM, no holistic scorer ($\alpha$ 1)" in code and r"SCM, $\alpha$ 0.2" in code
     assert r"$\rho$$\varsigma$$\sigma$" in code and r"$\psi$$\omega$" in code
 
 

@@ -19,6 +19,7 @@ from tests.conftest import random_split, run
 from tests.reports.reading import line, markdown_row, tables
 from tests.runs import PERFECT, TEST_PROB, TEST_TOKENS, six, write_run
 from utils.files import InputError, write_json
+from utils.run_record import FinishedAlready
 
 PARTS = ("value", "low", "high")
 
@@ -252,7 +253,7 @@ def test_nothing_to_read_and_nowhere_to_write(tmp_path):
     write_run(runs / "scm")
     main(TablesConfig(str(runs)))
     assert (runs / "tables" / "table.md").exists()
-    with pytest.raises(InputError, match="tables: already holds an earlier run"):
+    with pytest.raises(FinishedAlready):
         main(TablesConfig(str(runs)))
 
 

@@ -30,7 +30,7 @@ from reports.figures import draw_all
 from reports.options import TablesConfig
 from reports.rows import full_detectors, load_method
 from reports.tables import main as make_tables
-from test.baselines import main as measure_floor
+from test.baselines import main as measure_baseline
 from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
 from test.options import BaselineConfig
@@ -259,11 +259,11 @@ def test_a_trained_holistic_scorer_judges(config, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["tfidf", "length"])
-def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path):
+def test_the_baseline_is_reported_by_the_same_protocol(method, tiny_data, tmp_path):
     for detection in ("full", "partial"):
         out = str(tmp_path / detection)
         options = {"method": method, "detection": detection, "bootstrap": 50}
-        measure_floor(BaselineConfig(str(tiny_data), out, **options))
+        measure_baseline(BaselineConfig(str(tiny_data), out, **options))
     full = json.loads((tmp_path / "full" / "metrics.json").read_text())
     assert "partial" not in full and 0 <= full["full"]["test"]["auroc"]["value"] <= 1
     both = json.loads((tmp_path / "partial" / "metrics.json").read_text())
@@ -290,7 +290,7 @@ def test_a_training_split_without_a_common_word_is_named(tiny, fineharm, tmp_pat
     data = str(tmp_path / "data")
     prepare(DataConfig(data, str(tiny), str(fineharm)))
     with pytest.raises(InputError, match=f"{data}: split 'train': no word is in two responses"):
-        measure_floor(BaselineConfig(data, str(tmp_path / "out")))
+        measure_baseline(BaselineConfig(data, str(tmp_path / "out")))
 
 
 def test_same_seed_same_weights_other_seed_others(config):
@@ -513,7 +513,7 @@ def test_cached_frozen_layers_train_what_computed_ones_do(config, tiny_data, tmp
         train(one)
     assert largest_gap(plain.output_dir, cached.output_dir) < 1e-4
     assert largest_gap(again.output_dir, cached.output_dir) == 0
-    assert len(list((tmp_path / "c").rglob("*.npy"))) == 1  # the second run reads it
+    assert len(list((tmp_path / "c").rglob("*.npy"))) == 2  # one a split; the second run reads them
     options = {"plain": "", "cached": str(tmp_path / "of-tests")}
     for name, folder in options.items():  # tests may read frozen layers from a cache, too
         out = tmp_path / f"tested-{name}"
