@@ -1,6 +1,6 @@
 """Speed and memory of the annotation pipeline as the corpus grows.
 
-python -m benchmarks.annotation --input responses.jsonl --times 0.25 1 4
+python -m benchmarks annotation --input responses.jsonl --times 0.25 1 4
 """
 
 import json
@@ -8,39 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from annotation.sources import iterate_file
+from benchmarks.options import AnnotationBenchmarkConfig
 from data.fineharm import text_field
-from utils.cli import run_command
 from utils.files import InputError, read_json, refuse_file, write_json
 from utils.run_record import start_record
 
 INTERVAL = 0.5  # seconds between two looks at the memory
-
-
-@dataclass
-class BenchmarkConfig:
-    """Options of the benchmark."""
-
-    input: str = field(metadata={"help": "Judged responses, as for build_fineharm."})
-    times: list[float] = field(
-        default_factory=lambda: [1.0, 4.0, 16.0],
-        metadata={"help": "Sizes to measure, in multiples of the input."},
-    )
-    annotator: str = field(default="response", metadata={"help": "Annotator: response or mil."})
-    output: str = field(default="annotation.json", metadata={"help": "JSON file to write."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
-
-    def __post_init__(self) -> None:
-        for times in self.times:
-            if times <= 0 or not (float(times).is_integer() or (1 / times).is_integer()):
-                raise InputError(f"--times: {times} is neither whole nor one part of a whole")
-        if self.annotator not in ("response", "mil"):
-            raise InputError(f"--annotator: '{self.annotator}' is neither response nor mil")
 
 
 def multiply(source: Path, times: float, target: Path) -> int:
@@ -95,7 +73,7 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
     return time.perf_counter() - began, peak
 
 
-def main(config: BenchmarkConfig) -> None:
+def main(config: AnnotationBenchmarkConfig) -> None:
     """Measures each size, prints a table and writes it."""
     refuse_file(Path(config.output), config.overwrite)
     result = start_record(config) | {"status": "started", "sizes": []}
@@ -119,7 +97,3 @@ def main(config: BenchmarkConfig) -> None:
         write_json(Path(config.output), result)  # the next size may take hours
     write_json(Path(config.output), result | {"status": "finished"})
     print(f"written to {config.output}")
-
-
-if __name__ == "__main__":
-    run_command(BenchmarkConfig, main)

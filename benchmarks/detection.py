@@ -6,16 +6,16 @@ the same prefixes, each padded to its full response. All ways in turn, several t
 compared, and so are the scores.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.options import DetectionBenchmarkConfig
 from benchmarks.timing import compare
 from data.alignment import Layout
-from data.batches import TOKEN_BUDGET, collate, token_budget_batches
+from data.batches import collate, token_budget_batches
 from data.fineharm import find_split, read_split
 from data.prepare import encode_split
 from data.splits import Examples, to_examples
@@ -26,30 +26,12 @@ from evaluation.prefixes import predict_prefixes
 from model.modernbert import ModernBertForFullDetection, load_encoder
 from model.modernbert_inference import ModernBertInference
 from model.qwen_dual_task import load_backbone
-from utils.cli import run_command
-from utils.files import refuse_below_one, refuse_file, write_json
+from utils.files import refuse_file, write_json
+from utils.options import TOKEN_BUDGET
 from utils.run_record import start_record
 
 
-@dataclass
-class BenchmarkConfig:
-    """Options of the benchmark."""
-
-    base_model_path: str = field(metadata={"help": "Qwen2-family model folder."})
-    encoder_path: str = field(metadata={"help": "ModernBERT folder."})
-    input_dir: str = field(default="FineHarm/sample", metadata={"help": "FineHarm folder."})
-    output: str = field(default="detection.json", metadata={"help": "JSON file to write."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
-    samples: int = field(default=32, metadata={"help": "Responses to score."})
-    max_length: int = field(default=4096, metadata={"help": "Tokens of a sequence."})
-    repeats: int = field(default=5, metadata={"help": "Repetitions; the median counts."})
-    seed: int = field(default=42, metadata={"help": "Of the draw, heads and made-up scores."})
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "samples", "max_length", "repeats")
-
-
-def read_examples(config: BenchmarkConfig, model_path: str) -> Examples:
+def read_examples(config: DetectionBenchmarkConfig, model_path: str) -> Examples:
     """Encodes training records drawn at random, of whatever length, for a model."""
     tokenizer = load_tokenizer(Path(model_path))
     records = read_split(find_split(Path(config.input_dir), "train"), "train")
@@ -108,7 +90,7 @@ def compare_prefixes(
     return result | {"largest_score_difference": float(gap)}
 
 
-def main(config: BenchmarkConfig) -> None:
+def main(config: DetectionBenchmarkConfig) -> None:
     """Measures, prints the ratios and writes them."""
     refuse_file(Path(config.output), config.overwrite)
     result = start_record(config) | {"status": "finished"}
@@ -149,7 +131,3 @@ def main(config: BenchmarkConfig) -> None:
     )
     write_json(Path(config.output), result)
     print(f"written to {config.output}")
-
-
-if __name__ == "__main__":
-    run_command(BenchmarkConfig, main)

@@ -9,7 +9,6 @@ its side. The heads are random: what they say does not change what they cost.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
+from benchmarks.options import WARM_UP, MonitorBenchmarkConfig
 from benchmarks.timing import compare
 from data.tokenization import load_tokenizer
 from model.loading import load_checkpoint
@@ -25,42 +25,14 @@ from monitor.generation import MonitorCriteria
 from monitor.rules import DelayK, Policy
 from monitor.settings import MonitorSettings
 from monitor.stream import StreamingContentMonitor
-from utils.cli import run_command
 from utils.device import default_device
-from utils.files import InputError, refuse_below_one, refuse_file, write_json
+from utils.files import InputError, refuse_file, write_json
 from utils.run_record import start_record
 
-WARM_UP = 3  # steps that are not counted
 FILL = 128  # tokens of each of many streams before they are timed
 PROMPT = "Why is the sky blue, and why is it red in the evening?"
 # a stream that is never stopped does all the work
 SETTINGS = MonitorSettings(Policy(DelayK(4096), 1.0), "token", 0.5)
-
-
-@dataclass
-class BenchmarkConfig:
-    """Options of the benchmark."""
-
-    base_model_path: str = field(metadata={"help": "Qwen2-family model folder."})
-    output: str = field(default="monitor-speed.json", metadata={"help": "JSON file to write."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
-    positions: list[int] = field(
-        default_factory=lambda: [128, 512, 2048, 8192], metadata={"help": "Tokens in the stream."}
-    )
-    streams: list[int] = field(
-        default_factory=lambda: [1, 8, 32, 128], metadata={"help": "Streams at the same time."}
-    )
-    new_tokens: int = field(default=64, metadata={"help": "Tokens to generate."})
-    repeats: int = field(default=15, metadata={"help": "Repetitions; the median counts."})
-    reread: int = field(default=3, metadata={"help": "Repetitions of reading a prefix again."})
-    seed: int = field(default=42, metadata={"help": "Of heads and made-up tokens."})
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "repeats", "reread", "new_tokens")
-        least = {"positions": self.repeats + WARM_UP + 1, "streams": 1}
-        for name, smallest in least.items():
-            if min(getattr(self, name)) < smallest:
-                raise InputError(f"--{name}: {min(getattr(self, name))} is below {smallest}")
 
 
 def measure_latency(
@@ -190,7 +162,7 @@ def measure_generation(monitor: StreamingContentMonitor, config: Any) -> dict[st
     return result
 
 
-def main(config: BenchmarkConfig) -> None:
+def main(config: MonitorBenchmarkConfig) -> None:
     """Runs all measurements and writes them down."""
     refuse_file(Path(config.output), config.overwrite)
     record = start_record(config)
@@ -213,7 +185,3 @@ def main(config: BenchmarkConfig) -> None:
     }
     write_json(Path(config.output), {**record, **result, "status": "finished"})
     print(f"written to {config.output}")
-
-
-if __name__ == "__main__":
-    run_command(BenchmarkConfig, main)

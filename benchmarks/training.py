@@ -8,7 +8,6 @@ call a sentence, tokens decoded one by one to find their words, everything padde
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.options import TrainingBenchmarkConfig
 from benchmarks.release import padded_dataset, prepare_as_released
 from benchmarks.timing import compare
 from data.alignment import EncodedRecord, Layout
@@ -26,32 +26,12 @@ from data.splits import Examples, to_examples
 from data.tokenization import leading_ids, load_tokenizer
 from evaluation.predict import Scores, predict
 from model.qwen_dual_task import load_backbone
-from utils.cli import run_command
-from utils.device import Precision, autocast, default_device, use_bf16
-from utils.files import refuse_below_one, refuse_file, write_json
+from utils.device import autocast, default_device, use_bf16
+from utils.files import refuse_file, write_json
 from utils.run_record import start_record
 
 
-@dataclass
-class BenchmarkConfig:
-    """Options of the benchmark."""
-
-    base_model_path: str = field(metadata={"help": "Qwen2-family model folder."})
-    input_dir: str = field(default="FineHarm/sample", metadata={"help": "FineHarm folder."})
-    output: str = field(default="benchmark.json", metadata={"help": "JSON file to write."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
-    records: int = field(default=2000, metadata={"help": "Records of data preparation."})
-    samples: int = field(default=4, metadata={"help": "Responses of training and scoring."})
-    padded_length: int = field(default=4096, metadata={"help": "Tokens the slow way pads to."})
-    repeats: int = field(default=3, metadata={"help": "Repetitions; the median counts."})
-    precision: Precision = field(default="fp32", metadata={"help": "fp32 or bf16, for both ways."})
-    seed: int = field(default=42, metadata={"help": "Of the heads."})
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "records", "samples", "padded_length", "repeats")
-
-
-def benchmark_data(config: BenchmarkConfig, tokenizer, records: list) -> dict:
+def benchmark_data(config: TrainingBenchmarkConfig, tokenizer, records: list) -> dict:
     """Compares data preparation, from records in memory to a saved dataset."""
     many = [records[number % len(records)] for number in range(config.records)]
     layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
@@ -99,7 +79,7 @@ def rates(result: dict, examples: Examples) -> dict:
     return result
 
 
-def benchmark_model(config: BenchmarkConfig, examples: Examples) -> dict:
+def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict:
     """Compares training and scoring, and the losses and scores that come out."""
     device = default_device()
     bf16 = use_bf16(config.precision, device)
@@ -150,7 +130,7 @@ def _gap(scores: dict[str, Scores]) -> float:
     return max(float(np.abs(ours - padded).max()) for ours, padded in pairs)
 
 
-def main(config: BenchmarkConfig) -> None:
+def main(config: TrainingBenchmarkConfig) -> None:
     """Measures, prints the ratios and writes them."""
     refuse_file(Path(config.output), config.overwrite)
     datasets.disable_progress_bars()
@@ -180,7 +160,3 @@ def main(config: BenchmarkConfig) -> None:
     print(f"loss: {loss['ours']:.6f} ours, {loss['padded']:.6f} padded")
     print(f"largest score difference: {result['scoring']['largest_score_difference']:.1e}")
     print(f"written to {config.output}")
-
-
-if __name__ == "__main__":
-    run_command(BenchmarkConfig, main)

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from itertools import chain
 from os.path import commonprefix
-from typing import Literal
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding
 
 from data.fineharm import Record
+from data.options import Join
+from data.tokenization import TextEncoder
 from utils.files import InputError
 
 IGNORE_INDEX = -100
@@ -23,8 +24,6 @@ HARMFUL, BENIGN = 1, 0
 
 # what str.isspace and str.split call white space; the last entry stands for all further characters
 IS_SPACE = np.array([chr(code).isspace() for code in range(0x3001)] + [False])
-
-Join = Literal["newline", "original"]
 
 
 @dataclass(frozen=True)
@@ -189,13 +188,13 @@ def _positions(spans: np.ndarray) -> np.ndarray:
 
 
 def encode_records(
-    records: Sequence[tuple[str, Record]], tokenizer: Tokenizer, layout: Layout
+    records: Sequence[tuple[str, Record]], encoder: TextEncoder, layout: Layout
 ) -> list[EncodedRecord]:
     """Tokenises and labels records, all their texts in one call of the tokenizer.
 
     Args:
         records: (where, record) pairs as `read_split` returns them.
-        tokenizer: The fast tokenizer behind the model's.
+        encoder: Of the model's tokenizer.
         layout: How the sequence is laid out.
 
     Raises:
@@ -205,8 +204,8 @@ def encode_records(
     for _, record in records:
         texts.append(record["prompt"] + "\n\n")
         texts.extend(record["sentences"] if layout.join == "newline" else [record["response"]])
-    encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
-    newline = tokenizer.encode("\n", add_special_tokens=False).ids
+    encodings = iter(encoder.encode_batch(texts))
+    newline = encoder.encode("\n").ids
     return [_encode_record(record, where, encodings, newline, layout) for where, record in records]
 
 

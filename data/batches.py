@@ -10,9 +10,6 @@ from torch.utils.data import Sampler
 
 from data.alignment import IGNORE_INDEX
 
-# padded tokens a batch; more of them leave a processor's cache and gain a GPU little
-TOKEN_BUDGET = 4096
-
 LENGTH_WINDOW = 50  # effective batches that are sorted by length together
 
 

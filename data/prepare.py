@@ -4,9 +4,8 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,14 +13,15 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from data.alignment import HARMFUL, IGNORE_INDEX, EncodedRecord, Join, Layout, encode_records
+from data.alignment import HARMFUL, IGNORE_INDEX, EncodedRecord, Layout, encode_records
 from data.fineharm import SPLITS, Record, every_word, find_split, read_split
-from data.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
-from utils.cli import run_command
-from utils.files import InputError, atomic_folder, refuse_overwrite, sha256_file, write_json
+from data.meta import META
+from data.options import DataConfig
+from data.tokenization import TextEncoder, leading_ids, load_tokenizer, tokenizer_fingerprint
+from utils.files import InputError, sha256_file, write_json
 from utils.processes import end_with_parent
+from utils.run_record import run_folder
 
-MARK = "meta.json"  # each output folder of this command holds it
 CHUNK = 128  # records a worker gets at once
 RECORDS_PER_WORKER = 1000  # below this a further process costs more than it brings
 
@@ -36,48 +36,6 @@ FEATURES = datasets.Features(
     }
 )
 
-POSITIONAL = ("output_dir", "tokenizer_path")  # the first words of the command line
-
-
-@dataclass
-class DataConfig:
-    """Options of data preparation."""
-
-    output_dir: str = field(metadata={"help": "Folder to write the processed splits into."})
-    tokenizer_path: str = field(metadata={"help": "Folder with the model's tokenizer.json."})
-    input_dir: str = field(
-        default="FineHarm", metadata={"help": "Folder with the train/valid/test files."}
-    )
-    join: Join = field(
-        default="newline",
-        metadata={
-            "help": "newline: each sentence encoded by itself, a newline after it (the paper's"
-            " numbers). original: the untouched response (what a live stream looks like)."
-        },
-    )
-    max_length: int = field(
-        default=4096, metadata={"help": "Longest sequence in tokens, prompt included."}
-    )
-    word_rule: Literal["given", "all"] = field(
-        default="given",
-        metadata={
-            "help": "given: words as the records label them. all: each word as its sentence, an"
-            " ablation."
-        },
-    )
-    num_workers: int = field(
-        default=0, metadata={"help": "Processes; 0 takes every core where the data is worth it."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the output folder if it is there already."}
-    )
-
-    def __post_init__(self) -> None:
-        if self.max_length < 16:
-            raise InputError(f"--max-length: {self.max_length} is below 16 tokens")
-        if self.num_workers < 0:
-            raise InputError(f"--num-workers: {self.num_workers} is negative")
-
 
 _worker: dict[str, Any] = {}  # what a worker process keeps between chunks
 
@@ -86,12 +44,13 @@ def _start_worker(tokenizer_json: str, layout: Layout, records: list[tuple[str, 
     """Keeps what all chunks need; a forked worker inherits the records without a copy."""
     end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(tokenizer=Tokenizer.from_str(tokenizer_json), layout=layout, records=records)
+    encoder = TextEncoder(Tokenizer.from_str(tokenizer_json))
+    _worker.update(encoder=encoder, layout=layout, records=records)
 
 
 def _encode_chunk(start: int) -> list[EncodedRecord]:
     records = _worker["records"][start : start + CHUNK]
-    return encode_records(records, _worker["tokenizer"], _worker["layout"])
+    return encode_records(records, _worker["encoder"], _worker["layout"])
 
 
 def encode_split(
@@ -119,8 +78,9 @@ def encode_split(
 
     def results() -> Iterator[list[EncodedRecord]]:
         if workers == 1:
+            encoder = TextEncoder(tokenizer)
             for start in starts:
-                yield encode_records(records[start : start + CHUNK], tokenizer, layout)
+                yield encode_records(records[start : start + CHUNK], encoder, layout)
             return
         with ProcessPoolExecutor(
             workers,
@@ -176,35 +136,33 @@ def statistics(encoded: list[EncodedRecord]) -> dict[str, int]:
 
 def main(config: DataConfig) -> None:
     """Prepares all three splits; writes nothing unless all of them are good."""
-    output_dir, input_dir = Path(config.output_dir), Path(config.input_dir)
-    refuse_overwrite(output_dir, config.overwrite, MARK)
-    paths = {split: find_split(input_dir, split) for split in SPLITS}
-    tokenizer = load_tokenizer(Path(config.tokenizer_path))
-    layout = Layout(config.join, config.max_length, tuple(leading_ids(tokenizer)))
-    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    fast.no_truncation()
-    fast.no_padding()
+    input_dir = Path(config.input_dir)
+    with run_folder(config) as folder:
+        paths = {split: find_split(input_dir, split) for split in SPLITS}
+        tokenizer = load_tokenizer(Path(config.tokenizer_path))
+        layout = Layout(config.join, config.max_length, tuple(leading_ids(tokenizer)))
 
-    splits, counts = {}, {}
-    for split, path in paths.items():
-        records = read_split(path, split)
-        if config.word_rule == "all":
-            for _, record in records:
-                labels = every_word(record["sentence_labels"], record["words"])
-                record["word_labels"] = labels
-        encoded = encode_split(records, fast, layout, config.num_workers, description=split)
-        counts[split] = statistics(encoded)
-        if not 0 < counts[split]["harmful"] < len(encoded):
-            missing = "harmful" if counts[split]["harmful"] == 0 else "benign"
-            raise InputError(f"{path}: holds no {missing} record; a split needs both classes")
-        splits[split] = to_dataset(encoded)
+        splits, counts = {}, {}
+        for split, path in paths.items():
+            records = read_split(path, split)
+            if config.word_rule == "all":
+                for _, record in records:
+                    labels = every_word(record["sentence_labels"], record["words"])
+                    record["word_labels"] = labels
+            encoded = encode_split(
+                records, tokenizer.backend_tokenizer, layout, config.num_workers, split
+            )
+            counts[split] = statistics(encoded)
+            if not 0 < counts[split]["harmful"] < len(encoded):
+                missing = "harmful" if counts[split]["harmful"] == 0 else "benign"
+                raise InputError(f"{path}: holds no {missing} record; a split needs both classes")
+            splits[split] = to_dataset(encoded)
 
-    datasets.disable_progress_bars()
-    with atomic_folder(output_dir, MARK, config.overwrite) as folder:
+        datasets.disable_progress_bars()
         datasets.DatasetDict(splits).save_to_disk(folder)
         tokenizer.save_pretrained(folder / "tokenizer")
         write_json(
-            folder / "meta.json",
+            folder / META,
             {
                 "tokenizer": tokenizer_fingerprint(tokenizer),
                 "join": config.join,
@@ -217,10 +175,10 @@ def main(config: DataConfig) -> None:
                 "splits": counts,
             },
         )
-    _report(counts, output_dir)
+        _report(counts)
 
 
-def _report(counts: dict[str, dict[str, int]], output_dir: Path) -> None:
+def _report(counts: dict[str, dict[str, int]]) -> None:
     for split, count in counts.items():
         share = count["harmful_tokens"] / count["response_tokens"]
         print(
@@ -238,8 +196,3 @@ def _report(counts: dict[str, dict[str, int]], output_dir: Path) -> None:
                 f"       aligned by matching: {count['inexact_alignments']} lists; harmful words"
                 f" without a token: {count['harmful_words_without_token']}"
             )
-    print(f"written to {output_dir}")
-
-
-if __name__ == "__main__":
-    run_command(DataConfig, main, POSITIONAL)

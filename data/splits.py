@@ -10,8 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from data.alignment import EncodedRecord
-from data.tokenization import tokenizer_fingerprint
-from utils.files import InputError, read_json, sha256_file
+from data.meta import read_meta
+from data.tokenization import load_tokenizer, tokenizer_fingerprint
+from utils.files import InputError
 
 
 @dataclass
@@ -29,14 +30,6 @@ class ProcessedData:
     meta: dict[str, Any]
     splits: datasets.DatasetDict
 
-    def summary(self) -> dict[str, Any]:
-        """Returns what a run record says of its data."""
-        return {
-            "folder": str(self.folder),
-            **{key: self.meta[key] for key in ("tokenizer", "join", "max_length", "inputs")},
-            "meta_sha256": sha256_file(self.folder / "meta.json"),
-        }
-
 
 def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> ProcessedData:
     """Opens a processed data folder.
@@ -44,25 +37,22 @@ def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> P
     Args:
         folder: The output folder of scripts/run-data.sh.
         tokenizer: The model's tokenizer; the data must have been prepared with its like. None
-            where no model is involved.
+            where no model is involved: the folder's own.
 
     Raises:
-        InputError: No such folder, not a data folder, or data of another tokenizer.
+        InputError: No such folder, not a data folder, data of another tokenizer, or data that was
+            prepared while records could still spell control tokens.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; scripts/run-data.sh makes it")
-    meta = read_json(folder / "meta.json")
-    if not isinstance(meta, dict):
-        raise InputError(f"{folder}/meta.json: an object was expected")
-    if tokenizer is not None and meta.get("tokenizer") != tokenizer_fingerprint(tokenizer):
+    meta = read_meta(folder)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    if meta["tokenizer"] != tokenizer_fingerprint(tokenizer):
         raise InputError(
             f"{folder}/meta.json: field 'tokenizer': the data was prepared with another tokenizer"
-            " than the model's; run scripts/run-data.sh with the model's folder"
+            " than the model's, or before records were read as text alone; prepare it again:"
+            " scripts/run-data.sh with the model's folder"
         )
-    missing = {"tokenizer", "join", "max_length", "inputs"} - set(meta)
-    if missing:
-        raise InputError(f"{folder}/meta.json: field '{min(missing)}' is missing")
     try:
         splits = datasets.load_from_disk(folder)
     except (OSError, ValueError, KeyError) as error:

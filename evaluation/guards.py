@@ -19,17 +19,16 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFas
 
 from data.batches import token_budget_batches
 from data.splits import Examples
+from evaluation.options import Strictness, Style
 from evaluation.predict import Scores
 from evaluation.predictions import token_pieces
 from model.loading import load_checkpoint
 from model.text_classifier import TextClassifier, positions
-from utils.device import Precision, default_device, use_bf16
+from utils.device import default_device, use_bf16
 from utils.files import InputError
+from utils.options import Precision
 
 OPTION = "--model-path"
-
-Style = Literal["llama-guard", "qwen3guard-gen"]
-Strictness = Literal["strict", "loose"]
 
 # What a generative guard says before its verdict, and the words of it.
 # Source: the model cards of Llama-Guard-3-8B and Qwen3Guard-Gen.

@@ -8,11 +8,13 @@ from torch import nn
 from tqdm import tqdm
 
 from data.alignment import IGNORE_INDEX
-from data.batches import TOKEN_BUDGET, collate, token_budget_batches
+from data.batches import collate, token_budget_batches
 from data.splits import Examples
-from model.qwen_dual_task import LOSS_PARTS, ScoreWith
+from model.options import ScoreWith
+from model.qwen_dual_task import LOSS_PARTS
 from utils.device import autocast
 from utils.files import InputError
+from utils.options import TOKEN_BUDGET
 
 
 @dataclass

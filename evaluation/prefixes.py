@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from data.batches import TOKEN_BUDGET
 from data.splits import Examples
 from evaluation.decisions import MISSED, delay_k
 from evaluation.predict import Scores, predict
+from utils.options import TOKEN_BUDGET
 
 ROUND = 32  # prefixes of each response scored before looking whether it is stopped
 

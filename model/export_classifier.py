@@ -1,36 +1,20 @@
 """Saves an SCM's holistic scorer as a plain text classifier of Hugging Face.
 
-python -m model.export_classifier scm-0.5b classifier-0.5b
+python -m model export-classifier scm-0.5b classifier-0.5b
 
 The result is a `Qwen2ForSequenceClassification`: it reads the last token of whatever text it gets,
 through any text-classification pipeline, and can label sentences (`--annotator hf`).
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import Qwen2ForSequenceClassification
 
 from data.tokenization import load_tokenizer
+from model.options import ExportConfig
 from model.qwen_dual_task import load_dual_task
-from utils.cli import run_command
-from utils.files import InputError, atomic_folder, write_json
-
-MARK = "exported.json"  # each output folder of this command holds it
-POSITIONAL = ("model_path", "output_dir")
-
-
-@dataclass
-class ExportConfig:
-    """Options of the export."""
-
-    model_path: str = field(metadata={"help": "Dual-task checkpoint."})
-    output_dir: str = field(metadata={"help": "Folder for the classifier."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
-
-    def __post_init__(self) -> None:
-        if Path(self.model_path).resolve().is_relative_to(Path(self.output_dir).resolve()):
-            raise InputError(f"--output-dir: {self.output_dir}: holds the model; name another")
+from utils.files import InputError
+from utils.run_record import run_folder
 
 
 def main(config: ExportConfig) -> None:
@@ -56,12 +40,6 @@ def main(config: ExportConfig) -> None:
     classifier = Qwen2ForSequenceClassification(type(model.config)(**settings))
     classifier.model.load_state_dict(model.model.state_dict())
     classifier.score.load_state_dict(model.sequence_classifier.state_dict())
-    with atomic_folder(Path(config.output_dir), MARK, config.overwrite) as folder:
+    with run_folder(config) as folder:
         classifier.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / MARK, {"model_path": config.model_path})
-    print(f"written to {config.output_dir}")
-
-
-if __name__ == "__main__":
-    run_command(ExportConfig, main, POSITIONAL)

@@ -6,46 +6,13 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data.fineharm import find_split, read_split
-from utils.cli import run_command
-from utils.files import InputError, atomic_folder, sha256_file
-
-MARK = "tokenizer.json"  # each output folder of this command holds it
-
-SAMPLE = Path(__file__).parents[1] / "FineHarm" / "sample"
-POSITIONAL = ("name", "output_dir")  # the first words of the command line
-
-
-@dataclass
-class BackboneConfig:
-    """Options of get-backbone."""
-
-    name: Literal[
-        "smollm2-135m",
-        "smollm2-tokenizer",
-        "qwen-tokenizer",
-        "random-modernbert",
-        "tiny",
-        "tiny-modernbert",
-    ] = field(
-        metadata={
-            "help": "smollm2-135m: SmolLM2-135M-Instruct as a Qwen2 (538 MB, pretrained)."
-            " smollm2-tokenizer: its tokenizer alone. qwen-tokenizer: Qwen2.5's tokenizer."
-            " random-modernbert: a ModernBERT of 7 layers, 6 million parameters, not pretrained."
-            " tiny, tiny-modernbert: small and random, for tests."
-        }
-    )
-    output_dir: str = field(metadata={"help": "Folder to write."})
-    corpus: str = field(
-        default=str(SAMPLE),
-        metadata={"help": "FineHarm folder that the tokenizers of random models are learnt from."},
-    )
-    seed: int = field(default=42, metadata={"help": "Seed of random weights."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the folder if it exists."})
+from model.options import BackboneConfig
+from utils.files import InputError, sha256_file
+from utils.run_record import run_folder
 
 
 @dataclass(frozen=True)
@@ -297,10 +264,5 @@ BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
 
 def main(config: BackboneConfig) -> None:
     """Builds one backbone or tokenizer folder."""
-    with atomic_folder(Path(config.output_dir), MARK, config.overwrite) as folder:
+    with run_folder(config) as folder:
         BUILDERS[config.name](folder, config)
-    print(f"written to {config.output_dir}")
-
-
-if __name__ == "__main__":
-    run_command(BackboneConfig, main, POSITIONAL)

@@ -4,16 +4,16 @@ import hashlib
 import json
 from collections.abc import Set
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.tokenization import load_tokenizer
+from model.options import Attention
 from utils.files import InputError, read_json, sha256_file
 
-Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Fields of a config.json that decide nothing of what a backbone computes: remarks, and what the

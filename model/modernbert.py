@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ModernBertForSequenceClassification
 
-from model.loading import Attention, load_pretrained, read_config
+from model.loading import load_pretrained, read_config
+from model.options import Attention
 from model.qwen_dual_task import DualTaskOutput
 from utils.files import InputError
 

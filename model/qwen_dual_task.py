@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,10 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from data.alignment import IGNORE_INDEX
-from model.loading import Attention, load_pretrained, read_config
+from model.loading import load_pretrained, read_config
 from model.loss import dual_task_loss
+from model.options import Attention
 from utils.files import InputError
-
-ScoreWith = Literal["token", "holistic"]
 
 LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 

@@ -8,10 +8,11 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from data.batches import TOKEN_BUDGET, token_budget_batches
+from data.batches import token_budget_batches
 from model.loading import load_checkpoint
-from utils.device import Precision, autocast, default_device, use_bf16
+from utils.device import autocast, default_device, use_bf16
 from utils.files import InputError
+from utils.options import TOKEN_BUDGET, Precision
 
 HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "offensive"}
 

@@ -7,9 +7,14 @@ async with Batcher(monitor, max_streams=32) as batcher:
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from monitor.stream import Stream, StreamClosed, StreamingContentMonitor, Verdict
 from utils.files import InputError
+
+
+class NoPlace(RuntimeError):
+    """A batcher is full, and nobody has left within its limits."""
 
 
 class Batcher:
@@ -17,41 +22,73 @@ class Batcher:
 
     Memory is bounded: at most `max_streams` streams, each with keys and values of at most the
     monitor's context. Back-pressure: `open` waits for a place, `feed` for its verdict. Leaving the
-    `async with` block ends all streams; it may be entered again, in another event loop, too.
+    `async with` block ends all streams; it may be entered again, in another event loop, too. It
+    has a thread of its own, which a fork leaves behind: a child process must load its own monitor.
 
     Args:
         monitor: The monitor.
         max_streams: Streams that may be open at a time.
+        max_queued: Calls of `open` that may wait for a place at a time.
+        open_timeout: Seconds that each of them waits.
+        idle_timeout: Seconds without `feed` after which a stream is closed and its place given
+            away: its consumer or its source has stalled.
 
     Raises:
-        InputError: `max_streams` is below 1.
+        InputError: A limit is too low.
     """
 
-    def __init__(self, monitor: StreamingContentMonitor, max_streams: int = 32) -> None:
-        if max_streams < 1:
-            raise InputError(f"max_streams: {max_streams} is below 1")
+    def __init__(
+        self,
+        monitor: StreamingContentMonitor,
+        max_streams: int = 32,
+        *,
+        max_queued: int = 1024,
+        open_timeout: float = 60.0,
+        idle_timeout: float = 600.0,
+    ) -> None:
+        for name, value, least in (
+            ("max_streams", max_streams, 1),
+            ("max_queued", max_queued, 0),
+            ("open_timeout", open_timeout, 0),
+            ("idle_timeout", idle_timeout, 0),
+        ):
+            if not value >= least:
+                raise InputError(f"{name}: {value} is below {least}")
         self._monitor, self._max_streams = monitor, max_streams
-        self._loop: asyncio.Task | None = None
+        self._max_queued, self._queued = max_queued, 0
+        self._open_timeout, self._idle_timeout = open_timeout, idle_timeout
+        self._loop: asyncio.AbstractEventLoop | None = None  # where it runs
 
     async def __aenter__(self) -> "Batcher":
         if self._loop is not None:
             raise StreamClosed("the batcher is running already")
-        self._places, self._queued = asyncio.Semaphore(self._max_streams), 0
-        self._streams: set[Stream] = set()
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, "batcher")  # the application's may all be busy
+        self._places = asyncio.Semaphore(self._max_streams)
+        self._streams: dict[Stream, asyncio.TimerHandle] = {}  # with the ends of their patience
         self._waiting: dict[Stream, asyncio.Future] = {}  # first come, first served
         self._working: set[Stream] = set()
         self._left: set[Stream] = set()  # closed while they were at work
         self._wake, self._step_over = asyncio.Event(), asyncio.Event()
-        self._loop = asyncio.create_task(self._run())
+        self._runner = asyncio.create_task(self._run())
+        self._runner.add_done_callback(self._end)
         return self
 
     async def __aexit__(self, *_) -> None:
-        loop, self._loop = self._loop, None
-        loop.cancel()
-        await asyncio.gather(loop, return_exceptions=True)
-        for stream in self._streams:
+        self._runner.cancel()
+        await asyncio.wait([self._runner])
+
+    def _end(self, runner: asyncio.Task) -> None:
+        """Ends all that is open or waits, however the runner ended."""
+        self._loop = None
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(StreamClosed("the batcher has ended"))
+        for stream, timer in self._streams.items():
+            timer.cancel()
             stream.free()
         self._streams.clear()
+        self._thread.shutdown(wait=False)
         for _ in range(self._queued):  # whoever waits for a place finds the batcher closed
             self._places.release()
 
@@ -59,22 +96,10 @@ class Batcher:
         """Starts to follow a response once there is a place, and reads the prompt.
 
         Raises:
-            StreamClosed: The batcher is not running, or ends before there is a place.
+            NoPlace: There is none within `open_timeout`, or `max_queued` wait for one already.
+            StreamClosed: The batcher is not running in this event loop, or ends meanwhile.
         """
-        self._refuse_stopped()
-        places = self._places
-        self._queued += 1
-        try:
-            await places.acquire()
-        finally:
-            self._queued -= 1
-        try:
-            self._refuse_stopped()
-            stream = BatchedStream(self, await asyncio.to_thread(Stream, self._monitor, prompt))
-        except BaseException:
-            places.release()
-            raise
-        self._streams.add(stream.stream)
+        stream = await self.admit(prompt)
         try:
             await self.compute(stream.stream)
         except BaseException:
@@ -82,8 +107,40 @@ class Batcher:
             raise
         return stream
 
+    async def admit(self, prompt: str) -> "BatchedStream":
+        """The same as `open`, but the prompt is read with the first piece."""
+        self._refuse_stopped()
+        places = self._places
+        if places.locked() and self._queued >= self._max_queued:
+            raise NoPlace(f"{self._queued} wait for one of {self._max_streams} places already")
+        self._queued += 1
+        try:
+            async with asyncio.timeout(self._open_timeout):
+                await places.acquire()
+        except TimeoutError:
+            raise NoPlace(
+                f"none of {self._max_streams} places is free after {self._open_timeout:g} s"
+            ) from None
+        finally:
+            self._queued -= 1
+        try:
+            self._refuse_stopped(places)
+            new = self._loop.run_in_executor(self._thread, Stream, self._monitor, prompt)
+            stream = BatchedStream(self, await new)
+            self._refuse_stopped(places)
+        except BaseException:
+            places.release()
+            raise
+        self._rest(stream.stream)
+        return stream
+
+    def _rest(self, stream: Stream) -> None:
+        """Leaves a stream alone until its next piece, but not for good."""
+        self._streams[stream] = self._loop.call_later(self._idle_timeout, self.leave, stream)
+
     async def idle(self, stream: Stream) -> None:
         """Waits until no step is at work on a stream; a cancelled call may have left it there."""
+        self._refuse_stopped()
         while stream in self._working:
             await self._step_over.wait()
 
@@ -95,64 +152,67 @@ class Batcher:
             Exception: The model's.
         """
         self._refuse_stopped()
-        if not stream.waiting:
-            return
-        future = self._waiting[stream] = asyncio.get_running_loop().create_future()
-        self._wake.set()
+        self._streams[stream].cancel()
+        future = self._loop.create_future()
         try:
-            await future
+            if stream.waiting:
+                self._waiting[stream] = future
+                self._wake.set()
+                await future
         finally:
             if self._waiting.get(stream) is future:
                 del self._waiting[stream]
+            del future  # its error holds this frame
+            if stream in self._streams:
+                self._rest(stream)
 
     def leave(self, stream: Stream) -> None:
         """Frees a stream and gives its place away, after the step that it may take part in."""
-        if future := self._waiting.pop(stream, None):
-            if not future.done():
-                future.set_exception(StreamClosed("the stream was closed"))
+        future = self._waiting.pop(stream, None)
+        if future is not None and not future.done():
+            future.set_exception(StreamClosed("the stream was closed"))
         if stream in self._working:
             self._left.add(stream)
         else:
             self._free(stream)
 
+    def drop(self, stream: Stream) -> None:
+        """The same as `leave` for a stream that nobody refers to, from any thread."""
+        if (loop := self._loop) is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self.leave, stream)
+
     def _free(self, stream: Stream) -> None:
         stream.free()
-        if stream in self._streams:  # not of an earlier time that the batcher was entered
-            self._streams.remove(stream)
+        if timer := self._streams.pop(stream, None):  # none of an earlier time it was entered
+            timer.cancel()
             self._places.release()
 
-    def _refuse_stopped(self) -> None:
-        if self._loop is None:
-            raise StreamClosed("the batcher is not running; use it in an `async with` block")
+    def _refuse_stopped(self, places: asyncio.Semaphore | None = None) -> None:
+        if self._loop is not asyncio.get_running_loop() or places not in (None, self._places):
+            raise StreamClosed(
+                "the batcher is not running in this event loop; use it in an `async with` block"
+            )
 
     async def _run(self) -> None:
-        try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while streams := [one for one, it in self._waiting.items() if not it.done()]:
-                    await self._step(streams)
-        finally:
-            for future in self._waiting.values():
-                future.cancel()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while streams := [one for one, it in self._waiting.items() if not it.done()]:
+                await self._step(streams)
 
     async def _step(self, streams: list[Stream]) -> None:
         self._working = set(streams)
         self._step_over.clear()
-        step = asyncio.create_task(asyncio.to_thread(self._monitor.step, streams))
-        served, error = [], None
+        step = self._loop.run_in_executor(self._thread, self._attempt, streams)
         try:
-            served = await asyncio.shield(step)
-        except asyncio.CancelledError:
-            await asyncio.gather(step, return_exceptions=True)  # a thread cannot be cancelled
-            raise
-        except Exception as failure:  # the model's; whoever waits for it gets it
-            error = failure
+            await _outlast(step)
         finally:
             left, self._working, self._left = self._left, set(), set()
             for stream in left:
                 self._free(stream)
             self._step_over.set()
+        error = step.exception()  # not raised here: it would hold this frame, which holds it
+        served = [] if error else step.result()
         for stream in served:  # whoever has more to come lets the others go first
             if stream in self._waiting:
                 self._waiting[stream] = self._waiting.pop(stream)
@@ -165,6 +225,27 @@ class Batcher:
             elif not stream.waiting:
                 future.set_result(None)
 
+    def _attempt(self, streams: list[Stream]) -> list[Stream]:
+        """Makes a step; raises only what a future takes, and what ends no task as if cancelled."""
+        try:
+            return self._monitor.step(streams)
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, StopIteration):
+                raise
+            raise RuntimeError(f"the model raised {error!r}") from error
+
+
+async def _outlast(work: asyncio.Future) -> None:
+    """Waits for a thread's work to end, which cannot be cancelled, and passes cancelling on."""
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
 
 class BatchedStream:
     """One response among many. Made by `Batcher.open`; used like `monitor.stream.Stream`."""
@@ -173,6 +254,10 @@ class BatchedStream:
         self._batcher, self.stream = batcher, stream
         self._one_at_a_time = asyncio.Lock()
         self._gone = False
+
+    def __del__(self) -> None:
+        if not self._gone:
+            self._batcher.drop(self.stream)
 
     async def __aenter__(self) -> "BatchedStream":
         return self
@@ -206,8 +291,8 @@ class BatchedStream:
     async def _after(self, receive: Callable[[], None]) -> Verdict:
         async with self._one_at_a_time:
             await self._batcher.idle(self.stream)
-            if self._gone:
-                raise StreamClosed("the stream is closed")
+            if self._gone or self.stream.closed:
+                raise StreamClosed("the stream is closed, or was not fed for the idle_timeout")
             receive()
             await self._batcher.compute(self.stream)
             return self.stream.verdict()

@@ -3,12 +3,10 @@
 scripts/calibrate-monitor.sh writes the former; the test of SCM leaves the latter beside the model.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,61 +14,19 @@ from evaluation.conformal import CAVEAT, conformal_theta
 from evaluation.decisions import FULL_THETAS, kth_largest
 from evaluation.predictions import FILE, METRICS, Predictions
 from evaluation.runs import load_partial
-from model.qwen_dual_task import ScoreWith
+from model.options import ScoreWith
+from monitor.options import CalibrateConfig
 from monitor.rules import RULES, Policy, Rule, trace
 from monitor.settings import MonitorSettings, token_theta_of, write_settings
-from utils.cli import run_command
-from utils.files import InputError, refuse_below_one, refuse_file
+from utils.files import InputError, refuse_file
 from utils.formatting import percent
 
-POSITIONAL = ("metrics_dir",)  # the first word of the command line
 SCORERS: dict[str, ScoreWith] = {  # what scored the tokens of a row
     "scm": "token",
     "scm-holistic": "holistic",
     "qwen-partial": "holistic",
 }
 CONTROVERSIAL_MISSES = 0.05  # of harmful validation responses, at the lower threshold
-
-
-@dataclass
-class CalibrateConfig:
-    """Options of the calibration."""
-
-    metrics_dir: str = field(metadata={"help": "Folder that a test of partial detection wrote."})
-    output_file: str = field(metadata={"help": "Settings file to write."})
-    target_false_alarm: float = field(
-        metadata={"help": "Share of benign responses that may be stopped, above 0 and below 1."}
-    )
-    rule: Literal["delay-k", "consecutive-k", "windowed-mean", "cusum"] = field(
-        default="delay-k", metadata={"help": "Stopping rule; naive detection is delay-k, k 1."}
-    )
-    k: int | None = field(
-        default=None, metadata={"help": "Tokens that delay-k and consecutive-k take."}
-    )
-    window: int | None = field(default=None, metadata={"help": "Tokens of windowed-mean."})
-    drift: float | None = field(
-        default=None, metadata={"help": "Log-odds that cusum takes off at each token."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
-
-    def __post_init__(self) -> None:
-        if not 0 < self.target_false_alarm < 1:
-            raise InputError(
-                f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
-            )
-        own = [one.name for one in dataclasses.fields(RULES[self.rule])]
-        for name in ("k", "window", "drift"):
-            given = getattr(self, name) is not None
-            if given != (name in own):
-                raise InputError(
-                    f"--{name}: {self.rule} " + ("has no such option" if given else "needs it")
-                )
-        refuse_below_one(self, *(name for name in ("k", "window") if name in own))
-
-    def make_rule(self) -> Rule:
-        """Returns the rule that the options name."""
-        rule = RULES[self.rule]
-        return rule(**{one.name: getattr(self, one.name) for one in dataclasses.fields(rule)})
 
 
 def highest_statistics(rule: Rule, token_probs: Iterable[np.ndarray]) -> np.ndarray:
@@ -195,7 +151,3 @@ def main(config: CalibrateConfig) -> None:
         f" {len(benign)} benign validation responses; {missed} % of {len(harmful)} harmful ones"
         f" would be missed: {output}\nthat share is promised {CAVEAT}"
     )
-
-
-if __name__ == "__main__":
-    run_command(CalibrateConfig, main, POSITIONAL)

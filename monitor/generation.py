@@ -20,11 +20,39 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from data.tokenization import tokenizer_fingerprint
+from data.tokenization import TextEncoder, leading_ids, tokenizer_fingerprint
 from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
 
+BROKEN = 32  # tokens of bytes that are no text
+UNFINISHED = 3  # tokens that may still come of a character's bytes
+# What SmolLM2 and many others are trained on; for tokenizers that know it but bring no template.
+CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+PLACE = "\ue000"  # stands for a prompt in its template
+
 print_now = partial(print, end="", flush=True)
+
+
+def as_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, Tensor]:
+    """Encodes a prompt as the language model expects it, on the CPU.
+
+    Only the template has control tokens: a prompt that spells one is text.
+    """
+    opening: list[int] = []
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": PLACE}]
+        template = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    elif {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_added_vocab().keys():
+        template = CHATML.format(PLACE)
+    else:
+        opening, template = leading_ids(tokenizer), PLACE
+    before, *rest = template.split(PLACE)
+    content = TextEncoder(tokenizer.backend_tokenizer).encode(prompt).ids
+    ids = [*opening, *tokenizer(before, add_special_tokens=False)["input_ids"]]
+    for part in rest:
+        ids += [*content, *tokenizer(part, add_special_tokens=False)["input_ids"]]
+    input_ids = torch.tensor([ids])
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 @dataclass
@@ -64,6 +92,8 @@ class GrowingDecode:
 
     The algorithm of tokenizers' own DecodeStream. That one raises on what a model may well write:
     with byte fallback, bytes that are no UTF-8 change what the bytes before them are decoded to.
+    And it waits for the end of bytes that never become text; here `BROKEN` tokens of them are
+    enough, but for those that may still belong to a character.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -74,19 +104,25 @@ class GrowingDecode:
     def feed(self, ids: Sequence[int]) -> str:
         """Adds ids; returns the characters that are complete now."""
         self._ids += ids
-        text = self._rest()
-        if not text or text[-1] == "\ufffd":
+        text = self._decode(self._ids)
+        if text[-1:] != "\ufffd":
+            return self._give(text, len(self._ids))
+        count = len(self._ids) - UNFINISHED
+        if count - self._given < BROKEN:
             return ""
-        self._ids = self._ids[self._given :]
-        self._given = len(self._ids)
-        return text
+        settled = self._decode(self._ids[:count])
+        return self._give(settled, count) if text.startswith(settled) else ""
 
     def finish(self) -> str:
         """Returns the rest: what never became a character, as U+FFFD."""
-        return self._rest()
+        return self._give(self._decode(self._ids), len(self._ids))
 
-    def _rest(self) -> str:
-        return self._decode(self._ids)[len(self._decode(self._ids[: self._given])) :]
+    def _give(self, text: str, count: int) -> str:
+        """Returns what is new in the text of the first `count` ids."""
+        new = text[len(self._decode(self._ids[: self._given])) :]
+        if new or count - self._given >= BROKEN:
+            self._ids, self._given = self._ids[self._given :], count - self._given
+        return new
 
 
 class _Row:
@@ -94,7 +130,8 @@ class _Row:
 
     def __init__(self, stream: Stream, decode: GrowingDecode | None) -> None:
         self.stream, self._decode = stream, decode  # none where the ids are the monitor's own
-        self.transcript, self._ended = Transcript(stream.verdict()), False
+        self.transcript = Transcript(stream.verdict())
+        self.ends: list[int] = []  # tokens at the end that end the answer, if nothing follows
 
     def receive(self, ids: Sequence[int]) -> None:
         """Takes ids, none of them special, without computing."""
@@ -104,18 +141,15 @@ class _Row:
             self.stream.receive(self._decode.feed(ids))
 
     def receive_end(self) -> None:
-        """Takes the end without computing."""
-        if self.stream.closed or self._ended:
-            return
+        """Takes the end without computing; if more comes nevertheless, it is judged as well."""
         if self._decode is not None:
             self.stream.receive(self._decode.finish())
         self.stream.receive_end()
-        self._ended = True
 
     def take_verdict(self) -> None:
-        """Adds the news to the transcript; frees the memory of a row that is over."""
+        """Adds the news to the transcript; frees the memory of a row that was stopped."""
         self.transcript.add(self.stream.verdict())
-        if self._ended or self.transcript.verdict.stopped:
+        if self.transcript.verdict.stopped:
             self.stream.free()
 
 
@@ -148,7 +182,8 @@ class MonitorCriteria(StoppingCriteria):
             with `inputs_embeds`.
         num_return_sequences: As in `generate`, for several answers to each prompt.
         eos_token_id: Tokens that end an answer, if it is not the tokenizer's own; pass
-            `model.generation_config.eos_token_id`.
+            `model.generation_config.eos_token_id`. Should `generate` go on after one, what it
+            writes is judged as well.
 
     Raises:
         InputError: The tokenizer is no fast one; in `generate`, also if tokens that were read
@@ -171,6 +206,7 @@ class MonitorCriteria(StoppingCriteria):
         self._special = {token for token, about in added if about.special}
         ends = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         self._ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self._silent = self._ends | self._special
         self._monitor, self._seen = monitor, prompt_length
         self._past: Tensor | None = None  # (rows, seen), the ids of the last call
         same = same_tokenizer(tokenizer, monitor.tokenizer)
@@ -218,9 +254,11 @@ class MonitorCriteria(StoppingCriteria):
 
     def close(self) -> None:
         """Ends all answers: judges what was not settled yet and frees the memory."""
-        for row in self._rows:
+        for row in self._followed:
             row.receive_end()
         self._judge()
+        for row in self._rows:
+            row.stream.free()
 
     def _new_ids(self, input_ids: Tensor) -> list[list[int]]:
         rows, length = input_ids.shape
@@ -239,13 +277,23 @@ class MonitorCriteria(StoppingCriteria):
         return new
 
     def _receive(self, row: _Row, ids: Sequence[int]) -> None:
-        end = next((place for place, token in enumerate(ids) if token in self._ends), None)
-        row.receive([token for token in ids[:end] if token not in self._special])
-        if end is not None:
+        """Takes a row's next ids; an end that other tokens follow was none, whatever it is."""
+        ids = [*row.ends, *ids]
+        count = len(ids)
+        while count and ids[count - 1] in self._silent:
+            count -= 1
+        row.receive([token for token in ids[:count] if token not in self._special])
+        row.ends = [token for token in ids[count:] if token in self._ends]
+        if row.ends:
             row.receive_end()
 
+    @property
+    def _followed(self) -> list[_Row]:
+        """The rows that are neither stopped nor closed."""
+        return [row for row in self._rows if not row.stream.closed]
+
     def _judge(self) -> None:
-        followed = [row for row in self._rows if not row.stream.closed]
+        followed = self._followed
         try:
             self._monitor.advance([row.stream for row in followed])
         finally:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from model.qwen_dual_task import QwenForDualTask, ScoreWith
+from model.options import ScoreWith
+from model.qwen_dual_task import QwenForDualTask
 from utils.files import InputError
 
 ATTENTION = "packed-streams"

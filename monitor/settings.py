@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from model.qwen_dual_task import ScoreWith
+from model.options import ScoreWith
 from monitor.rules import RULES, Policy, is_number
 from utils.files import InputError, read_json, write_json
 

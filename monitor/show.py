@@ -5,7 +5,6 @@ background that its score decides, and ends where the monitor stops it. Exit sta
 ran through; 3: one was stopped.
 """
 
-import math
 import os
 import signal
 import sys
@@ -13,11 +12,9 @@ import time
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-import torch
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -28,109 +25,19 @@ from transformers import (
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
 from model.loading import load_checkpoint
-from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
+from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript, as_chat
+from monitor.options import ShowConfig
 from monitor.rules import fail_closed
-from monitor.stream import OnLimit, StreamingContentMonitor, Verdict
-from utils.cli import run_command
+from monitor.stream import StreamingContentMonitor, Verdict
 from utils.device import default_device
-from utils.files import InputError, refuse_below_one
+from utils.files import InputError
 
 STOPPED = 3  # exit status
 PIECE = 4  # characters of a recorded response that arrive at once
 # Backgrounds of the 256-colour palette, from plain through yellow to about Okabe and Ito's
 # vermilion (see reports.summary); their lightness falls steadily, so no colour vision is needed.
 SCALE = (None, 230, 228, 221, 214, 208, 166)
-# What SmolLM2 and many others are trained on; for tokenizers that know it but bring no template.
-CHATML = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
 DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # reorder the line
-READ_BY = {  # the options that one source alone reads
-    "prompt": "llm",
-    "max_new_tokens": "llm",
-    "temperature": "llm",
-    "seed": "llm",
-    "id": "replay",
-    "delay": "replay",
-}
-
-
-@dataclass(kw_only=True)
-class ShowConfig:
-    """Options of run-monitor. Exit status: 0 where all ran through, 3 where one was stopped."""
-
-    model_path: str = field(metadata={"help": "The monitor: output folder of run-scm.sh."})
-    llm: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder of the language model to follow (safetensors). Its chat template is"
-            " used; without one ChatML, if its tokenizer knows that, else the bare prompt."
-            " Exit status 3: an answer was stopped; 0: all ran through."
-        },
-    )
-    replay: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead: file with recorded responses, FineHarm records or any JSON list or"
-            " lines with the fields prompt and response. Exit status as with --llm."
-        },
-    )
-    id: str | None = field(
-        default=None,
-        metadata={
-            "help": "Of --replay: the record's field id, or FILE'S-NAME-N from 0 where it has none;"
-            " default the first record."
-        },
-    )
-    delay: float = field(
-        default=10.0,
-        metadata={"help": f"Of --replay: milliseconds between pieces of {PIECE} characters."},
-    )
-    prompt: str | None = field(
-        default=None,
-        metadata={"help": "Of --llm: what to ask; default each line of standard input."},
-    )
-    max_new_tokens: int = field(
-        default=256, metadata={"help": "Of --llm: longest answer, in its tokens."}
-    )
-    temperature: float = field(
-        default=0.0, metadata={"help": "Of --llm: of sampling; 0 takes the likeliest token."}
-    )
-    seed: int = field(default=42, metadata={"help": "Of --llm: seed of sampling."})
-    settings: str | None = field(
-        default=None,
-        metadata={"help": "Thresholds; default the file monitor.json in the model's folder."},
-    )
-    strict: bool = field(
-        default=False, metadata={"help": "Stop at controversial, too, whatever the settings say."}
-    )
-    context: int | None = field(
-        default=None,
-        metadata={"help": "Most tokens of prompt and response; default all the model can take."},
-    )
-    on_limit: OnLimit = field(
-        default="stop",
-        metadata={"help": "A response that outgrows the context: stop it, or pass it unjudged."},
-    )
-    color: Literal["auto", "always", "never"] = field(
-        default="auto",
-        metadata={"help": "auto: on a terminal, unless the environment sets NO_COLOR."},
-    )
-
-    def __post_init__(self) -> None:
-        if (self.llm is None) == (self.replay is None):
-            raise InputError("--llm, --replay: one of the two is needed")
-        source = "replay" if self.llm is None else "llm"
-        for one in fields(self):
-            if READ_BY.get(one.name, source) != source and getattr(self, one.name) != one.default:
-                raise InputError(f"--{one.name.replace('_', '-')}: --{source} does not read it")
-        refuse_below_one(self, "max_new_tokens")
-        if self.context is not None:
-            refuse_below_one(self, "context")
-        for name in ("temperature", "delay"):
-            value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise InputError(f"--{name}: {value} is not a number from 0")
-        if self.prompt is not None and not self.prompt.strip():
-            raise InputError("--prompt: is empty")
 
 
 def escape(text: str) -> str:
@@ -278,18 +185,6 @@ def replay(
     return transcript.verdict
 
 
-def as_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, torch.Tensor]:
-    """Encodes a prompt as the language model expects it, on the CPU."""
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    elif {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_added_vocab().keys():
-        text = CHATML.format(prompt=prompt)
-    else:
-        return dict(tokenizer(prompt, return_tensors="pt"))
-    return dict(tokenizer(text, add_special_tokens=False, return_tensors="pt"))
-
-
 def answer(
     monitor: StreamingContentMonitor,
     model: PreTrainedModel,
@@ -400,7 +295,3 @@ def main(config: ShowConfig) -> None:
             stopped |= verdict.stopped
     if stopped:
         sys.exit(STOPPED)
-
-
-if __name__ == "__main__":
-    run_command(ShowConfig, main)

@@ -14,27 +14,28 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data.batches import TOKEN_BUDGET
 from data.tokenization import leading_ids, load_tokenizer
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
+from monitor.options import OnLimit
 from monitor.packed import Scorer
 from monitor.rules import Level, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
 from monitor.text import GrowingIds, GrowingText, Splitter, join_surrogates
 from utils.device import default_device
 from utils.files import InputError
+from utils.options import TOKEN_BUDGET
 
 LEVELS: tuple[Level, ...] = ("safe", "controversial", "unsafe")  # from good to bad
 CHUNK = 256  # tokens of one stream computed at once: bounds the memory of attention masks
 
 Reason = Literal["harmful", "context", "error"]
-OnLimit = Literal["stop", "pass"]
 
 
 class StreamClosed(RuntimeError):
@@ -46,7 +47,8 @@ class Verdict:
     """What is known after a piece. Positions are of the response, which starts at 0.
 
     Attributes:
-        text: Characters the piece added; what was invalid in it has become U+FFFD.
+        text: Characters the piece added; what was invalid in it, or the tokenizer cannot spell, has
+            become U+FFFD.
         scores: float32 [new tokens], probability of harm at each token judged since the last
             verdict, the one it was stopped at included.
         starts: [new tokens], where the characters of each begin.
@@ -54,9 +56,8 @@ class Verdict:
         harmful: How many of them reached the settings' `token_theta`; NaN counts as harmful.
         level: "safe", "controversial" or "unsafe": the worst so far.
         stopped: The response must not go on. It stays so.
-        reason: Why: "harmful"; "context" where the context is full, or some 8,192 characters came
-            that hold no word; or "error" where computing failed: what cannot be judged does not go
-            on.
+        reason: Why: "harmful"; "context" where the context is full; or "error" where computing
+            failed: what cannot be judged does not go on.
         stop_token: Index of the token it was stopped at.
         stop_character: Where that token begins; what comes before may have been shown already.
         verified: Characters that were judged and let pass; never beyond `stop_character`.
@@ -163,8 +164,8 @@ class StreamingContentMonitor:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Returns the tokens a response is laid after."""
         room = self.context - len(self._opening)
-        ids = self.splitter.encode(join_surrogates(prompt) + "\n\n").ids
-        return [*self._opening, *ids[-(room // 2) :]]
+        ids = self.splitter.last_ids(join_surrogates(prompt) + "\n\n", room // 2)
+        return [*self._opening, *ids]
 
     def advance(self, streams: Sequence["Stream"]) -> None:
         """Computes all that these streams have waiting, side by side.
@@ -203,8 +204,9 @@ class StreamingContentMonitor:
 class Stream:
     """One response that is being followed. Made by `StreamingContentMonitor.open`.
 
-    `feed`, `feed_ids` and `close` are what a caller needs. The other methods are the steps they are
-    made of, for whoever computes many streams side by side.
+    `feed`, `feed_ids` and `close` are what a caller needs; calls from several threads take turns.
+    The other methods are the steps they are made of, for whoever computes many streams side by
+    side, one thread at a time. A monitor does not survive a fork: make it in the new process.
     """
 
     def __init__(self, monitor: StreamingContentMonitor, prompt: str) -> None:
@@ -223,7 +225,7 @@ class Stream:
         self._stop: tuple[Reason, int, int] | None = None
         self._limit_at: int | None = None  # first character beyond the context
         self._news: tuple[list[str], list[float], list[int]] = ([], [], [])
-        self.closed = False
+        self.closed, self._turn = False, RLock()
 
     def __enter__(self) -> "Stream":
         return self
@@ -239,28 +241,33 @@ class Stream:
         Raises:
             StreamClosed: It was closed.
         """
-        self.receive(piece)
-        return self._settle()
+        with self._turn:
+            self.receive(piece)
+            return self._settle()
 
     def feed_ids(self, ids: Sequence[int]) -> Verdict:
         """Takes the next token ids of an LLM with the monitor's own tokenizer.
+
+        A control token among them is judged as the text that stands for it.
 
         Raises:
             InputError: An id that the model does not have, or a stream that was fed text.
             StreamClosed: It was closed.
         """
-        self.receive_ids(ids)
-        return self._settle()
+        with self._turn:
+            self.receive_ids(ids)
+            return self._settle()
 
     def close(self) -> Verdict:
         """Ends the response: judges what was not settled yet and frees the memory.
 
         A closed stream may be closed again; its verdict stays.
         """
-        self.receive_end()
-        verdict = self._settle()
-        self.free()
-        return verdict
+        with self._turn:
+            self.receive_end()
+            verdict = self._settle()
+            self.free()
+            return verdict
 
     def _settle(self) -> Verdict:
         self._monitor.advance([self])
@@ -269,13 +276,7 @@ class Stream:
     @property
     def waiting(self) -> bool:
         """Whether there is something to compute."""
-        return not self.closed and bool(self._unread_prompt or self._unjudged or self._is_overdue)
-
-    @property
-    def _is_overdue(self) -> bool:
-        """Whether text came that nothing settles, of which no one has been told yet."""
-        over = self._stop is not None or self._limit_at is not None
-        return self._input is not None and self._input.overdue and not over
+        return not self.closed and bool(self._unread_prompt or self._unjudged)
 
     @property
     def failed(self) -> bool:
@@ -298,8 +299,9 @@ class Stream:
     def _grow(self, kind: type[GrowingText] | type[GrowingIds], piece: object) -> None:
         if self.closed:
             raise StreamClosed("the stream is closed")
-        if self._input is None:
-            self._input = kind(self._monitor.splitter)
+        if self._input is None:  # one token beyond the context tells that it is full
+            most = self._monitor.context - self.prompt_tokens + 1
+            self._input = kind(self._monitor.splitter, most)
         if not isinstance(self._input, kind):
             raise InputError("a stream takes text or token ids, not both")
         self._accept(*self._input.feed(piece))
@@ -312,11 +314,8 @@ class Stream:
     def next_ids(self, limit: int) -> list[int]:
         """Takes out what is to be computed next, at most `limit` tokens."""
         room = self._monitor.context - self.cache.length
-        if not self._unread_prompt:
-            if self._unjudged and not room:
-                self._reach_limit(self._unjudged[0][1])
-            elif self._is_overdue and not self._unjudged:
-                self._reach_limit(self._input.settled)
+        if self._unjudged and not room:
+            self._reach_limit(self._unjudged[0][1])
         limit = min(limit, room)
         ids = [self._unread_prompt.popleft() for _ in range(min(limit, len(self._unread_prompt)))]
         self._computing = [-1] * len(ids)
@@ -392,6 +391,7 @@ class Stream:
 
     def free(self) -> None:
         """Frees the memory; nothing can be fed any more."""
-        self.closed = True  # what waits is kept: it marks the end of what is verified
-        self._unread_prompt.clear()
-        self.cache.free()
+        with self._turn:
+            self.closed = True  # what waits is kept: it marks the end of what is verified
+            self._unread_prompt.clear()
+            self.cache.free()

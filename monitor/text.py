@@ -5,7 +5,8 @@ where every such expression we know splits, whatever comes later, the text befor
 tokens for good, and the text after it gets the tokens it would get in the whole. A monitor that
 computes only settled tokens computes each of them once and never has to take one back; the price is
 a lag of one unfinished word, of a few dozen characters in a very long one, and of a whole run of
-signs, emoji or white space, which is settled by what comes after it.
+signs, emoji or white space, which is settled by what comes after it, or once it is `LONGEST_RUN`
+characters long: there it is cut, and its tokens may differ from the whole's.
 """
 
 import codecs
@@ -17,8 +18,9 @@ from functools import cache, lru_cache
 from itertools import accumulate
 from os.path import commonprefix
 
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
+from data.tokenization import BYTE_OF, TextEncoder
 from utils.files import InputError
 
 # GPT-2's expression, which ByteLevel brings along, needs no entry here
@@ -31,19 +33,11 @@ LONG_WORD = 64  # characters from which on a word is settled piece by piece
 LONG_WORD_STEP = 16  # and how many further characters it takes to try again
 
 JAMO = (("\u1100", "\u11ff"), ("\ua960", "\ua97f"), ("\ud7b0", "\ud7ff"))
-GREEDY = ("lstrip", "rstrip", "single_word")  # what makes a special token take from its neighbours
+GREEDY = ("lstrip", "rstrip", "single_word")  # what makes an added word take from its neighbours
 # kinds of characters
 LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, INVISIBLE, OTHER = "LNSM nix"
-OVERDUE = 8192  # characters: so much text that nothing settles is as good as beyond the context
-SLICE = 64  # characters of a long piece looked at together
-
-
-# the byte-level alphabet: printable bytes stand for themselves, the others for U+0100 and on
-_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
-    chr(0x100 + number): byte for number, byte in enumerate(_OTHERS)
-}
+LONGEST_RUN = 8192  # characters that may wait for what settles them
+SLICE = 128  # characters of a long piece looked at together
 
 
 @lru_cache(maxsize=1 << 16)
@@ -109,17 +103,16 @@ class GrowingText:
 
     Args:
         splitter: Of the tokenizer, which is used without special tokens around the text.
+        most: Ids that are of use. Whatever comes after so many is not encoded any more.
     """
 
-    def __init__(self, splitter: "Splitter") -> None:
-        self._splitter = splitter
+    def __init__(self, splitter: "Splitter", most: int = sys.maxsize) -> None:
+        self._splitter, self._wanted = splitter, most
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._half = ""  # of a surrogate pair
         self._tail = ""  # what is not settled
         self.settled = 0
         """Characters whose tokens have been given out."""
-        self.overdue = False
-        """Whether there was a stretch of more than `OVERDUE` characters that nothing settled."""
 
     @property
     def received(self) -> int:
@@ -130,26 +123,30 @@ class GrowingText:
         """Adds a piece, which may split words, surrogate pairs or, as bytes, characters.
 
         Args:
-            piece: Text, or UTF-8 bytes; what is invalid becomes U+FFFD.
+            piece: Text, or UTF-8 bytes.
 
         Returns:
-            The text that was added, the ids that are settled now and where in the whole text the
-            characters of each begin.
+            The text that was added, with U+FFFD for what is invalid and for characters that the
+            tokenizer lacks; the ids that are settled now and where in the whole text the characters
+            of each begin.
         """
-        text, ids, starts = self._characters(piece), [], []
-        for place in range(0, len(text), SLICE):
-            if self.overdue:
-                break  # nothing more is settled, and nothing kept
-            before, self._tail = len(self._tail), self._tail + text[place : place + SLICE]
-            some, their = self._take(self._last_split(before))
-            ids, starts = ids + some, starts + their
-            self.overdue = len(self._tail) > OVERDUE
+        text, ids, starts, place = self._characters(piece), [], [], 0
+        while place < len(text) and self._wanted > 0:
+            before = len(self._tail)
+            self._tail += text[place : place + min(SLICE, LONGEST_RUN + 1 - before)]
+            place += len(self._tail) - before
+            settled = self._last_split(before)
+            if not settled and len(self._tail) > LONGEST_RUN:
+                settled = LONGEST_RUN
+            some, their = self._take(settled)
+            ids.extend(some)
+            starts.extend(their)
         return text, ids, starts
 
     def finish(self) -> tuple[str, list[int], list[int]]:
         """Ends the text; returns as `feed`."""
         text = self._characters("", final=True)
-        if self.overdue:
+        if self._wanted <= 0:
             return text, [], []
         self._tail += text
         return text, *self._take(len(self._tail))
@@ -164,7 +161,7 @@ class GrowingText:
             if text and "\ud800" <= text[-1] <= "\udbff" and not final:
                 text, self._half = text[:-1], text[-1]
             text = join_surrogates(text)
-        return text
+        return self._splitter.readable(text)
 
     def _take(self, count: int) -> tuple[list[int], list[int]]:
         """Encodes the first characters of the tail and takes them off."""
@@ -173,16 +170,17 @@ class GrowingText:
         encoding = self._splitter.encode(self._tail[:count])
         starts = [self.settled + start for start, _ in encoding.offsets]
         self._tail, self.settled = self._tail[count:], self.settled + count
+        self._wanted -= len(starts)
         return encoding.ids, starts
 
     def _last_split(self, before: int) -> int:
         """Finds how much of the tail is settled, of which `before` characters were there before."""
         tail = self._tail
         for place in range(len(tail) - 1, max(before, 1) - 1, -1):
-            if splits(tail[place - 1], tail[place]) and not self._splitter.in_special(tail, place):
+            if self._splitter.splits_at(tail, place):
                 return place
         grown = len(tail) // LONG_WORD_STEP > before // LONG_WORD_STEP
-        if len(tail) >= LONG_WORD and grown and not self._splitter.special_in(tail):
+        if len(tail) >= LONG_WORD and grown and not self._splitter.added_in(tail):
             return self._splitter.settled_of_word(tail)
         return 0
 
@@ -190,31 +188,34 @@ class GrowingText:
 class GrowingIds:
     """Turns token ids into the text they spell; all of them are settled at once.
 
+    A control token counts as the text that it stands for, as if that had been fed.
+
     Args:
         splitter: Of their tokenizer.
+        most: Ids that are of use. Of those after them nothing but the text is given out.
     """
 
-    overdue = False  # no id ever waits
-
-    def __init__(self, splitter: "Splitter") -> None:
-        self._splitter = splitter
+    def __init__(self, splitter: "Splitter", most: int = sys.maxsize) -> None:
+        self._splitter, self._wanted = splitter, most
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.settled = 0
         """Characters spelled so far, without an incomplete one at the end."""
 
     def feed(self, ids: Sequence[int]) -> tuple[str, list[int], list[int]]:
-        """Adds ids; returns as `GrowingText.feed`.
+        """Adds ids; returns as `GrowingText.feed`, a control token's replaced by its text's.
 
         Raises:
             InputError: An id that the model does not have.
         """
-        text, starts = "", []
-        spelled = [self._splitter.spell(token) for token in ids]
-        for raw in spelled:
+        ids = [one for token in ids for one in self._splitter.as_content(token)]
+        parts, starts = [], []
+        for raw in [self._splitter.spell(token) for token in ids]:
             starts.append(self.settled)
-            more = self._decoder.decode(raw)
-            self.settled, text = self.settled + len(more), text + more
-        return text, list(ids), starts
+            parts.append(self._decoder.decode(raw))
+            self.settled += len(parts[-1])
+        ids, starts = ids[: self._wanted], starts[: self._wanted]
+        self._wanted -= len(ids)
+        return "".join(parts), ids, starts
 
     def finish(self) -> tuple[str, list[int], list[int]]:
         """Ends the text; returns as `feed`."""
@@ -235,26 +236,44 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0) -> None:
-        self._tokenizer, state = tokenizer, json.loads(tokenizer.to_str())
+        self._encoder = TextEncoder(tokenizer)
+        self.encode, self.readable = self._encoder.encode, self._encoder.readable
+        self._tokenizer = self._encoder.tokenizer
+        state = json.loads(self._tokenizer.to_str())
         self._vocab_size = vocab_size or tokenizer.get_vocab_size()
-        if reason := _unknown(state):
+        words = [token for token in state["added_tokens"] if not token["special"]]
+        if reason := _unknown(state, words):
             raise InputError(
                 f"tokenizer.json: field '{reason}': no text can be followed with such a tokenizer"
             )
-        self.special = [token["content"] for token in state["added_tokens"]]
+        self._added = {token["id"]: token["content"] for token in words}
+        self._content = {
+            token: self.encode(text).ids for token, text in self._encoder.control.items()
+        }
         self.normalizes = state["normalizer"] is not None
-        self._special_ids = {token["id"]: token["content"] for token in state["added_tokens"]}
-        bytes_of_words = (
-            len(token)
-            for token in state["model"]["vocab"]
-            if not any(c.isascii() and not c.isalpha() for c in token[1:])
-        )
-        self.longest = max(bytes_of_words, default=1)
+        by_length = sorted(state["model"]["vocab"], key=len, reverse=True)
+        self.longest = next((len(token) for token in by_length if _in_word(token)), 1)
         self.merges_alone = not state["model"].get("ignore_merges")
 
-    def encode(self, text: str) -> Encoding:
-        """Encodes a text in one piece."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def last_ids(self, text: str, count: int) -> list[int]:
+        """Returns the last ids of a text without looking at much more than they need.
+
+        Args:
+            text: Of any length.
+            count: How many of its ids are wanted.
+        """
+        for characters in (8, 64):  # an id; text that has fewer ids than that loses some in front
+            start = max(0, len(text) - characters * count)
+            places = range(start, min(start + LONGEST_RUN, len(text)))
+            first = next((at for at in places if not at or self.splits_at(text, at)), start)
+            ids = self.encode(text[first:]).ids
+            if not start or len(ids) >= count:
+                break
+        return ids[-count:]
+
+    def as_content(self, token: int) -> list[int]:
+        """Returns what stands for an id in a response: a control token's text, else itself."""
+        return self._content.get(token, [token])
 
     def spell(self, token: int) -> bytes:
         """Returns the bytes a token id stands for; none for ids that only fill up the matrix.
@@ -266,23 +285,27 @@ class Splitter:
             raise InputError(
                 f"token id {token}: the model has ids from 0 to {self._vocab_size - 1}"
             )
-        if token in self._special_ids:
-            return self._special_ids[token].encode()
+        if token in self._added:
+            return self._added[token].encode()
         value = self._tokenizer.id_to_token(token) or ""
         return bytes(BYTE_OF[character] for character in value)
 
-    def special_in(self, text: str) -> bool:
-        """Says whether a special token or the beginning of one may be in a text."""
-        return any(token[0] in text for token in self.special)
+    def splits_at(self, text: str, place: int) -> bool:
+        """Says whether the text before a place has its tokens for good, and what follows, too."""
+        return splits(text[place - 1], text[place]) and not self._in_added(text, place)
 
-    def in_special(self, text: str, place: int) -> bool:
-        """Says whether a place may lie inside a special token, complete or not yet."""
-        for token in self.special:
-            if token[0] not in text[max(0, place - len(token) + 1) : place]:
+    def added_in(self, text: str) -> bool:
+        """Says whether an added word or the beginning of one may be in a text."""
+        return any(word[0] in text for word in self._added.values())
+
+    def _in_added(self, text: str, place: int) -> bool:
+        """Says whether a place may lie inside an added word, complete or not yet."""
+        for word in self._added.values():
+            if word[0] not in text[max(0, place - len(word) + 1) : place]:
                 continue
-            for part in range(1, min(len(token), place + 1)):
-                rest = text[place : place + len(token) - part]
-                if text.startswith(token[:part], place - part) and token.startswith(rest, part):
+            for part in range(1, min(len(word), place + 1)):
+                rest = text[place : place + len(word) - part]
+                if text.startswith(word[:part], place - part) and word.startswith(rest, part):
                     return True
         return False
 
@@ -300,8 +323,9 @@ class Splitter:
         Returns:
             Characters; 0 where the tail is not one word of letters after at most one sign.
         """
-        is_word = all(kind(character) == LETTER for character in tail[1:])
-        if not is_word or kind(tail[0]) not in (LETTER, SIGN, SPACE) or not self.merges_alone:
+        if not self.merges_alone or kind(tail[0]) not in (LETTER, SIGN, SPACE):
+            return 0
+        if not all(kind(character) == LETTER for character in tail[1:]):
             return 0
         if self.normalizes and not unicodedata.is_normalized("NFC", tail):
             return 0
@@ -320,15 +344,26 @@ class Splitter:
         return start + (through[-1] if through else 0)
 
 
-def _unknown(state: dict) -> str:
-    """Returns the field of a tokenizer's state that `splits` does not cover, or nothing."""
+def _in_word(token: str) -> bool:
+    """Says whether a token may lie in a word, as `Splitter.settled_of_word` knows words."""
+    spelled = bytes(BYTE_OF.get(letter, ord(" ")) for letter in token)
+    return all(kind(character) == LETTER for character in spelled.decode("utf-8", "ignore")[1:])
+
+
+def _unknown(state: dict, words: list[dict]) -> str:
+    """Returns the field of a tokenizer's state that `splits` does not cover, or nothing.
+
+    Args:
+        state: Content of a tokenizer.json.
+        words: Those of its added tokens that are looked for in content.
+    """
     if state["model"].get("type") != "BPE" or state["model"].get("byte_fallback"):
         return "model"
     if state["model"].get("dropout"):
         return "model.dropout"
     if (state["normalizer"] or {"type": "NFC"}) != {"type": "NFC"}:
         return "normalizer"
-    if any(token[flag] for token in state["added_tokens"] for flag in GREEDY):
+    if any(word[flag] for word in words for flag in GREEDY):
         return "added_tokens"
     parts = state["pre_tokenizer"] or {"type": None}
     parts = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]

@@ -1,4 +1,4 @@
-"""Responses to look at, each token coloured by its score: python -m reports.examples_page TEST_DIR
+"""Responses to look at, each token coloured by its score: python -m reports examples TEST_DIR
 
 One HTML file that loads nothing. Texts of a corpus are hostile input: each one is escaped, and the
 page's security policy runs no script and applies no style but the template's own, by their hashes.
@@ -9,7 +9,6 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
@@ -19,7 +18,7 @@ import numpy as np
 from evaluation.decisions import MAX_K, MISSED, THETAS, Outcome, delay_k, reaches, select_partial
 from evaluation.metrics import point_metrics
 from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
-from utils.cli import run_command
+from reports.options import ExamplesConfig
 from utils.files import InputError, read_json, refuse_file, write_bytes
 from utils.formatting import percent, threshold
 
@@ -30,39 +29,6 @@ NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # tokens that end within a character, and
 # by 2 × label + flagged
 OUTCOMES = ("right rejection", "false alarm", "miss", "hit")
 FILTERS = (3, 2, 1, 0)  # the order of the buttons
-
-POSITIONAL = ("test_dir",)  # the first word of the command line
-
-
-@dataclass
-class ExamplesConfig:
-    """Options of the page of examples."""
-
-    test_dir: str = field(metadata={"help": "Folder that a test of partial detection wrote."})
-    output: str | None = field(
-        default=None, metadata={"help": "File to write; default examples.html in that folder."}
-    )
-    count: int = field(default=48, metadata={"help": "Responses to show."})
-    theta: float | None = field(
-        default=None, metadata={"help": "Threshold of a token; default chosen on validation."}
-    )
-    k: int | None = field(
-        default=None, metadata={"help": "Tokens that it takes; default chosen on validation."}
-    )
-    seed: int = field(default=42, metadata={"help": "Of the choice of responses."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
-
-    def __post_init__(self) -> None:
-        if (self.theta is None) != (self.k is None):
-            raise InputError("--theta and --k: give both or neither")
-        if self.theta is not None and not 0 < self.theta <= 1:
-            raise InputError(f"--theta: {self.theta} is not above 0 and at most 1")
-        for name in ("count", "k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}: {value} is below 1")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
 
 
 def outcome_codes(outcome: Outcome) -> np.ndarray:
@@ -265,7 +231,3 @@ def main(config: ExamplesConfig) -> None:
     text = page(test, chosen, result["method"], theta, k, chosen_on)
     write_bytes(output, text.encode())
     print(f"{len(chosen)} of {len(test)} responses, θ {threshold(theta)}, k {k}: {output}")
-
-
-if __name__ == "__main__":
-    run_command(ExamplesConfig, main, POSITIONAL)

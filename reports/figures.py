@@ -1,11 +1,10 @@
-"""Draws the figures of all tests in a folder: python -m reports.figures RUNS_DIR
+"""Draws the figures of all tests in a folder: python -m reports figures RUNS_DIR
 
 Each number comes from predictions.npz alone, by `reports.curves` and `reports.stop_words`.
 """
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -29,29 +28,17 @@ from reports.drawing import (
     panels,
     styles_of,
 )
+from reports.options import FigureConfig
 from reports.rows import Method, comparable, full_detectors, load_method
 from reports.stop_words import TAGS, stop_words, tag_shares
-from utils.cli import run_command
-from utils.files import InputError, atomic_folder, refuse_overwrite, write_json
+from utils.files import InputError, write_json
 from utils.formatting import percent
 from utils.plotting import BLACK, GREY, save_figure
+from utils.run_record import run_folder
 
-MARK = "figures.json"  # each output folder of this command holds it
 FORMATS = ("png", "pdf")
-POSITIONAL = ("runs_dir",)  # the first words of the command line
 
 MAX_PANELS = 6
-
-
-@dataclass
-class FigureConfig:
-    """Options of the figures."""
-
-    runs_dir: str = field(metadata={"help": "Folder in which test folders are looked for."})
-    output_dir: str = field(
-        default="", metadata={"help": "Folder for the figures; default RUNS_DIR/figures."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
 
 def setting(method: Method) -> str:
@@ -299,14 +286,12 @@ def main(config: FigureConfig) -> None:
     Raises:
         InputError: There is no test folder, or one cannot be read.
     """
-    runs = Path(config.runs_dir)
-    output = Path(config.output_dir or runs / "figures")
-    refuse_overwrite(output, config.overwrite, MARK)
-    folders = find_tests(runs)
-    if not folders:
-        raise InputError(f"{runs}: holds no test folder ({METRICS} and {FILE})")
-    methods, notes = comparable([load_method(folder) for folder in folders])
-    with atomic_folder(output, MARK, config.overwrite) as folder:
+    with run_folder(config) as folder:
+        runs = Path(config.runs_dir)
+        folders = find_tests(runs)
+        if not folders:
+            raise InputError(f"{runs}: holds no test folder ({METRICS} and {FILE})")
+        methods, notes = comparable([load_method(folder) for folder in folders])
         notes += draw_all(methods, folder)
         drawn = [
             {
@@ -318,12 +303,7 @@ def main(config: FigureConfig) -> None:
             }
             for method in methods
         ]
-        write_json(folder / MARK, {"drawn": drawn, "notes": notes})
-    for note in notes:
-        print(note)
-    print(f"drawn: {', '.join(dict.fromkeys(method.name for method in methods))}")
-    print(f"written to {output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
-
-
-if __name__ == "__main__":
-    run_command(FigureConfig, main, POSITIONAL)
+        write_json(folder / "figures.json", {"drawn": drawn, "notes": notes})
+        for note in notes:
+            print(note)
+        print(f"drawn: {', '.join(dict.fromkeys(method.name for method in methods))}")

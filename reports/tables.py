@@ -6,39 +6,23 @@ the run came about.
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from evaluation.bootstrap import bootstrap, intervals, paired_test
 from evaluation.metrics import auroc_at_equal_length, by_length, metrics, point_metrics
+from reports.options import TablesConfig
 from reports.rows import PAPER_ROWS, Row, find_runs, sections_of
 from reports.summary import PAPER
 from reports.table_formats import Section, as_csv, as_latex, as_markdown
-from utils.cli import run_command
-from utils.files import atomic_folder, read_json, refuse_overwrite, write_bytes
+from utils.files import read_json, write_bytes
+from utils.run_record import run_folder
 
-MARK = "table.md"  # each output folder of this command holds it
-POSITIONAL = ("runs_dir",)  # the first words of the command line
 COMPARED = ("partial", "full")  # the kinds that are tested against each other
-
-
-@dataclass
-class TablesConfig:
-    """Options of the tables."""
-
-    runs_dir: str = field(metadata={"help": "Folder that holds the tests' output folders."})
-    output_dir: str = field(
-        default="", metadata={"help": "Folder for the tables; default RUNS_DIR/tables."}
-    )
-    paper_backbone: Literal["0.5b", "1.5b", "7b"] = field(
-        default="0.5b", metadata={"help": "Which of the paper's backbones stands beside ours."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
 
 
 def measure(row: Row) -> dict[str, float]:
@@ -231,25 +215,18 @@ def section_tables(rows: list[Row], paper: dict[tuple[str, str, str], dict[str, 
 
 def main(config: TablesConfig) -> None:
     """Writes and prints the tables."""
-    folder = Path(config.output_dir or Path(config.runs_dir) / "tables")
-    refuse_overwrite(folder, config.overwrite, MARK)
-    rows = sections_of(find_runs(Path(config.runs_dir)))
-    paper = paper_values(config.paper_backbone)
-    sections = [section_tables(section, paper) for section in rows]
-    sections[0].results.extend(not_run(rows, paper))
-    files = {
-        MARK: as_markdown(sections),
-        "table.tex": as_latex(sections),
-        "table.csv": as_csv(sections, "results"),
-        "paired.csv": as_csv(sections, "paired"),
-        "lengths.csv": as_csv(sections, "lengths"),
-    }
-    with atomic_folder(folder, MARK, config.overwrite) as unfinished:
+    with run_folder(config) as folder:
+        rows = sections_of(find_runs(Path(config.runs_dir)))
+        paper = paper_values(config.paper_backbone)
+        sections = [section_tables(section, paper) for section in rows]
+        sections[0].results.extend(not_run(rows, paper))
+        files = {
+            "table.md": as_markdown(sections),
+            "table.tex": as_latex(sections),
+            "table.csv": as_csv(sections, "results"),
+            "paired.csv": as_csv(sections, "paired"),
+            "lengths.csv": as_csv(sections, "lengths"),
+        }
         for name, text in files.items():
-            write_bytes(unfinished / name, text.encode())
-    print(files[MARK])
-    print(f"written to {folder}: {', '.join(sorted(files))}")
-
-
-if __name__ == "__main__":
-    run_command(TablesConfig, main, POSITIONAL)
+            write_bytes(folder / name, text.encode())
+        print(files["table.md"])

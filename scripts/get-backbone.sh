@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
-exec python -m model.get_backbone "$@"
+exec python -m model get-backbone "$@"

@@ -16,9 +16,9 @@ needs() {  # backbone's name, its folder, the option that names another
 needs smollm2-135m $BACKBONE --base "$@"
 if [[ "${1:-}" == detection ]]; then
     needs random-modernbert $ENCODER --encoder "$@"
-    exec python -m benchmarks.detection --base-model-path $BACKBONE --encoder-path $ENCODER "${@:2}"
+    exec python -m benchmarks detection --base-model-path $BACKBONE --encoder-path $ENCODER "${@:2}"
 fi
 if [[ "${1:-}" == monitor ]]; then
-    exec python -m benchmarks.monitor --base-model-path $BACKBONE "${@:2}"
+    exec python -m benchmarks monitor --base-model-path $BACKBONE "${@:2}"
 fi
-exec python -m benchmarks.training --base-model-path $BACKBONE "$@"
+exec python -m benchmarks training --base-model-path $BACKBONE "$@"

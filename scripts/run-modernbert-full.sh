@@ -9,7 +9,7 @@ read -ra LAUNCH <<< "${LAUNCHER:-python}"
 case "${1:-}" in
 test)
     shift
-    exec python -m test.modernbert modernbert-full "$@"
+    exec python -m test modernbert modernbert-full "$@"
     ;;
 train) shift ;;
 esac
@@ -24,4 +24,4 @@ ARGS=(  # arXiv 2506.09996, released recipe of ModernBERT
     --best-metric full_auroc
     --seed 42
 )
-exec "${LAUNCH[@]}" -m train.train_modernbert "${ARGS[@]}" "$@"
+exec "${LAUNCH[@]}" -m train modernbert "${ARGS[@]}" "$@"

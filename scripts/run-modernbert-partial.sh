@@ -8,4 +8,4 @@ if [[ "${1:-}" != test ]]; then
     echo "error: nothing is trained here; train with scripts/run-modernbert-full.sh, then: $0 test …" >&2
     exit 2
 fi
-exec python -m test.modernbert modernbert-partial "${@:2}"
+exec python -m test modernbert modernbert-partial "${@:2}"

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 if [[ "${1:-}" == test ]]; then
-    exec python -m test.causal qwen-full "${@:2}"
+    exec python -m test causal qwen-full "${@:2}"
 fi
 [[ "${1:-}" == train ]] && shift
 ARGS=(  # run-scm.sh's recipe but for the loss

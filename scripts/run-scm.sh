@@ -10,7 +10,7 @@ read -ra LAUNCH <<< "${LAUNCHER:-python}"
 case "${1:-}" in
 test)
     shift
-    exec python -m test.causal scm "$@"
+    exec python -m test causal scm "$@"
     ;;
 train) shift ;;
 esac
@@ -26,4 +26,4 @@ ARGS=(  # arXiv 2506.09996, released recipe
     --beta 1.0  # logic-consistency loss
     --seed 42
 )
-exec "${LAUNCH[@]}" -m train.train_qwen "${ARGS[@]}" "$@"
+exec "${LAUNCH[@]}" -m train qwen "${ARGS[@]}" "$@"

@@ -8,7 +8,7 @@ prepared with `--join original`, stopped it.
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,11 @@ from monitor.calibrate import SCORERS
 from monitor.rules import DelayK, Policy
 from monitor.settings import MonitorSettings
 from monitor.stream import Stream, StreamingContentMonitor
-from utils.cli import run_command
-from utils.files import InputError, refuse_below_one, refuse_file, write_json
+from test.options import LiveConfig
+from utils.files import InputError, refuse_file, write_json
 from utils.run_record import read_record, start_record
 
-POSITIONAL = ("metrics_dir",)
 TOLERANCE = 1e-4  # of a score, and of its distance to the threshold
-
-
-@dataclass
-class LiveConfig:
-    """Options of the check."""
-
-    metrics_dir: str = field(metadata={"help": "Output folder of scripts/run-scm.sh test."})
-    model_path: str = field(metadata={"help": "The checkpoint it tested."})
-    input_dir: str = field(metadata={"help": "FineHarm folder that its data was made from."})
-    output: str = field(default="", metadata={"help": "JSON file to write; default none."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace that file."})
-    streams: int = field(default=32, metadata={"help": "Streams at the same time."})
-    longest: int = field(default=40, metadata={"help": "Characters of the longest piece."})
-    limit: int = field(default=0, metadata={"help": "Responses to check; 0 for all."})
-    seed: int = field(default=42, metadata={"help": "Of the pieces."})
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "streams", "longest")
 
 
 @dataclass
@@ -189,7 +170,3 @@ def compare(
         else:
             different.append(identity)
     return {**counts, "different": different, "largest_score_difference": gap}
-
-
-if __name__ == "__main__":
-    run_command(LiveConfig, main, POSITIONAL)

@@ -1,8 +1,6 @@
 """Compares stopping rules on a test's scores (scripts/compare-rules.sh)."""
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +9,10 @@ import pandas as pd
 from evaluation.predictions import FILE
 from evaluation.runs import load_partial
 from test.compare_rules import REFERENCE, compare
-from utils.cli import run_command
-from utils.files import (
-    InputError,
-    atomic_folder,
-    read_json,
-    refuse_below_one,
-    refuse_overwrite,
-    sha256_file,
-    write_bytes,
-    write_json,
-)
+from test.options import RulesConfig
+from utils.files import InputError, read_json, write_bytes, write_json
 from utils.formatting import interval, markdown_table, percent, threshold
-from utils.run_record import start_record, write_record
-
-POSITIONAL = ("metrics_dir",)  # the first word of the command line
-MARK = "rules.json"  # each output folder of this command holds it
+from utils.run_record import run_folder
 
 HEADS = {
     "false alarms": "false_alarm_rate",
@@ -58,29 +44,6 @@ LENGTH_NOTES = """\
 Thresholds calibrated on validation. False alarms in each quartile of response length, and the
 largest of them minus the smallest. The gap is above zero by chance alone, too, so it is compared
 with delay-k's rather than with none."""
-
-
-@dataclass
-class RulesConfig:
-    """Options of the comparison."""
-
-    metrics_dir: str = field(metadata={"help": "Folder that a test of partial detection wrote."})
-    output_dir: str = field(metadata={"help": "Folder for the comparison."})
-    targets: list[float] = field(
-        default_factory=lambda: [0.05, 0.1, 0.2],
-        metadata={"help": "Shares of false alarms to compare the rules at."},
-    )
-    bootstrap: int = field(default=2000, metadata={"help": "Samples of the 95 %% intervals."})
-    seed: int = field(default=42, metadata={"help": "Of the bootstrap."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the output folder."})
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "bootstrap")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
-        for target in self.targets:
-            if not 0 < target < 1:
-                raise InputError(f"--targets: {target} is not above 0 and below 1")
 
 
 def _shape(line: dict[str, Any]) -> str:
@@ -157,35 +120,25 @@ def main(config: RulesConfig) -> None:
     Raises:
         InputError: The folder is no partial-detection test's, or it cannot be calibrated on.
     """
-    began, folder = time.monotonic(), Path(config.output_dir)
-    refuse_overwrite(folder, config.overwrite, MARK)
-    source = Path(config.metrics_dir)
-    tested, splits = load_partial(source)
-    for name, split in splits.items():
-        if len(set(split.label.tolist())) < 2:
-            raise InputError(f"{source / FILE}: split '{name}' lacks a class")
-    data = {"folder": str(source), "predictions_sha256": sha256_file(source / FILE)}
-    record = start_record(config, data)
-    result = {
-        "row": tested["row"],
-        "method": tested["method"],
-        "responses": {
-            name: {"all": len(split), "harmful": int(split.label.sum())}
-            for name, split in splits.items()
-        },
-        "resamples": config.bootstrap,
-        "rules": compare(splits, config.targets, config.bootstrap, config.seed, source / FILE),
-    }
-    with atomic_folder(folder, MARK, config.overwrite) as partial:
-        write_json(partial / MARK, result)
-        result = read_json(partial / MARK)  # NaN has become null
+    with run_folder(config) as folder:
+        source = Path(config.metrics_dir)
+        tested, splits = load_partial(source)
+        for name, split in splits.items():
+            if len(set(split.label.tolist())) < 2:
+                raise InputError(f"{source / FILE}: split '{name}' lacks a class")
+        result = {
+            "row": tested["row"],
+            "method": tested["method"],
+            "responses": {
+                name: {"all": len(split), "harmful": int(split.label.sum())}
+                for name, split in splits.items()
+            },
+            "resamples": config.bootstrap,
+            "rules": compare(splits, config.targets, config.bootstrap, config.seed, source / FILE),
+        }
+        write_json(folder / "rules.json", result)
+        result = read_json(folder / "rules.json")  # NaN has become null
         table = as_markdown(result)
-        write_bytes(partial / "rules.md", table.encode())
-        write_bytes(partial / "rules.csv", as_csv(result).encode())
-        write_record(partial, record, started=began)
-    print(table)
-    print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-
-
-if __name__ == "__main__":
-    run_command(RulesConfig, main, POSITIONAL)
+        write_bytes(folder / "rules.md", table.encode())
+        write_bytes(folder / "rules.csv", as_csv(result).encode())
+        print(table)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,12 @@ from annotation.records import ParsedResponse
 from annotation.sentences import parse
 from annotation.sources import Row
 from data.fineharm import read_split
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
-from data.tokenization import load_tokenizer
+from data.tokenization import TextEncoder, load_tokenizer
 from evaluation.predictions import Predictions
-from model.get_backbone import BackboneConfig, build_tiny
+from model.get_backbone import build_tiny
+from model.options import BackboneConfig
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402
@@ -198,6 +200,12 @@ def tokenizers(tiny) -> dict:
         return loaded[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def encoders(tokenizers):
+    """Makes each tokenizer's encoder of content once."""
+    return cache(lambda name: TextEncoder(tokenizers(name).backend_tokenizer))
 
 
 NEVER = Cusum(0.0)  # with a threshold that no response reaches

@@ -1,4 +1,4 @@
-"""Imports go one way: each package knows those below it alone, neighbours do not know each other."""
+"""Imports go one way: a package knows those below it alone, neighbours not each other."""
 
 import ast
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from model.modernbert import load_encoder
-from train.training import TrainConfig, run_training
-from utils.cli import run_command
+from train.options import TrainConfig
+from train.training import run_training
 
 
 def main(config: TrainConfig) -> None:
@@ -13,7 +13,3 @@ def main(config: TrainConfig) -> None:
     run_training(
         config, lambda *_: (load_encoder(folder, config.attention), []), score_with="holistic"
     )
-
-
-if __name__ == "__main__":
-    run_command(TrainConfig, main)

@@ -25,7 +25,8 @@ from evaluation.decisions import (
 )
 from evaluation.metrics import point_metrics
 from evaluation.predict import predict
-from model.qwen_dual_task import LOSS_PARTS, ScoreWith
+from model.options import ScoreWith
+from model.qwen_dual_task import LOSS_PARTS
 from utils.files import InputError
 
 

@@ -1,120 +1,36 @@
 """The course of a training, the same for every row: options, Trainer, run folder."""
 
-import math
+import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from argparse import SUPPRESS
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, NoReturn
 
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from data.batches import TOKEN_BUDGET
 from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
 from model.frozen import put_frozen_layers
-from model.loading import Attention, backbone_summary
-from model.qwen_dual_task import ScoreWith
+from model.options import ScoreWith
+from train.options import TrainConfig
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
-from utils.device import Precision, default_device, use_bf16
-from utils.files import InputError, refuse_overwrite
-from utils.run_record import RECORD, check_same_run, read_record, start_record, write_record
+from utils.device import default_device, use_bf16
+from utils.files import InputError
+from utils.run_record import claim, empty, refuse_taken, start_record, write_record
 
-# Options a resumed run may change: none of them changes what is computed.
-FREE_ON_RESUME = {"resume", "overwrite", "output_dir", "base_model_path", "data_dir"}
-FREE_ON_RESUME |= {"logging_steps", "save_total_limit", "num_workers"}
+ROOM = 1 << 20  # bytes; a disk with less is full
 
 # Makes the model; gets the backbone's hashes and both splits. Returns it, and the frozen layers
 # that were taken out of it.
 MakeModel = Callable[[dict[str, str], Examples, Examples], tuple[nn.Module, list[nn.Module]]]
-
-
-@dataclass
-class TrainConfig:
-    """Options that all trainings share. Defaults are the paper's for Qwen2.5 backbones."""
-
-    output_dir: str = field(metadata={"help": "Folder of the run; the best model at its root."})
-    data_dir: str = field(metadata={"help": "Processed data, made by scripts/run-data.sh."})
-    base_model_path: str = field(metadata={"help": "Backbone's folder (safetensors)."})
-    epochs: float = field(default=3.0, metadata={"help": "Passes over the training split."})
-    batch_size: int = field(
-        default=16, metadata={"help": "Responses an optimiser step sees, over all processes."}
-    )
-    micro_batch_size: int = field(
-        default=8, metadata={"help": "Responses one device holds at once: memory, not results."}
-    )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
-    scheduler: Literal["exponential", "linear", "cosine", "constant"] = field(
-        default="exponential", metadata={"help": "Learning-rate schedule."}
-    )
-    lr_gamma: float = field(
-        default=0.99, metadata={"help": "Decay an optimiser step, of --scheduler exponential."}
-    )
-    warmup_ratio: float = field(
-        default=0.0, metadata={"help": "Share of the steps with a rising rate; not exponential."}
-    )
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping; 0 for none."})
-    precision: Precision = field(
-        default="auto",
-        metadata={"help": "auto: bf16 mixed precision on hardware made for it (GPU, AMX)."},
-    )
-    attention: Attention = field(
-        default="sdpa",
-        metadata={"help": "eager is the fastest for short texts on a CPU; memory is quadratic."},
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations: less memory, more time."}
-    )
-    eval_steps: float = field(
-        default=0.1,
-        metadata={"help": "Validate and save every N optimiser steps; below 1, a share of all."},
-    )
-    eval_tokens: int = field(
-        default=TOKEN_BUDGET, metadata={"help": "Padded tokens a validation batch."}
-    )
-    best_metric: Literal["macro_f1", "full_auroc", "loss"] = field(
-        default="macro_f1", metadata={"help": "Validation metric that picks the best checkpoint."}
-    )
-    logging_steps: int = field(default=10, metadata={"help": "Log every N optimiser steps."})
-    save_total_limit: int = field(
-        default=2, metadata={"help": "Checkpoints kept for --resume, the best included."}
-    )
-    num_workers: int = field(default=0, metadata={"help": "Processes that collate batches."})
-    seed: int = field(default=42, metadata={"help": "Of heads, dropout and order."})
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint; start if there is none."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Delete an earlier run first."})
-
-    def __post_init__(self) -> None:
-        self.check_range(0, 1, "warmup_ratio")
-        self.check_range(0, math.inf, "seed", "max_grad_norm", "weight_decay")
-        positive = "epochs batch_size micro_batch_size learning_rate eval_steps logging_steps"
-        for name in positive.split():
-            if not 0 < getattr(self, name) < math.inf:  # false for NaN, too
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is not > 0")
-        if self.eval_steps >= 1 and self.eval_steps % 1:
-            raise InputError(f"--eval-steps: {self.eval_steps} is neither a share nor whole")
-        if self.warmup_ratio == 1:
-            raise InputError("--warmup-ratio: 1 leaves nothing to train with")
-        if self.scheduler == "exponential" and self.warmup_ratio:
-            raise InputError("--warmup-ratio: the exponential schedule has no warm-up")
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other")
-
-    def check_range(self, low: float, high: float, *names: str) -> None:
-        """Raises InputError where an option is outside of low … high."""
-        span = f">= {low}" if high == math.inf else f"in {low}…{high}"
-        for name in names:
-            value = getattr(self, name)
-            if not (low <= value <= high and value < math.inf):
-                raise InputError(f"--{name.replace('_', '-')}: {value} is not {span}")
 
 
 def accumulation_steps(config: TrainConfig) -> int:
@@ -134,9 +50,13 @@ def accumulation_steps(config: TrainConfig) -> int:
 
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """Translates our options into the Trainer's."""
+    """Translates our options into the Trainer's, and adds those that were passed on.
+
+    Raises:
+        InputError: One that was passed on does not exist, or is set by an option of ours.
+    """
     device = default_device()
-    return TrainingArguments(
+    ours = dict(
         output_dir=config.output_dir,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=min(config.micro_batch_size, config.batch_size),
@@ -168,6 +88,37 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         seed=config.seed,
         data_seed=config.seed,
     )
+    return TrainingArguments(**ours, **passed_on_arguments(config.passed_on, set(ours)))
+
+
+def passed_on_arguments(words: Sequence[str], ours: set[str]) -> dict[str, Any]:
+    """Reads options of `TrainingArguments` from the command line.
+
+    Args:
+        words: `--optim adafactor`, …
+        ours: Names that are set already.
+
+    Returns:
+        The values of those that were given.
+
+    Raises:
+        InputError: There is no such option, its value cannot be read, or it is one of `ours`.
+    """
+    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False, add_help=False)
+    for action in parser._actions:
+        action.default = SUPPRESS
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(message)
+
+    parser.error = refuse
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise InputError(f"unknown option {unknown[0]}; --help lists what there is")
+    for name in vars(given):
+        if name in ours:
+            raise InputError(f"--{name}: an option of ours sets it; see --help")
+    return vars(given)
 
 
 def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> None:
@@ -203,28 +154,41 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         make_model: Makes the model; see `MakeModel`.
         score_with: The scorer whose partial detection is validated, of a model that has several.
     """
+    folder, arguments = Path(config.output_dir), training_arguments(config)
+    record = start_record(config, **config.inputs())
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    with claim(folder) if is_first else nullcontext():
+        earlier = refuse_taken(config, record)
+        if earlier:
+            told = {name: earlier[name] for name in ("started", "argv", "git")}
+            record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
+        try:
+            _train(config, arguments, record, earlier is not None, make_model, score_with)
+        except (RuntimeError, SafetensorError):
+            if shutil.disk_usage(folder).free < ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
+            raise
+
+
+def _train(
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    record: dict[str, Any],
+    resumed: bool,
+    make_model: MakeModel,
+    score_with: ScoreWith,
+) -> None:
+    """Trains in a folder that was claimed."""
     began, folder = time.monotonic(), Path(config.output_dir)
     tokenizer = load_tokenizer(Path(config.base_model_path))
     data = load_processed(Path(config.data_dir), tokenizer)
     train, valid = load_examples(data, "train"), load_examples(data, "valid")
-    record = start_record(config, data.summary())
-    record["backbone"] = backbone_summary(Path(config.base_model_path))
-    earlier = read_record(folder) if config.resume else None
-    if earlier is None:
-        refuse_overwrite(folder, config.overwrite, RECORD)
-    else:
-        check_same_run(folder, earlier, record, FREE_ON_RESUME)
-        if earlier["status"] == "finished":
-            print(f"{folder}: the run is finished already")
-            return
-        told = {name: earlier[name] for name in ("started", "argv", "git")}
-        record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
     set_seed(config.seed)
     model, frozen = make_model(record["backbone"], train, valid)
     record["parameters"] = parameter_counts(nn.ModuleList([model, *frozen]))
     trainer = DualTaskTrainer(
         model=model,
-        args=training_arguments(config),
+        args=arguments,
         train_dataset=train,
         processing_class=tokenizer,
         valid=valid,
@@ -238,11 +202,10 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     ):
         raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")
-    checkpoint = last_complete_checkpoint(folder) if earlier else None
+    checkpoint = last_complete_checkpoint(folder) if resumed else None
     if trainer.is_world_process_zero():
-        if earlier is None and folder.exists():
-            shutil.rmtree(folder)  # --overwrite: only now that everything else is in place
-        folder.mkdir(parents=True, exist_ok=True)
+        if not resumed:
+            empty(folder)  # --overwrite: only now that everything else is in place
         remove_later_checkpoints(folder, checkpoint)
         write_record(folder, record)
         step = int(checkpoint.name.rpartition("-")[2]) + 1 if checkpoint else None

@@ -1,11 +1,10 @@
 """The device that models run on, and the precision they compute in."""
 
 import contextlib
-from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+from utils.options import Precision
 
 
 def default_device() -> torch.device:

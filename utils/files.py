@@ -4,22 +4,12 @@ import hashlib
 import json
 import math
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 class InputError(Exception):
     """Bad input. The message is one line that names file, record and field."""
-
-
-def refuse_below_one(config: object, *names: str) -> None:
-    """Raises InputError where one of these options of a configuration is below 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: {getattr(config, name)} is below 1")
 
 
 def sha256_file(path: Path) -> str:
@@ -84,30 +74,6 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def refuse_overwrite(path: Path, overwrite: bool, mark: str) -> None:
-    """Fails early where `path` is already taken.
-
-    Args:
-        path: The output folder.
-        overwrite: Whether an earlier output may be replaced.
-        mark: A file that each output of this kind holds; a folder without it is something else and
-            is never replaced.
-
-    Raises:
-        InputError: `path` is a file, or a folder with something in it that may not be replaced.
-    """
-    path = Path(path)
-    if path.is_file():
-        raise InputError(f"{path}: is a file, an output folder was expected")
-    if path.is_dir() and any(path.iterdir()):
-        if not overwrite:
-            raise InputError(
-                f"{path}: already holds an earlier run; name another folder or pass --overwrite"
-            )
-        if not (path / mark).exists():
-            raise InputError(f"{path}: holds something else (no {mark}) and is not overwritten")
-
-
 def refuse_file(path: Path, overwrite: bool) -> None:
     """Fails early where an output file is there already.
 
@@ -116,38 +82,3 @@ def refuse_file(path: Path, overwrite: bool) -> None:
     """
     if Path(path).exists() and not overwrite:
         raise InputError(f"{path}: exists already; name another file or pass --overwrite")
-
-
-@contextmanager
-def atomic_folder(path: Path, mark: str, overwrite: bool = False) -> Iterator[Path]:
-    """Fills an output folder under a temporary name and renames it when all is written.
-
-    Args:
-        path: The folder to make.
-        mark: See `refuse_overwrite`.
-        overwrite: Replace an earlier folder of this name (only once the new one is complete).
-
-    Yields:
-        The temporary folder to write into.
-
-    Raises:
-        InputError: `path` is taken and `overwrite` is false.
-    """
-    path = Path(path)
-    refuse_overwrite(path, overwrite, mark)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        refuse_overwrite(path, overwrite, mark)  # another run may have finished meanwhile
-        if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            os.rename(path, old)
-            os.rename(partial, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -1,26 +1,169 @@
-"""run.json: what ran, on what, with which data, so that a number can be traced to its run."""
+"""Output folders: claimed first, filled under another name, and put in place with their run.json.
+
+run.json tells what ran, on what, with which data, so that a number can be traced to its run, and
+so that a command which is given again knows that it is done.
+"""
 
 import dataclasses
+import fcntl
 import importlib.metadata
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from utils.files import InputError, read_json, write_json
+from utils.files import InputError, read_json, sha256_file, write_json
 
 RECORD = "run.json"
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 
+# Options that two runs of one result may differ in. What lies at a path is compared by its hash,
+# among the inputs; the others change speed and logs.
+FREE = {"output_dir", "data_dir", "input_dir", "input", "model_path", "base_model_path"}
+FREE |= {
+    "tokenizer_path",
+    "corpus",
+    "test_dir",
+    "runs_dir",
+    "metrics_dir",
+    "annotator_model",
+    "label_cache",
+    "frozen_cache",
+}
+FREE |= {"resume", "overwrite", "num_workers", "logging_steps", "save_total_limit"}
+
+
+class FinishedAlready(Exception):
+    """The output folder holds the finished run of the same options and inputs."""
+
+
+@contextmanager
+def run_folder(config: Any) -> Iterator[Path]:
+    """Fills a command's output folder under a temporary name: all of it appears, or nothing.
+
+    Args:
+        config: The command's options. `output_dir` is the folder, `overwrite` replaces an earlier
+            one (only once the new one is complete), `inputs()` returns what the command reads, by
+            name: hashes of it, or dictionaries that hold some.
+
+    Yields:
+        The temporary folder to write into.
+
+    Raises:
+        FinishedAlready: The same options and inputs filled the folder already.
+        InputError: The folder holds something else, or another process is filling it.
+    """
+    folder, began = Path(config.output_dir), time.monotonic()
+    partial = folder.with_name(f".{folder.name}.partial")
+    record = start_record(config, **config.inputs())
+    try:
+        with claim(partial):
+            refuse_taken(config, record)
+            empty(partial)  # of a run that was killed
+            yield partial
+            noted = read_json(partial / RECORD) if (partial / RECORD).exists() else {}
+            write_record(partial, record | noted, began)
+            if folder.exists():
+                old = folder.with_name(f".{folder.name}.old")
+                os.rename(folder, old)
+                os.rename(partial, folder)
+                shutil.rmtree(old)
+            else:
+                os.rename(partial, folder)
+        print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a full disk does not name it
+        raise
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Adds to the record of the run that fills a folder of `run_folder`."""
+    write_json(folder / RECORD, facts)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Makes a folder and holds it against other processes, until the block ends however it ends.
+
+    An empty or temporary folder goes with the block.
+
+    Raises:
+        InputError: Another process holds it, or it is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{folder}: is a file, an output folder was expected") from None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it after a kill
+            if os.fstat(handle).st_ino != os.stat(folder).st_ino:
+                raise BlockingIOError  # it was renamed meanwhile
+        except (BlockingIOError, FileNotFoundError):
+            raise InputError(f"{folder}: another process is writing to it") from None
+        try:
+            yield
+        finally:
+            if folder.name.endswith(".partial"):
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    finally:
+        os.close(handle)
+
+
+def empty(folder: Path) -> None:
+    """Removes all that lies in a folder."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def refuse_taken(config: Any, record: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Says whether a command may fill its output folder.
+
+    Args:
+        config: Its options; `overwrite` replaces another run, `resume` (of those that have it)
+            goes on with an unfinished one of the same options and inputs.
+        record: Of the run, from `start_record`; made here where it is not.
+
+    Returns:
+        The record of the run to go on with; None where there is none.
+
+    Raises:
+        FinishedAlready: The same options and inputs filled the folder already.
+        InputError: The folder is a file, holds no run, or another one; names the option that
+            differs.
+    """
+    folder = Path(config.output_dir)
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file, an output folder was expected")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    earlier = read_record(folder)
+    if earlier is None:
+        raise InputError(f"{folder}: holds something else (no {RECORD}) and is not overwritten")
+    if config.overwrite:
+        return None
+    check_same_run(folder, earlier, record or start_record(config, **config.inputs()))
+    if earlier["status"] == "finished":
+        raise FinishedAlready(f"{folder}: the run is finished already")
+    if not getattr(config, "resume", False):
+        raise InputError(f"{folder}: holds an unfinished run; pass --resume or --overwrite")
+    return earlier
+
 
 def device_name() -> str:
-    """Names the device models run on: the GPU, or the processor and its threads."""
-    if torch.cuda.is_available():
+    """Names the device models run on: the GPU, or the processor and PyTorch's threads on it."""
+    torch = sys.modules.get("torch")  # a command that did not need it does not load it for this
+    if torch and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
     cpu = platform.processor() or platform.machine()
     try:
@@ -28,21 +171,21 @@ def device_name() -> str:
         cpu = found.group(1) if found else cpu
     except OSError:
         pass  # no Linux
-    return f"cpu: {cpu}, {torch.get_num_threads()} threads"
+    return f"cpu: {cpu}" + (f", {torch.get_num_threads()} threads" if torch else "")
 
 
-def start_record(config: Any, data: dict[str, Any] | None = None) -> dict[str, Any]:
+def start_record(config: Any, **inputs: Any) -> dict[str, Any]:
     """Returns the record of a run that starts now.
 
     Args:
-        config: The stage's dataclass; all of it is recorded.
-        data: What the run reads (`ProcessedData.summary`).
+        config: The command's options; all of them are recorded.
+        inputs: What the run reads, see `run_folder`.
     """
     return {
         "status": "running",
         "argv": sys.orig_argv[1:],
         "config": dataclasses.asdict(config),
-        "data": data,
+        **inputs,
         "git": _git_state(),
         "versions": _versions(),
         "device": device_name(),
@@ -57,21 +200,32 @@ def write_record(
     """Writes run.json; with `started` (from time.monotonic) the run is marked as finished."""
     if started is not None:
         more = {"status": "finished", "seconds": round(time.monotonic() - started, 1), **more}
-    write_json(Path(folder) / RECORD, {**record, **more})
+    write_json(Path(folder) / RECORD, {**record, "device": device_name(), **more})
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Returns a folder's run.json, or None where there is none."""
+    """Returns a folder's run.json, or None where there is none.
+
+    Raises:
+        InputError: It cannot be read or is no record.
+    """
     path = Path(folder) / RECORD
-    return read_json(path) if path.is_file() else None
+    record = read_json(path) if path.is_file() else None
+    if record is not None and not (isinstance(record, dict) and "config" in record):
+        raise InputError(f"{path}: field 'config' is missing")
+    return record
 
 
 def model_summary(folder: Path) -> dict[str, Any]:
-    """Returns what a test's record says of the model that a training made; less of another's."""
+    """Returns what a test's record says of its model: its weights' hashes, and how it was trained.
+
+    Of a model that no training of ours made, the latter is empty.
+    """
     record = read_record(folder) or {}
     config, git = record.get("config", {}), record.get("git") or {}
     return {
         "folder": str(folder),
+        "weights": {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))},
         "config": config,
         "data_sha256": (record.get("data") or {}).get("meta_sha256"),
         "backbone": record.get("backbone"),
@@ -83,33 +237,41 @@ def model_summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def check_same_run(folder: Path, old: dict[str, Any], new: dict[str, Any], free: set[str]) -> None:
-    """Refuses to resume a run with another configuration or on other data.
+def check_same_run(folder: Path, earlier: dict[str, Any], record: dict[str, Any]) -> None:
+    """Refuses a folder that a run of other options, or on other inputs, has filled.
 
     Args:
-        folder: The run's folder, for the message.
-        old: Its record.
-        new: The record of the run that wants to go on.
-        free: Options that may differ.
+        folder: The folder, for the message.
+        earlier: Its record.
+        record: The record of the run that wants to fill it.
 
     Raises:
-        InputError: Names the first option that differs.
+        InputError: Names the first option or input that differs.
     """
-    before, now = old.get("config", {}), new["config"]
-    for name in sorted(set(before) | set(now)):
-        if name not in free and before.get(name) != now.get(name):
+    before, now = earlier["config"], record["config"]
+    for name in sorted((set(before) | set(now)) - FREE):
+        if before.get(name) != now.get(name):
             raise InputError(
-                f"{folder}/run.json: field 'config.{name}': the run was started with"
-                f" {before.get(name)!r}, not {now.get(name)!r}; --resume goes on as it was started"
+                f"{folder}/{RECORD}: field 'config.{name}': the run was started with"
+                f" {before.get(name)!r}, not {now.get(name)!r}; name another folder or pass"
+                " --overwrite"
             )
-    for kind in ("data", "backbone"):
-        before, now = ({**(one.get(kind) or {}), "folder": None} for one in (old, new))
-        before.setdefault("config.json", now.get("config.json"))  # an older version did not keep it
-        for name in now:
-            if before.get(name) != now[name]:
-                raise InputError(
-                    f"{folder}/run.json: field '{kind}.{name}': the run was started with another"
-                )
+    before, now = (_hashes({key: one.get(key) for key in record}) for one in (earlier, record))
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{folder}/{RECORD}: field '{name}': the run was started with another; name"
+                " another folder or pass --overwrite"
+            )
+
+
+def _hashes(value: Any, place: str = "") -> dict[str, str]:
+    """Returns all SHA-256 in nested dictionaries by their places: {"data.meta_sha256": …}."""
+    if isinstance(value, dict):
+        found = (_hashes(item, f"{place}.{key}" if place else key) for key, item in value.items())
+        return {key: item for one in found for key, item in one.items()}
+    is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
+    return {place: value} if is_hash else {}
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from utils.options import Precision
 
 from annotation.cache import keep_labels
 from annotation.options import ModelConfig, refuse_outside
 from annotation.records import Annotation, Annotator, ParsedResponse
+from utils.options import Precision
 
 MAX_LENGTH = 512  # tokens of a sentence that are read
 CUT = f"sentences beyond {MAX_LENGTH} tokens were read in part"

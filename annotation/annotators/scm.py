@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from utils.options import Precision
 
 from annotation.cache import keep_labels
 from annotation.options import ModelConfig, refuse_outside
 from annotation.records import Annotation, Annotator, ParsedResponse
 from data.fineharm import Record
+from utils.options import Precision
 from utils.run_record import read_record
 
 CUT = "prompt or response lie in part beyond the model's context"
@@ -49,7 +49,7 @@ class ScmAnnotator(Annotator):
 
     def __init__(self, config: ScmConfig) -> None:
         from data.alignment import Layout
-        from data.tokenization import leading_ids, load_tokenizer
+        from data.tokenization import TextEncoder, leading_ids, load_tokenizer
         from model.qwen_dual_task import load_dual_task
         from utils.device import default_device, use_bf16
 
@@ -57,9 +57,7 @@ class ScmAnnotator(Annotator):
         device = default_device()
         self.model = load_dual_task(self.folder).to(device)
         tokenizer = load_tokenizer(self.folder)
-        self.tokenizer = tokenizer.backend_tokenizer
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.encoder = TextEncoder(tokenizer.backend_tokenizer)
         self.bf16 = use_bf16(config.precision, device)
         # the layout it was trained on; checkpoints of others were trained on the paper's
         trained_on = (read_record(self.folder) or {}).get("data") or {}
@@ -88,7 +86,7 @@ class ScmAnnotator(Annotator):
         from evaluation.predict import predict
 
         pairs = [(record.id, _unlabelled(record)) for record in records]
-        encoded = encode_records(pairs, self.tokenizer, self.layout)
+        encoded = encode_records(pairs, self.encoder, self.layout)
         scores = predict(self.model, to_examples(encoded), bf16=self.bf16)
         for record, example, probs in zip(records, encoded, scores.token_probs, strict=True):
             count = len(record.sentences)

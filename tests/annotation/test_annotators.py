@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from model.options import ExportConfig
 from transformers import BertConfig, BertForSequenceClassification
 
 from annotation.annotators.hf import CUT, ClassifierAnnotator, HfConfig
@@ -19,6 +18,7 @@ from annotation.word_labels import label_words
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
 from model.export_classifier import main as export
+from model.options import ExportConfig
 from model.qwen_dual_task import load_backbone, load_dual_task
 from tests.annotation.corpus import rows
 from tests.conftest import parsed
@@ -210,7 +210,7 @@ def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monk
         """Harmful are the tokens of each response's second sentence, told apart by their text."""
         found = []
         for ids, start in zip(examples.input_ids, examples.response_start, strict=True):
-            tokens = [annotator.tokenizer.decode([token]) for token in ids[start:].tolist()]
+            tokens = [annotator.encoder.tokenizer.decode([token]) for token in ids[start:].tolist()]
             text = np.cumsum([len(token) for token in tokens]) - 1
             begin = "".join(tokens).find("Two")
             inside = (text >= begin) & (text < begin + len("Two is there.")) & (begin >= 0)

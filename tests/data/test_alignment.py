@@ -59,24 +59,24 @@ def oracle(text: str, words, labels, offsets) -> list[int]:
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_labels_are_those_of_the_words(name, join, drawn, glue, tokenizers):
+def test_labels_are_those_of_the_words(name, join, drawn, glue, encoders):
     sentences, words, labels = drawn
     if "-" in glue and join == "original":
         glue = "\n\n"  # a list mark belongs to no sentence; locate's matching is tested below
-    tokenizer = tokenizers(name).backend_tokenizer
+    encoder = encoders(name)
     record = make_record(sentences, words, labels, glue)
     layout = Layout(join, 4096)
-    (example,) = encode_records([("here", record)], tokenizer, layout)
+    (example,) = encode_records([("here", record)], encoder, layout)
     found = example.token_labels[example.response_start :].tolist()
     expected, ids = [], []
-    newline = tokenizer.encode("\n", add_special_tokens=False).ids
+    newline = encoder.encode("\n").ids
     if join == "newline":
         for sentence, some, their in zip(sentences, words, labels, strict=True):
-            encoding = tokenizer.encode(sentence, add_special_tokens=False)
+            encoding = encoder.encode(sentence)
             expected += oracle(sentence, some, their, encoding.offsets) + [0] * len(newline)
             ids += encoding.ids + newline
     else:
-        encoding = tokenizer.encode(record["response"], add_special_tokens=False)
+        encoding = encoder.encode(record["response"])
         flat = [word for some in words for word in some]
         flat_labels = [label for some in labels for label in some]
         expected = oracle(record["response"], flat, flat_labels, encoding.offsets)
@@ -94,35 +94,35 @@ def test_labels_are_those_of_the_words(name, join, drawn, glue, tokenizers):
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_each_harmful_word_labels_a_token(name, drawn, tokenizers):
+def test_each_harmful_word_labels_a_token(name, drawn, encoders):
     """One harmful word at a time: a word the tokenizer keeps is never lost among its neighbours."""
     sentences, words, _ = drawn
-    tokenizer = tokenizers(name).backend_tokenizer
+    encoder = encoders(name)
     for position, some in enumerate(words):
         for word in range(len(some)):
             labels = [[0] * len(others) for others in words]
             labels[position][word] = 1
             record = make_record(sentences, words, labels)
-            (example,) = encode_records([("", record)], tokenizer, Layout("newline", 4096))
+            (example,) = encode_records([("", record)], encoder, Layout("newline", 4096))
             assert (example.token_labels == 1).any() != (example.tokenless == 1)
             if name in ("tiny", "modernbert-style", "smollm2-tokenizer"):
                 assert example.tokenless == 0  # byte-level without normalisation keeps everything
 
 
-def test_repeated_words_are_told_apart(tokenizers):
-    tokenizer = tokenizers("tiny").backend_tokenizer
+def test_repeated_words_are_told_apart(encoders):
+    encoder = encoders("tiny")
     record = make_record(["no no no"], [["no", "no", "no"]], [[0, 1, 0]])
-    (example,) = encode_records([("", record)], tokenizer, Layout("newline", 64))
-    offsets = tokenizer.encode("no no no", add_special_tokens=False).offsets
+    (example,) = encode_records([("", record)], encoder, Layout("newline", 64))
+    offsets = encoder.encode("no no no").offsets
     labels = example.token_labels[example.response_start : -1]
     for (start, end), label in zip(offsets, labels, strict=True):
         assert label == int(start < 5 and end > 3)
 
 
-def test_a_character_split_into_byte_tokens_is_labelled_whole(tokenizers):
-    tokenizer = tokenizers("tiny").backend_tokenizer
+def test_a_character_split_into_byte_tokens_is_labelled_whole(encoders):
+    encoder = encoders("tiny")
     record = make_record(["ok 炸 ok"], [["ok", "炸", "ok"]], [[0, 1, 0]])
-    (example,) = encode_records([("", record)], tokenizer, Layout("newline", 64))
+    (example,) = encode_records([("", record)], encoder, Layout("newline", 64))
     assert (example.token_labels == 1).sum() >= 3
 
 
@@ -157,12 +157,12 @@ def test_unmatched_words_side_by_side_share_their_gap():
     assert lost[1].tolist() == [0, 0]
 
 
-def test_words_of_another_sentence_are_refused(tokenizers):
+def test_words_of_another_sentence_are_refused(encoders):
     record = make_record(["Good morning."], [["qqq", "zzz"]], [[1, 0]])
     with pytest.raises(InputError, match=r"train.json: record 7: field 'words\[0\]'"):
         encode_records(
             [("train.json: record 7", record)],
-            tokenizers("tiny").backend_tokenizer,
+            encoders("tiny"),
             Layout("newline", 64),
         )
 
@@ -182,13 +182,13 @@ def test_a_token_no_word_touches_is_ignored_and_a_partial_overlap_is_not():
         assert labels.tolist() == expected and lost == expected_lost
 
 
-def test_opening_tokens_are_what_the_tokenizer_itself_puts_there(tokenizers):
+def test_opening_tokens_are_what_the_tokenizer_itself_puts_there(tokenizers, encoders):
     assert leading_ids(tokenizers("tiny")) == []
     bert = tokenizers("modernbert-style")
     assert leading_ids(bert) == [bert.cls_token_id]
     layout = Layout("newline", 64, tuple(leading_ids(bert)))
     record = make_record(["Go on."], [["Go", "on", "."]], [[0, 0, 0]])
-    (example,) = encode_records([("", record)], bert.backend_tokenizer, layout)
+    (example,) = encode_records([("", record)], encoders("modernbert-style"), layout)
     assert example.input_ids[0] == bert.cls_token_id
     assert (example.input_ids[1:] != bert.cls_token_id).all()
 
@@ -197,12 +197,12 @@ def test_opening_tokens_are_what_the_tokenizer_itself_puts_there(tokenizers):
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_truncation_keeps_the_response(prompt, sentences, room, tokenizers):
-    tokenizer = tokenizers("tiny").backend_tokenizer
+def test_truncation_keeps_the_response(prompt, sentences, room, encoders):
+    encoder = encoders("tiny")
     record = make_record(["a b"] * sentences, [["a", "b"]] * sentences, [[0, 1]] * sentences)
     record["prompt"] = "q " * prompt
-    (whole,) = encode_records([("", record)], tokenizer, Layout("newline", 10**6))
-    (cut,) = encode_records([("", record)], tokenizer, Layout("newline", room))
+    (whole,) = encode_records([("", record)], encoder, Layout("newline", 10**6))
+    (cut,) = encode_records([("", record)], encoder, Layout("newline", room))
     assert len(cut.input_ids) == min(room, len(whole.input_ids))
     assert len(cut.input_ids) + cut.cut_prompt + cut.cut_response == len(whole.input_ids)
     assert (cut.cut_prompt + cut.cut_response > 0) == (len(whole.input_ids) > room)
@@ -214,10 +214,10 @@ def test_truncation_keeps_the_response(prompt, sentences, room, tokenizers):
     assert cut.response_label == 1
 
 
-def test_a_truncated_record_says_that_its_harm_is_gone(tokenizers):
-    tokenizer = tokenizers("tiny").backend_tokenizer
+def test_a_truncated_record_says_that_its_harm_is_gone(encoders):
+    encoder = encoders("tiny")
     words = [["a", "b"]] * 20
     record = make_record(["a b"] * 20, words, [[0, 0]] * 19 + [[1, 0]])
-    (example,) = encode_records([("", record)], tokenizer, Layout("newline", 20))
+    (example,) = encode_records([("", record)], encoder, Layout("newline", 20))
     assert example.harmful_cut_off and example.response_label == 1
     assert not (example.token_labels == 1).any()

@@ -10,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from data.alignment import Layout
 from data.batches import LengthGroupedSampler
 from data.fineharm import find_split, read_split
-from data.prepare import DataConfig, encode_split, main
+from data.options import DataConfig
+from data.prepare import encode_split, main
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from tests.conftest import SAMPLE, run

@@ -9,18 +9,16 @@ import pytest
 from annotation.options import BuildConfig
 from benchmarks import annotation as benchmark_annotation
 from data import prepare as prepare_data
-from data.prepare import DataConfig
+from data.options import DataConfig
 from model import export_classifier, get_backbone
-from model.export_classifier import ExportConfig
-from model.get_backbone import BackboneConfig
+from model.options import BackboneConfig, ExportConfig
 from monitor import calibrate
-from monitor.show import ShowConfig
+from monitor.options import ShowConfig
 from reports import examples_page, figures, tables
-from reports.examples_page import ExamplesConfig
+from reports.options import ExamplesConfig
 from test import causal, floor, guard, live, modernbert, rules
 from tests.conftest import ROOT, run
-from train.train_qwen import QwenConfig
-from train.training import TrainConfig
+from train.options import QwenConfig, TrainConfig
 from utils.cli import parse
 
 README = (ROOT / "README.md").read_text()

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from data.fineharm import read_split
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer
@@ -42,7 +42,7 @@ from evaluation.guards import (
     token_ends,
 )
 from test import guard as row
-from test.guard import GuardConfig
+from test.options import GuardConfig
 from tests.conftest import TOKENIZERS, _sample_texts, run
 from utils.files import InputError
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 from transformers import ModernBertConfig as EncoderConfig
 
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from evaluation import prefixes
@@ -20,9 +20,10 @@ from evaluation.decisions import MAX_K, THETAS, delay_k
 from evaluation.predict import predict
 from evaluation.predictions import load_predictions
 from evaluation.prefixes import StopEarly, predict_prefixes, scored_places, spread
-from model.get_backbone import BackboneConfig, build_modernbert
+from model.get_backbone import build_modernbert
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
+from model.options import BackboneConfig
 from model.qwen_dual_task import load_backbone
 from test.modernbert import TestConfig as ModernBertConfig
 from test.modernbert import main as evaluate

@@ -1,19 +1,16 @@
 """Generation under the monitor is generation without it, up to where the monitor stops it."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 from data.tokenization import load_tokenizer
 from evaluation.decisions import MISSED
 from monitor.generation import GrowingDecode, MonitorCriteria, MonitorStreamer, same_tokenizer
 from monitor.rules import DelayK, stop
 from monitor.stream import StreamingContentMonitor
-from tests.conftest import TOKENIZERS, settings_of
+from tests.conftest import settings_of
 from tests.monitor.test_monitor_stream import plain_model, scores_of
 from utils.files import InputError
 
@@ -171,19 +168,52 @@ def test_rows_stop_and_end_each_for_itself(monitor, llms, name):
     assert torch.equal(rows[0, :3], plain[0, :3])
 
 
-@pytest.mark.parametrize("name", ["same", "modernbert-style"])
-def test_special_tokens_and_what_follows_the_end_are_not_read(monitor, llms, name):
-    _, tokenizer = llms(name)
-    special, end, prompt = tokenizer.pad_token_id, 99, [5, 6]
-    rows = [[300, special, 301, 302, 303], [400, 401, end, 402, special]]
-    with MonitorCriteria(monitor, ["a", "b"], tokenizer, 2, eos_token_id=end) as criteria:
-        for length in range(1, 6):
+def follow_rows(monitor, tokenizer, rows: list[list[int]], ends) -> list:
+    """Passes rows on token by token, as `generate` does; returns their transcripts."""
+    prompt = [5, 6]
+    with MonitorCriteria(monitor, ["a"] * len(rows), tokenizer, 2, eos_token_id=ends) as criteria:
+        for length in range(1, len(rows[0]) + 1):
             stopped = criteria(torch.tensor([prompt + row[:length] for row in rows]), None)
-            assert stopped.tolist() == [False, False]
-        assert criteria._rows[1].stream.closed and not criteria._rows[0].stream.closed
-        decode = tokenizer.backend_tokenizer.decode
-        assert criteria.transcripts[1].released == decode([400, 401])
-    assert criteria.transcripts[0].released == decode([300, 301, 302, 303])
+            assert stopped.tolist() == [verdict.stopped for verdict in criteria.verdicts]
+    return criteria.transcripts
+
+
+@pytest.mark.parametrize("name", ["same", "modernbert-style"])
+def test_special_tokens_and_the_end_are_not_read(monitor, llms, name):
+    _, tokenizer = llms(name)
+    special, end = tokenizer.pad_token_id, 99
+    rows = [[300, special, 301, 302, 303], [400, 401, end, special, special]]
+    first, second = follow_rows(monitor, tokenizer, rows, end)
+    decode = tokenizer.backend_tokenizer.decode
+    assert first.released == decode([300, 301, 302, 303])
+    assert second.released == decode([400, 401])
+
+
+@pytest.mark.parametrize("name", ["same", "modernbert-style"])
+def test_what_is_written_after_an_end_is_judged(monitor, llms, name):
+    """`generate` may take another token for the end, or none."""
+    _, tokenizer = llms(name)
+    special, end = tokenizer.pad_token_id, 99
+    more = [400 + place for place in range(30)]
+    rows = [[300, 301, end, *more], [300, 301, special, *more]]
+    decode = tokenizer.backend_tokenizer.decode
+    want = [decode([300, 301, end, *more]), decode([300, 301, *more])]
+    for ends in (end, [end, special]):
+        transcripts = follow_rows(monitor, tokenizer, rows, ends)
+        assert [one.text for one in transcripts] == [one.released for one in transcripts] == want
+        assert all(one.verdict.tokens >= len(more) for one in transcripts)
+    monitor.settings = settings_of(DelayK(8), 1e-6)  # more than the tokens before the end
+    assert all(one.verdict.stopped for one in follow_rows(monitor, tokenizer, rows, [end, special]))
+
+
+def test_a_generation_that_knows_no_end_is_judged_to_its_own(monitor, llms):
+    generation = Generation(llms("same"), PROMPTS)
+    with generation.criteria(monitor, eos_token_id=list(range(30, 80))) as criteria:
+        rows = generation.run(stopping_criteria=[criteria], eos_token_id=None)
+    assert rows.shape[1] == 60
+    for row, transcript in zip(rows, criteria.transcripts, strict=True):
+        assert generation.text(row).startswith(transcript.text)
+        assert transcript.verdict.tokens >= 50
 
 
 def test_a_step_is_one_pass_for_all_rows_and_reads_each_token_once(monitor, llms, monkeypatch):
@@ -341,51 +371,3 @@ def test_equal_tokenizers_are_told_from_others(tokenizers, tiny):
     assert same_tokenizer(tokenizers("tiny"), grown)
     grown.add_tokens(["ein neues Wort"])
     assert not same_tokenizer(tokenizers("tiny"), grown)
-
-
-WORDS = ["<unk>", "▁the", "▁", "▁cat", "s", "ü"]
-
-
-def llama2_style() -> PreTrainedTokenizerFast:
-    """Words with ▁, then all bytes for what the vocabulary lacks; the first space is stripped."""
-    words = [*WORDS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, []))
-    strip = decoders.Strip(content=" ", left=1)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
-    tokenizer.decoder = decoders.Sequence(steps)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
-def some_ids(tokenizer: PreTrainedTokenizerFast, seed: int) -> list[int]:
-    """Draws ids at random; if they are bytes, whole characters of them."""
-    chance = random.Random(seed)
-    if len(tokenizer) != len(WORDS) + 256:
-        known = tokenizer("世界 🙂 the cat", add_special_tokens=False)["input_ids"]
-        return [*known, *(chance.randrange(len(tokenizer)) for _ in range(30)), *known]
-    ids = []
-    for _ in range(20):
-        ids.append(chance.randrange(len(WORDS)))
-        ids += [len(WORDS) + byte for byte in chance.choice(["", "世", "🙂", "!"]).encode()]
-    return ids
-
-
-@pytest.mark.parametrize("name", [*TOKENIZERS, "llama2-style"])
-def test_any_ids_become_the_text_of_the_whole(tokenizers, name):
-    tokenizer = llama2_style() if name == "llama2-style" else tokenizers(name)
-    decode = tokenizer.backend_tokenizer.decode
-    for seed in range(40):
-        ids, growing, text = some_ids(tokenizer, seed), GrowingDecode(tokenizer), ""
-        whole = decode(ids, skip_special_tokens=False)
-        for place in range(len(ids)):
-            text += growing.feed(ids[place : place + 1])
-            assert whole.startswith(text)
-        assert text + growing.finish() == whole
-
-
-def test_bytes_that_are_no_text_do_not_end_a_generation():
-    tokenizer = llama2_style()
-    for seed in range(200):
-        chance, growing = random.Random(seed), GrowingDecode(tokenizer)
-        ids = [chance.randrange(len(tokenizer)) for _ in range(30)] + [1]
-        text = "".join(growing.feed([token]) for token in ids)
-        assert text.endswith(" the")

@@ -15,8 +15,9 @@ from evaluation.decisions import delay_k
 from evaluation.predictions import FILE as PREDICTIONS
 from evaluation.predictions import SPLITS, load_predictions, save_predictions
 from model.qwen_dual_task import load_backbone
-from monitor.calibrate import POSITIONAL, CalibrateConfig, controversial_theta
+from monitor.calibrate import POSITIONAL, controversial_theta
 from monitor.calibrate import main as calibrate
+from monitor.options import CalibrateConfig
 from monitor.rules import ConsecutiveK, Cusum, DelayK, Policy, WindowedMean, trace
 from monitor.settings import FILE, MonitorSettings, read_settings, write_settings
 from test.causal import TestConfig as CausalConfig

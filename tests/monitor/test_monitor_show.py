@@ -1,6 +1,5 @@
 """run-monitor.sh shows what was verified and nothing else, whatever it is shown on."""
 
-import copy
 import io
 import json
 import os
@@ -14,11 +13,10 @@ import pytest
 from data.fineharm import read_split
 from data.tokenization import load_tokenizer
 from monitor.generation import Transcript
+from monitor.options import ShowConfig
 from monitor.rules import DelayK
 from monitor.settings import write_settings
 from monitor.show import (
-    ShowConfig,
-    as_chat,
     escape,
     load_monitor,
     outcome,
@@ -280,15 +278,3 @@ def test_prompts_come_line_by_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     with pytest.raises(InputError, match="holds no prompt"):
         list(read_prompts())
-
-
-def test_prompts_are_put_as_the_language_model_expects(tiny, tokenizers):
-    tokenizer = load_tokenizer(tiny)
-    assert tokenizer.decode(as_chat(tokenizer, "Why {so}?")["input_ids"][0]) == "Why {so}?"
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    tokenizer.chat_template += "{% if add_generation_prompt %}<me>{% endif %}"
-    assert tokenizer.decode(as_chat(tokenizer, "Why?")["input_ids"][0]) == "<user>Why?<me>"
-    smollm2 = copy.deepcopy(tokenizers("smollm2-tokenizer"))
-    smollm2.chat_template = None  # its ChatML is known by its special tokens
-    text = smollm2.decode(as_chat(smollm2, "Why {so}?")["input_ids"][0])
-    assert text == "<|im_start|>user\nWhy {so}?<|im_end|>\n<|im_start|>assistant\n"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from data.alignment import Layout, encode_records
 from data.fineharm import Record
 from data.splits import to_examples
-from data.tokenization import leading_ids, load_tokenizer
+from data.tokenization import TextEncoder, leading_ids, load_tokenizer
 from evaluation.decisions import MISSED
 from evaluation.predict import predict
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
@@ -43,7 +44,7 @@ def scores_of(monitor: StreamingContentMonitor, folder, prompt: str, response: s
         words=[[response]], word_labels=[[0]],
     )  # fmt: skip
     layout = Layout("original", monitor.context, tuple(leading_ids(tokenizer)))
-    encoded = encode_records([("here", record)], tokenizer.backend_tokenizer, layout)
+    encoded = encode_records([("here", record)], TextEncoder(tokenizer.backend_tokenizer), layout)
     return predict(plain_model(folder), to_examples(encoded)).token_probs[0]
 
 
@@ -228,14 +229,23 @@ def test_a_response_beyond_the_context(monitors, longest):
 
 
 @pytest.mark.parametrize("on_limit", ["stop", "pass"])
-def test_a_flood_of_signs_counts_as_beyond_the_context(monitors, on_limit):
+@pytest.mark.parametrize("flood", [" ", "🙂", "1"])
+def test_a_flood_that_nothing_settles_is_judged_all_the_same(monitors, on_limit, flood):
+    """What passes unjudged is only what the context cannot hold."""
     folder, _ = monitors("tiny")
     monitor = StreamingContentMonitor.from_pretrained(
-        folder, settings=settings_of(), on_limit=on_limit
+        folder, settings=settings_of(DelayK(1), 1e-6), on_limit=on_limit
     )
-    _, _, verdict = follow(monitor, ["some words ", *["🙂" * 500] * 20, " and more"])
-    assert (verdict.stopped, verdict.beyond_context) == (on_limit == "stop", on_limit == "pass")
-    assert verdict.verified == len("some words")
+    verdict = follow(monitor, [flood * 8300, " and more"])[2]
+    assert (verdict.stopped, verdict.reason, verdict.verified) == (True, "harmful", 0)
+    monitor.settings = settings_of()
+    _, starts, verdict = follow(monitor, [flood * 8300, " and more"])
+    if verdict.tokens + len(monitor.prompt_ids(PROMPT)) < monitor.context:
+        assert (verdict.stopped, verdict.beyond_context) == (False, False)
+        assert verdict.verified == len(flood * 8300 + " and more")
+    else:
+        assert (verdict.stopped, verdict.beyond_context) == (on_limit == "stop", on_limit != "stop")
+        assert 0 < starts[-1] < verdict.verified < 8300
 
 
 def test_a_prompt_beyond_the_context_keeps_its_end(monitors):
@@ -263,6 +273,19 @@ def test_a_failing_model_stops_the_stream(monitor, monkeypatch):
         stream.feed("and some fail ")
     verdict = stream.close()
     assert (verdict.stopped, verdict.reason, verdict.verified) == (True, "error", verified)
+
+
+def test_threads_that_feed_one_stream_take_turns(monitor):
+    stream, verdicts = monitor.open(PROMPT), []
+    with ThreadPoolExecutor(3) as pool:
+        for verdict in pool.map(stream.feed, ["some words, and a few more "] * 60):
+            verdicts.append(verdict)
+    verdicts.append(stream.close())
+    text = "".join(verdict.text for verdict in verdicts)
+    whole = monitor.splitter.encode(text)
+    assert text == "some words, and a few more " * 60
+    assert verdicts[-1].tokens == sum(len(verdict.scores) for verdict in verdicts) == len(whole.ids)
+    assert verdicts[-1].verified == len(text)
 
 
 def test_ten_thousand_streams_leave_memory_where_it_was(monitor):

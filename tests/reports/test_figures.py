@@ -15,7 +15,8 @@ from evaluation.predictions import FILE, METRICS, Predictions, save_predictions
 from evaluation.runs import find_tests
 from reports.curves import cumulative_share, leaked_tokens, stopped_over_seen, trade_off
 from reports.drawing import styles_of
-from reports.figures import FigureConfig, draw_all, draw_macro_f1, draw_stops, main
+from reports.figures import draw_all, draw_macro_f1, draw_stops, main
+from reports.options import FigureConfig
 from reports.rows import Method, comparable, full_detectors, judge, load_method
 from reports.stop_words import stop_words, tag_shares, words_at_stop
 from tests.conftest import random_split, run

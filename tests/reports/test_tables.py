@@ -16,14 +16,15 @@ from evaluation.metrics import metrics
 from evaluation.predictions import Predictions, load_predictions, save_predictions
 from evaluation.protocol import evaluate
 from evaluation.runs import INCIDENTAL, find_tests, ordinal
+from reports.options import TablesConfig
 from reports.rows import PAPER_ROWS, comparable, find_runs, load_method, sections_of
 from reports.summary import PAPER
 from reports.table_formats import BY_CLASS
-from reports.tables import TablesConfig, main
+from reports.tables import main
 from test import modernbert
 from test.causal import NAMES
 from tests.conftest import ROOT, random_split, run
-from train.train_qwen import QwenConfig
+from train.options import QwenConfig
 from train.training import FREE_ON_RESUME
 from utils.files import InputError, read_json, write_json
 

@@ -23,7 +23,8 @@ from test.compare_rules import (
     running_maxima,
     statistics_of,
 )
-from test.rules import RulesConfig, main
+from test.options import RulesConfig
+from test.rules import main
 from tests.conftest import random_split, run
 from tests.monitor.test_rules import rules
 from utils.files import InputError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from test.live import Live, compare
 from tests.conftest import run, save_scm

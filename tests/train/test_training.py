@@ -19,23 +19,23 @@ from matplotlib.image import imread
 from safetensors.torch import load_file
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_processed
 from data.tokenization import load_tokenizer
-from model.export_classifier import ExportConfig
 from model.export_classifier import main as export_classifier
+from model.options import ExportConfig
 from model.qwen_dual_task import load_dual_task
 from reports.figures import draw_all
+from reports.options import TablesConfig
 from reports.rows import full_detectors, load_method
-from reports.tables import TablesConfig
 from reports.tables import main as make_tables
 from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
-from test.floor import FloorConfig
 from test.floor import main as measure_floor
+from test.options import FloorConfig
 from tests.conftest import ROOT, run
-from train.train_qwen import QwenConfig
+from train.options import QwenConfig
 from train.train_qwen import main as train
 from utils.files import InputError
 

@@ -1,0 +1,340 @@
+"""Hold-back: passes on a stream's text only as far as it was judged, and ends it when it must stop.
+
+guarded = guard(monitor, prompt, llm_pieces)
+for text in guarded:
+    send(text)
+if guarded.report.stopped:
+    send("…")
+"""
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass
+from typing import Literal
+
+import regex
+
+from monitor.batcher import Batcher
+from monitor.stream import Stream, StreamingContentMonitor, Verdict
+from utils.files import InputError
+
+LONGEST_SENTENCE = 512  # characters; of a longer one whole words are passed on
+# Where a line or a sentence has ended, whatever follows. A mark that numbers, addresses and code
+# hold, too, ends a sentence before white space alone; a mark of another script always does.
+SENTENCE_END = regex.compile(
+    r"""(?V1xs) \R
+    | (?<![\p{STerm}…]) [\p{STerm}…]++ CLOSING*+ (?=\s)
+    | [\p{Sentence_Break=STerm}--[!?]] [\p{STerm}…CLOSING]*+ (?=.)
+    """.replace("CLOSING", r"""[\p{Pe}\p{Pf}\p{Pi}"'*_`]""")
+)
+LAST_SPACE = regex.compile(r"(?s).*\s")
+
+HoldBack = int | Literal["sentence"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a guarded stream.
+
+    Attributes:
+        verdict: The last verdict; None if there was none before the stream broke off.
+        released: Characters passed on.
+        withheld: Text that was received and not passed on. It may be harmful. A piece at work when
+            its task was cancelled is not in it.
+        complete: The response came to its own end and was judged to it; false where it was stopped
+            or broke off.
+    """
+
+    verdict: Verdict | None
+    released: int
+    withheld: str
+    complete: bool
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the monitor stopped it."""
+        return self.verdict is not None and self.verdict.stopped
+
+
+class HeldText:
+    """Text that waits until it is verified.
+
+    Args:
+        hold_back: How many verified tokens are held back beyond the unverified ones, or
+            "sentence": all after the last sentence or line that is verified to its end.
+
+    Raises:
+        InputError: It is neither.
+    """
+
+    def __init__(self, hold_back: HoldBack) -> None:
+        if hold_back != "sentence" and (not isinstance(hold_back, int) or hold_back < 0):
+            raise InputError(
+                f"hold_back: {hold_back!r} is neither a number of tokens nor 'sentence'"
+            )
+        self._hold_back, self._text = hold_back, ""
+        # of the last tokens, as many as are held back
+        self._starts: deque[int] = deque(maxlen=0 if hold_back == "sentence" else hold_back)
+        self.released, self._complete = 0, False
+        self.verdict: Verdict | None = None
+
+    def take(self, verdict: Verdict, final: bool = False) -> str:
+        """Takes a verdict and returns what may be passed on now.
+
+        Args:
+            verdict: The next one of the stream.
+            final: The response is complete, nothing need wait for what follows.
+        """
+        self.verdict, self._complete = verdict, final and not verdict.stopped
+        self._text += verdict.text
+        limit = verdict.verified - self.released
+        if verdict.beyond_context:  # lets pass what cannot be judged
+            limit = len(self._text)
+        elif verdict.stopped or not final:
+            limit = min(limit, self._bound(verdict) - self.released)
+        ready, self._text = self._text[: max(limit, 0)], self._text[max(limit, 0) :]
+        self.released += len(ready)
+        return ready
+
+    def _bound(self, verdict: Verdict) -> int:
+        """The character up to which holding back allows release."""
+        if self._hold_back == "sentence":
+            verified = self._text[: max(verdict.verified - self.released, 0)]
+            return self.released + whole_sentences(verified)
+        if not self._hold_back:
+            return verdict.verified
+        passed = verdict.starts[:-1] if verdict.reason == "harmful" else verdict.starts
+        self._starts.extend(passed)
+        return self._starts[0] if len(self._starts) == self._hold_back else 0
+
+    def break_off(self, verdict: Verdict) -> None:
+        """Takes the verdict at which a stream broke off; nothing more is passed on."""
+        self.verdict, self._text = verdict, self._text + verdict.text
+
+    @property
+    def report(self) -> Report:
+        """What became of it so far."""
+        return Report(self.verdict, self.released, self._text, self._complete)
+
+
+def whole_sentences(text: str) -> int:
+    """Returns how many characters of a text are whole sentences and lines.
+
+    What comes later changes nothing of it. Of a sentence beyond `LONGEST_SENTENCE` whole words
+    count, and where it has no white space all its characters.
+    """
+    end = 0
+    while True:
+        window = text[end : end + LONGEST_SENTENCE + 1]  # the next one says whether it ended
+        match = SENTENCE_END.search(window)
+        if match is None and len(window) > LONGEST_SENTENCE:
+            match = LAST_SPACE.match(window, endpos=LONGEST_SENTENCE)
+            end += match.end() if match else LONGEST_SENTENCE
+        elif match:
+            end += match.end()
+        else:
+            return end
+
+
+def _holds_text(piece: object) -> bool:
+    """Says whether a piece holds text; None does not, which LLM servers send between others.
+
+    Raises:
+        InputError: It is of another type.
+    """
+    if piece is not None and not isinstance(piece, str | bytes | bytearray):
+        raise InputError(f"a piece of type {type(piece).__name__}: a response is str or bytes")
+    return piece is not None
+
+
+class GuardedStream(Iterator[str]):
+    """See `guard`."""
+
+    def __init__(
+        self,
+        monitor: StreamingContentMonitor,
+        prompt: str,
+        pieces: Iterable[str | bytes | None],
+        hold_back: HoldBack,
+    ) -> None:
+        self._held = HeldText(hold_back)
+        # a function's, not a method's: a frame that held this object would outlive its last user
+        self._steps = _steps(self._held, monitor, prompt, pieces)
+        next(self._steps)
+
+    def __next__(self) -> str:
+        return next(self._steps)
+
+    def __enter__(self) -> "GuardedStream":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the stream and its source; for a consumer that goes away."""
+        self._steps.close()
+
+    @property
+    def report(self) -> Report:
+        """What became of it so far."""
+        return self._held.report
+
+
+def _steps(
+    held: HeldText,
+    monitor: StreamingContentMonitor,
+    prompt: str,
+    pieces: Iterable[str | bytes | None],
+) -> Iterator[str]:
+    iterator = iter(pieces)
+    with ExitStack() as ends:
+        for owner in _owners(iterator, pieces):
+            if hasattr(owner, "close"):
+                ends.callback(owner.close)
+        yield ""  # taken at once: only a generator that has begun ends its source
+        with Stream(monitor, prompt) as stream:
+            try:
+                held.take(stream.feed(""))  # reads the prompt
+                for piece in iterator:
+                    if _holds_text(piece):
+                        verdict = stream.feed(piece)
+                        if text := held.take(verdict):
+                            yield text
+                        if verdict.stopped:
+                            return
+                if text := held.take(stream.close(), final=True):
+                    yield text
+            except Exception:
+                held.break_off(stream.verdict())
+                raise
+
+
+def _owners(iterator: object, pieces: object) -> list[object]:
+    """Returns what may have to be closed, the last one first."""
+    return [pieces] if iterator is pieces else [pieces, iterator]
+
+
+def guard(
+    monitor: StreamingContentMonitor,
+    prompt: str,
+    pieces: Iterable[str | bytes | None],
+    hold_back: HoldBack = 0,
+) -> GuardedStream:
+    """Passes on a response only as far as it was judged, and ends its source on a stop.
+
+    Args:
+        monitor: The monitor.
+        prompt: What the response answers.
+        pieces: The response, cut anywhere; None is skipped. When the stream ends in any way, its
+            iterator and then itself are closed, where they have a `close`. A
+            `TextIteratorStreamer` has none: its `generate` runs on unless you stop it.
+        hold_back: Verified tokens that wait nevertheless, since a rule like delay-k takes several
+            tokens to fire; or "sentence": only whole sentences and lines are passed on, and of one
+            that grows too long whole words.
+
+    Returns:
+        An iterator over text, whose `report` tells what was withheld and why. What the source
+        or the model raises passes through it. It ends when nobody refers to it any more; a `with`
+        block or `close` ends it for certain, not from another thread while it is at work.
+
+    Raises:
+        InputError: `hold_back` is no such thing; while it runs: a piece is neither str nor bytes.
+    """
+    return GuardedStream(monitor, prompt, pieces, hold_back)
+
+
+class GuardedAsyncStream(AsyncIterator[str]):
+    """See `guard_async`."""
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        prompt: str,
+        pieces: AsyncIterable[str | bytes | None],
+        hold_back: HoldBack,
+    ) -> None:
+        asyncio.get_running_loop()  # which ends a generator that nobody refers to
+        self._held = HeldText(hold_back)
+        self._steps = _async_steps(self._held, batcher, prompt, pieces)
+        with suppress(StopIteration):
+            anext(self._steps).send(None)
+
+    async def __anext__(self) -> str:
+        return await anext(self._steps)
+
+    async def __aenter__(self) -> "GuardedAsyncStream":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the stream and its source; for a consumer that goes away."""
+        await self._steps.aclose()
+
+    @property
+    def report(self) -> Report:
+        """What became of it so far."""
+        return self._held.report
+
+
+async def _async_steps(
+    held: HeldText, batcher: Batcher, prompt: str, pieces: AsyncIterable[str | bytes | None]
+) -> AsyncIterator[str]:
+    """The same as `_steps`."""
+    iterator = aiter(pieces)
+    async with AsyncExitStack() as ends:
+        for owner in _owners(iterator, pieces):
+            ends.push_async_callback(_end, owner)
+        yield ""
+        async with await batcher.admit(prompt) as stream:
+            try:
+                held.take(await stream.feed(""))
+                async for piece in iterator:
+                    if _holds_text(piece):
+                        verdict = await stream.feed(piece)
+                        if text := held.take(verdict):
+                            yield text
+                        if verdict.stopped:
+                            return
+                if text := held.take(await stream.close(), final=True):
+                    yield text
+            except Exception:
+                held.break_off(stream.stream.verdict())
+                raise
+
+
+async def _end(owner: object) -> None:
+    end = getattr(owner, "aclose", None) or getattr(owner, "close", None)
+    if end is not None and inspect.isawaitable(ended := end()):
+        await ended
+
+
+def guard_async(
+    batcher: Batcher,
+    prompt: str,
+    pieces: AsyncIterable[str | bytes | None],
+    hold_back: HoldBack = 0,
+) -> GuardedAsyncStream:
+    """The same as `guard` for asyncio, beside all other streams of a batcher.
+
+    Args:
+        batcher: Of the monitor; the event loop never waits for the model.
+        prompt: As in `guard`.
+        pieces: As in `guard`, asynchronous; closed by `aclose` or `close`.
+        hold_back: As in `guard`.
+
+    Returns:
+        An asynchronous iterator over text like that of `guard`. It belongs to the task that reads
+        it: to end it from another one, cancel that task.
+
+    Raises:
+        RuntimeError: No event loop is running, so nobody could end it.
+        InputError: As in `guard`.
+        NoPlace: While it runs: see `Batcher.open`.
+    """
+    return GuardedAsyncStream(batcher, prompt, pieces, hold_back)

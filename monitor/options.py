@@ -1,0 +1,118 @@
+"""Options of the monitor's commands."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from monitor.rules import RULES, Rule
+from utils.files import InputError
+from utils.options import refuse_below_one
+
+READ_BY = {  # the options that one source alone reads
+    "prompt": "llm",
+    "max_new_tokens": "llm",
+    "temperature": "llm",
+    "seed": "llm",
+    "id": "replay",
+    "delay": "replay",
+}
+
+
+OnLimit = Literal["stop", "pass"]
+
+
+@dataclass
+class CalibrateConfig:
+    """Options of the calibration."""
+
+    metrics_dir: str
+    """Folder that a test of partial detection wrote."""
+    output_file: str
+    """Settings file to write."""
+    target_false_alarm: float
+    """Share of benign responses that may be stopped, above 0 and below 1."""
+    rule: Literal["delay-k", "consecutive-k", "windowed-mean", "cusum"] = "delay-k"
+    """Stopping rule; naive detection is delay-k, k 1."""
+    k: int | None = None
+    """Tokens that delay-k and consecutive-k take."""
+    window: int | None = None
+    """Tokens of windowed-mean."""
+    drift: float | None = None
+    """Log-odds that cusum takes off at each token."""
+    overwrite: bool = False
+    """Replace the file."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_false_alarm < 1:
+            raise InputError(
+                f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
+            )
+        own = [one.name for one in dataclasses.fields(RULES[self.rule])]
+        for name in ("k", "window", "drift"):
+            given = getattr(self, name) is not None
+            if given != (name in own):
+                raise InputError(
+                    f"--{name}: {self.rule} " + ("has no such option" if given else "needs it")
+                )
+        refuse_below_one(self, *(name for name in ("k", "window") if name in own))
+
+    def make_rule(self) -> Rule:
+        """Returns the rule that the options name."""
+        rule = RULES[self.rule]
+        return rule(**{one.name: getattr(self, one.name) for one in dataclasses.fields(rule)})
+
+
+@dataclass(kw_only=True)
+class ShowConfig:
+    """Options of run-monitor. Exit status: 0 where all ran through, 3 where one was stopped."""
+
+    model_path: str
+    """The monitor: output folder of run-scm.sh."""
+    llm: str | None = None
+    """Folder of the language model to follow (safetensors). Its chat template is used; without
+    one ChatML, if its tokenizer knows that, else the bare prompt. Exit status 3: an answer was
+    stopped; 0: all ran through."""
+    replay: str | None = None
+    """Instead: file with recorded responses, FineHarm records or any JSON list or lines with
+    the fields prompt and response. Exit status as with --llm."""
+    id: str | None = None
+    """Of --replay: the record's field id, or FILE'S-NAME-N from 0 where it has none; default
+    the first record."""
+    delay: float = 10.0
+    """Of --replay: milliseconds between pieces of 4 characters."""
+    prompt: str | None = None
+    """Of --llm: what to ask; default each line of standard input."""
+    max_new_tokens: int = 256
+    """Of --llm: longest answer, in its tokens."""
+    temperature: float = 0.0
+    """Of --llm: of sampling; 0 takes the likeliest token."""
+    seed: int = 42
+    """Of --llm: seed of sampling."""
+    settings: str | None = None
+    """Thresholds; default the file monitor.json in the model's folder."""
+    strict: bool = False
+    """Stop at controversial, too, whatever the settings say."""
+    context: int | None = None
+    """Most tokens of prompt and response; default all the model can take."""
+    on_limit: OnLimit = "stop"
+    """A response that outgrows the context: stop it, or pass it unjudged."""
+    color: Literal["auto", "always", "never"] = "auto"
+    """auto: on a terminal, unless the environment sets NO_COLOR."""
+
+    def __post_init__(self) -> None:
+        if (self.llm is None) == (self.replay is None):
+            raise InputError("--llm, --replay: one of the two is needed")
+        source = "replay" if self.llm is None else "llm"
+        for one in fields(self):
+            if READ_BY.get(one.name, source) != source and getattr(self, one.name) != one.default:
+                raise InputError(f"--{one.name.replace('_', '-')}: --{source} does not read it")
+        refuse_below_one(self, "max_new_tokens")
+        if self.context is not None:
+            refuse_below_one(self, "context")
+        for name in ("temperature", "delay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"--{name}: {value} is not a number from 0")
+        if self.prompt is not None and not self.prompt.strip():
+            raise InputError("--prompt: is empty")

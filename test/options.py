@@ -1,0 +1,240 @@
+"""Options of the tests."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from data.meta import data_summary
+from evaluation.options import Strictness, Style
+from model.options import ScoreWith
+from utils.files import InputError, sha256_file
+from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
+from utils.run_record import model_summary
+
+READ_BY = {  # the options that not every row reads
+    "text": ("classifier",),
+    "harmful_label": ("classifier",),
+    "style": ("generative",),
+    "strictness": ("generative", "stream"),
+    "trust_remote_code": ("stream",),
+    "token_budget": ("classifier", "generative"),
+    "target_false_alarm": ("stream",),
+    "target_k": ("stream",),
+}
+
+
+@dataclass
+class EvaluationConfig:
+    """Options that the tests of all rows share."""
+
+    data_dir: str
+    """Processed data, made by scripts/run-data.sh."""
+    output_dir: str
+    """Folder for metrics, predictions and the figure."""
+    name: str = ""
+    """Name of the row in tables; default its own."""
+    target_false_alarm: float = 0.0
+    """Also report delay-k detection whose θ is calibrated on benign validation responses to let
+    through at most this share of false alarms; 0 for none."""
+    target_k: int = 4
+    """k of --target-false-alarm."""
+    bootstrap: int = 2000
+    """Samples of the 95 % intervals."""
+    seed: int = 42
+    """Of the bootstrap."""
+    overwrite: bool = False
+    """Replace the output folder."""
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "bootstrap", "target_k")
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
+        if not 0 <= self.target_false_alarm < 1:
+            raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        return {"data": data_summary(self.data_dir)}
+
+    def refuse_target(self, reason: str) -> None:
+        """Raises InputError where θ is to be calibrated for a share of false alarms."""
+        if self.target_false_alarm or self.target_k != EvaluationConfig.target_k:
+            raise InputError(f"--target-false-alarm, --target-k: {reason}")
+
+
+@dataclass(kw_only=True)
+class ModelTestConfig(EvaluationConfig):
+    """Options that the tests of neural models share."""
+
+    model_path: str
+    """The model's folder; of ours, the training's."""
+    precision: Precision = "fp32"
+    """fp32: scores do not depend on the batch. auto, bf16: faster."""
+    token_budget: int = TOKEN_BUDGET
+    """Padded tokens a batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_one(self, "token_budget")
+
+    def inputs(self) -> dict[str, Any]:
+        return super().inputs() | {"model": model_summary(Path(self.model_path))}
+
+
+@dataclass(kw_only=True)
+class CausalTestConfig(ModelTestConfig):
+    """Options of the test."""
+
+    row: Literal["scm", "qwen-full", "qwen-partial"]
+    """Row of the paper's table. scm: token scorer, partial detection. qwen-full: the holistic
+    scorer of a model trained for full detection, on complete responses. qwen-partial: the same
+    at every response token."""
+    score_with: ScoreWith = "token"
+    """Of the row scm. token: the token scorer, as in the paper. holistic: the holistic scorer
+    at every token, as in the released code."""
+    frozen_cache: str = ""
+    """Of a checkpoint trained with --last-layers: folder to keep the frozen layers' output in,
+    shared by the tests of all such checkpoints on the same text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row != "scm" and self.score_with != "token":
+            raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
+        if self.row == "qwen-full":
+            self.refuse_target("full detection stops no stream")
+
+
+@dataclass
+class FloorConfig(EvaluationConfig):
+    """Options of the floor."""
+
+    method: Literal["tfidf", "length"] = "tfidf"
+    """tfidf: TF-IDF of words and word pairs, logistic regression. length: the response's length
+    in tokens alone."""
+    detection: Literal["full", "partial"] = "partial"
+    """partial: full detection, and every prefix as well. full: that alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.detection == "full":
+            self.refuse_target("full detection stops no stream")
+
+
+@dataclass
+class RulesConfig:
+    """Options of the comparison."""
+
+    metrics_dir: str
+    """Folder that a test of partial detection wrote."""
+    output_dir: str
+    """Folder for the comparison."""
+    targets: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2])
+    """Shares of false alarms to compare the rules at."""
+    bootstrap: int = 2000
+    """Samples of the 95 % intervals."""
+    seed: int = 42
+    """Of the bootstrap."""
+    overwrite: bool = False
+    """Replace the output folder."""
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "bootstrap")
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
+        for target in self.targets:
+            if not 0 < target < 1:
+                raise InputError(f"--targets: {target} is not above 0 and below 1")
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        folder = Path(self.metrics_dir)
+        predictions = sha256_file(folder / "predictions.npz")
+        return {"data": {"folder": str(folder), "predictions_sha256": predictions}}
+
+
+@dataclass
+class LiveConfig:
+    """Options of the check."""
+
+    metrics_dir: str
+    """Output folder of scripts/run-scm.sh test."""
+    model_path: str
+    """The checkpoint it tested."""
+    input_dir: str
+    """FineHarm folder that its data was made from."""
+    output: str = ""
+    """JSON file to write; default none."""
+    overwrite: bool = False
+    """Replace that file."""
+    streams: int = 32
+    """Streams at the same time."""
+    longest: int = 40
+    """Characters of the longest piece."""
+    limit: int = 0
+    """Responses to check; 0 for all."""
+    seed: int = 42
+    """Of the pieces."""
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "streams", "longest")
+
+
+@dataclass(kw_only=True)
+class GuardConfig(ModelTestConfig):
+    """Options of the guards."""
+
+    row: Literal["classifier", "generative", "stream"]
+    """classifier: a Hugging Face text classifier. generative: a language model that answers
+    with a verdict. stream: Qwen3Guard-Stream."""
+    text: Literal["response", "pair"] = "response"
+    """Of the row classifier. response: the response alone. pair: prompt and response as a pair
+    of texts."""
+    harmful_label: str = ""
+    """Of the row classifier: name of the harmful class where it cannot be told."""
+    style: Style | None = None
+    """Of the row generative: how the guard answers. It must be named."""
+    strictness: Strictness = "strict"
+    """Of guards that know controversial responses. strict: they count as harmful. loose: as
+    benign."""
+    trust_remote_code: bool = False
+    """Of the row stream: run the Python code that lies in the model folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one in fields(self):
+            value, rows = getattr(self, one.name), READ_BY.get(one.name, (self.row,))
+            if self.row not in rows and value != one.default:
+                flag = one.name.replace("_", "-")
+                raise InputError(f"--{flag}: the row {self.row} does not read it")
+        if self.row == "generative" and self.style is None:
+            raise InputError("--style: the row generative needs it")
+        if self.style == "llama-guard" and self.strictness != "strict":
+            raise InputError("--strictness: llama-guard calls nothing controversial")
+        if self.row == "stream" and not self.trust_remote_code:
+            raise InputError(
+                "--trust-remote-code: the row stream runs Python code that comes with the weights;"
+                f" read what is in {self.model_path}, then pass this option"
+            )
+
+
+@dataclass(kw_only=True)
+class ModernBertTestConfig(ModelTestConfig):
+    """Options of the test."""
+
+    row: Literal["modernbert-full", "modernbert-partial"]
+    """Row of the paper's table."""
+    stride: int = 1
+    """Partial: score every N-th prefix only, a coarse sweep; 1 for all."""
+    stop_early: bool = False
+    """Partial: leave a response once every (θ, k) of the sweep has fired. No decision changes;
+    AUROC then ranks by the scores so far."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_one(self, "stride")
+        if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
+            raise InputError("--stride, --stop-early: full detection scores no prefixes")
+        if self.row == "modernbert-full":
+            self.refuse_target("full detection stops no stream")
+        if self.stop_early:
+            self.refuse_target("θ is calibrated on scores that --stop-early cuts; leave one out")
