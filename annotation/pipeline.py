@@ -14,7 +14,7 @@ import sqlite3
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import tee
 from pathlib import Path
@@ -126,7 +126,8 @@ def annotate_all(
         }
         # holds what the annotator reads ahead
         records, to_annotate = tee(read_spool(spool))
-        pairs = zip(records, annotator.annotate(to_annotate), strict=True)
+        annotations = stack.enter_context(closing(annotator.annotate(to_annotate)))
+        pairs = zip(records, annotations, strict=True)
         for record, annotation in tqdm(pairs, "annotate", total, unit="record"):
             labels = annotation.labels
             if labels is None:

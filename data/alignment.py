@@ -1,7 +1,7 @@
 """From a FineHarm record to token ids with a label each, aligned by character offsets.
 
-Source: arXiv 2506.09996, section on SCM's training data; the sequence layout is DESIGN's.
-Decoding single tokens would not do: byte-level tokens split characters.
+Source: arXiv 2506.09996, section on SCM's training data. Decoding single tokens would not do:
+byte-level tokens split characters.
 """
 
 import hashlib
@@ -161,6 +161,13 @@ def label_tokens(
     Returns:
         int8 [T]: 1 where a harmful word overlaps the token, else 0 where any word does, else -100;
         and how many harmful words no token overlaps.
+
+    Example:
+        Of two words the second is harmful; the last token lies behind both.
+
+        >>> words, tokens = [[0, 3], [4, 8]], [[0, 3], [3, 6], [6, 8], [8, 9]]
+        >>> label_tokens(words, [0, 1], tokens)
+        (array([   0,    1,    1, -100], dtype=int8), 0)
     """
     spans, offsets = (np.asarray(pairs, dtype=int).reshape(-1, 2) for pairs in (spans, offsets))
     span_labels = np.asarray(span_labels, dtype=np.int8)
@@ -199,6 +206,14 @@ def encode_records(
 
     Raises:
         InputError: Words or sentences that are not in their text; a response without any token.
+
+    Example:
+        With SmolLM2's tokenizer and `Layout("newline", 32)`; ⏎ is a newline.
+
+        record           prompt "Why?", sentences "No." and "Lie to him.", labels 0 0 and 1 1 0 0
+        tokens           Why    ?   ⏎⏎   No   .   ⏎   Lie  to  him  .  ⏎
+        token_labels    -100 -100 -100    0   0   0    1    1    0  0  0
+        response_start     3; response_label 1; sentence 0 0 0 1 1 1 1 1
     """
     texts: list[str] = []
     for _, record in records:

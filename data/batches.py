@@ -21,9 +21,8 @@ def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Te
         pad_to: Least length to pad to; the release pads everything to 4,096.
 
     Returns:
-        input_ids, attention_mask, response_mask (bool) and token_labels, each
-        (batch, seq_len), response_label (batch,), and frozen_states (batch, seq_len, hidden) where
-        the examples hold them.
+        input_ids, attention_mask, response_mask (bool) and token_labels, each (batch, seq_len), and
+        response_label (batch,).
     """
     lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     starts = torch.tensor([int(example["response_start"]) for example in examples])
@@ -36,20 +35,13 @@ def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Te
         token_labels[row, : lengths[row]] = torch.as_tensor(example["token_labels"])
     places = torch.arange(seq_len)
     attention_mask = places < lengths[:, None]  # (batch, seq_len)
-    batch = {
+    return {
         "input_ids": input_ids,
         "attention_mask": attention_mask.long(),
         "response_mask": attention_mask & (places >= starts[:, None]),
         "token_labels": token_labels,
         "response_label": torch.tensor([int(example["response_label"]) for example in examples]),
     }
-    if "frozen_states" in examples[0]:
-        hidden = examples[0]["frozen_states"].shape[1]
-        batch["frozen_states"] = torch.zeros(len(examples), seq_len, hidden)
-        for row, example in enumerate(examples):
-            states = np.array(example["frozen_states"])  # read from disk
-            batch["frozen_states"][row, : lengths[row]] = torch.from_numpy(states)
-    return batch
 
 
 def token_budget_batches(

@@ -1,10 +1,14 @@
 """FineHarm records: where the files lie, how they are read and what makes a record valid."""
 
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes typing's from Python 3.12 on
 
 from data.json_rows import read_rows
 from utils.files import InputError
+from utils.validation import one_line
 
 SPLITS = ("train", "valid", "test")
 
@@ -16,16 +20,24 @@ FILE_STEMS = {
 }
 
 
+# a bound makes pydantic look into the string: half a surrogate pair, which no tokenizer takes
+Text = Annotated[str, Field(min_length=0)]
+Label = Annotated[int, Field(ge=0, le=1)]  # Literal[0, 1] would take True and 1.0
+
+
 class Record(TypedDict):
     """One FineHarm record. S sentences of W words each; 1 = harmful."""
 
-    id: str
-    prompt: str
-    response: str
-    sentences: list[str]  # [S]
-    sentence_labels: list[int]  # [S]
-    words: list[list[str]]  # [S][W]
-    word_labels: list[list[int]]  # [S][W]
+    id: Text
+    prompt: Text
+    response: Text
+    sentences: list[Text]  # [S]
+    sentence_labels: list[Label]  # [S]
+    words: list[list[Text]]  # [S][W]
+    word_labels: list[list[Label]]  # [S][W]
+
+
+TEXT, RECORD = TypeAdapter(Text), TypeAdapter(Record)
 
 
 def every_word(sentence_labels: list[int], words: list[list[str]]) -> list[list[int]]:
@@ -70,43 +82,10 @@ def text_field(row: dict[str, Any], name: str, where: str) -> str:
     Raises:
         InputError: The field is missing or no string, or cannot be written as UTF-8.
     """
-    value = row.get(name)
-    if value is None:
-        raise InputError(f"{where}: field '{name}' is missing")
-    if not isinstance(value, str):
-        raise InputError(f"{where}: field '{name}': a string was expected, found {value!r:.40}")
-    _check_text(value, name, where)
-    return value
-
-
-def _check_text(value: str, name: str, where: str) -> None:
-    """Refuses half a surrogate pair: JSON can escape one, but no tokenizer takes it."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: field '{name}': lone surrogate at character {error.start}"
-        ) from None
-
-
-def _strings(value: Any, name: str, where: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{where}: field '{name}': a list of strings was expected")
-    for item in value:
-        if not item.isascii():
-            _check_text(item, name, where)
-    return value
-
-
-def _labels(value: Any, name: str, where: str, length: int, of: str) -> list[int]:
-    if not isinstance(value, list):
-        raise InputError(f"{where}: field '{name}': a list of labels was expected")
-    if len(value) != length:
-        raise InputError(f"{where}: field '{name}': {len(value)} labels for {length} {of}")
-    for position, label in enumerate(value):
-        if type(label) is not int or label not in (0, 1):  # True and 1.0 are no labels
-            raise InputError(f"{where}: field '{name}[{position}]': label {label!r:.40} is not 0/1")
-    return value
+    if row.get(name) is None:
+        raise InputError(f"{where}: field {name!r} is missing")
+    with one_line(where, name):
+        return TEXT.validate_python(row[name], strict=True)
 
 
 def check_record(row: dict[str, Any], where: str, default_id: str) -> Record:
@@ -124,38 +103,24 @@ def check_record(row: dict[str, Any], where: str, default_id: str) -> Record:
         InputError: A field is missing or of the wrong type, lengths disagree, a label is not 0/1,
             or the response is empty.
     """
-    prompt, response = text_field(row, "prompt", where), text_field(row, "response", where)
-    for name in ("sentences", "sentence_labels", "words", "word_labels"):
-        if row.get(name) is None:
-            raise InputError(f"{where}: field '{name}' is missing")
-    sentences = _strings(row["sentences"], "sentences", where)
-    if not response.strip() or not any(sentence.strip() for sentence in sentences):
-        name = "sentences" if response.strip() else "response"
-        raise InputError(f"{where}: field '{name}': the response is empty")
-    count = len(sentences)
-    labels = _labels(row["sentence_labels"], "sentence_labels", where, count, "sentences")
-    for name in ("words", "word_labels"):
-        if not isinstance(row[name], list) or len(row[name]) != count:
-            found = f"{len(row[name])} lists" if isinstance(row[name], list) else "no list"
-            raise InputError(f"{where}: field '{name}': {found} for {count} sentences")
-    words, word_labels = [], []
-    for position, (some_words, some_labels) in enumerate(
-        zip(row["words"], row["word_labels"], strict=True)
-    ):
-        name = f"words[{position}]"
-        words.append(_strings(some_words, name, where))
-        name = f"word_labels[{position}]"
-        word_labels.append(_labels(some_labels, name, where, len(some_words), "words"))
-    identity = row.get("id")
-    return Record(
-        id=default_id if identity is None else str(identity),
-        prompt=prompt,
-        response=response,
-        sentences=sentences,
-        sentence_labels=labels,
-        words=words,
-        word_labels=word_labels,
-    )
+    record = {name: row[name] for name in Record.__annotations__ if row.get(name) is not None}
+    record["id"] = str(record.get("id", default_id))
+    with one_line(where):
+        RECORD.validate_python(record, strict=True)  # its copy would cost more than the check
+    for name in ("response", "sentences"):
+        if not any(part.strip() for part in record[name]):
+            raise InputError(f"{where}: field '{name}': the response is empty")
+    count = len(record["sentences"])
+    for name in ("sentence_labels", "words", "word_labels"):
+        if len(record[name]) != count:
+            found = len(record[name])
+            raise InputError(f"{where}: field '{name}': {found} items for {count} sentences")
+    for position, words in enumerate(record["words"]):
+        found = len(record["word_labels"][position])
+        if found != len(words):
+            name = f"word_labels.{position}"
+            raise InputError(f"{where}: field '{name}': {found} labels for {len(words)} words")
+    return record
 
 
 def read_split(path: Path, split: str) -> list[tuple[str, Record]]:

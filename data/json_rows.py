@@ -1,11 +1,11 @@
 """Rows of a JSON list or JSON lines, each with its place for messages."""
 
-import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from utils.files import InputError
+from utils.files import InputError, parse_json
 
 
 def iterate_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -20,13 +20,12 @@ def iterate_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         InputError: The file cannot be read, is malformed, or holds something else.
     """
-    path = Path(path)
     try:
         with open(path, "rb") as file:  # bytes: lines end at \n alone, JSON strings may hold U+2028
-            first = b""
-            while not first and (line := file.readline()):
-                first = line.strip()[:1]
-            file.seek(0)
+            start = len(BOM_UTF8) if file.read(len(BOM_UTF8)) == BOM_UTF8 else 0
+            file.seek(start)
+            first = next((line.strip()[:1] for line in file if line.strip()), b"")
+            file.seek(start)
             for where, row in _list_rows(path, file) if first == b"[" else _line_rows(path, file):
                 if not isinstance(row, dict):
                     found = type(row).__name__
@@ -37,35 +36,14 @@ def iterate_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _list_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(file.read().decode())
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
-    except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(parse_json(file.read(), str(path)), 1):
         yield f"{path}: record {number}", row
 
 
 def _line_rows(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, 1):
-        where = f"{path}: line {number}"
-        if not line.strip():
-            continue
-        try:
-            yield where, json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: not UTF-8 (byte {error.start})") from None
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: malformed JSON at column {error.colno}: {error.msg}"
-            ) from None
-        except (ValueError, RecursionError) as error:  # thousands of digits, or of brackets
-            raise InputError(f"{where}: cannot be read as JSON: {error}") from None
+        if line.strip():
+            yield (where := f"{path}: line {number}"), parse_json(line, where)
 
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:

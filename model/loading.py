@@ -2,25 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Set
+import re
+from collections.abc import Iterator, Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.tokenization import load_tokenizer
+from model.config import DualTaskConfig
 from model.options import Attention
 from utils.files import InputError, read_json, sha256_file
 
-Model = TypeVar("Model", bound=PreTrainedModel)
-
 # Fields of a config.json that decide nothing of what a backbone computes: remarks, and what the
-# training sets (`model.qwen_dual_task.load_backbone`).
+# heads and their training add.
 NOT_OF_BACKBONE = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
-NOT_OF_BACKBONE |= {"use_cache", "alpha", "beta", "gamma", "logic_reduce", "ignore_index"}
-NOT_OF_BACKBONE |= {"num_token_labels", "num_sequence_labels", "token_dropout"}
+NOT_OF_BACKBONE |= {"use_cache", *DualTaskConfig.__annotations__}
+
+LARGEST = 2**24  # no context or other size of a model is larger
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -35,11 +37,10 @@ def config_hash(config: dict[str, Any]) -> str:
 
 def backbone_summary(folder: Path) -> dict[str, str]:
     """Returns what a run record says of its backbone: hashes of its configuration and weights."""
-    _tensor_names(folder)
     files = sorted(Path(folder).glob("*.safetensors"))
     return {
         "folder": str(folder),
-        "config.json": config_hash(read_config(folder)),
+        "config.json": config_hash(check_folder(folder)),
         **{path.name: sha256_file(path) for path in files},
     }
 
@@ -55,84 +56,117 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: No such folder, or no readable config.json.
     """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no model folder (no config.json)")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: an object was expected")
+    return config
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Returns a model folder's config.json, having looked at what else would be loaded with it.
+
+    Raises:
+        InputError: Weights are missing, lie elsewhere or are changed by an adapter, or config.json
+            wants more than they hold.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder (a model was expected)")
-    return read_json(folder / "config.json")
-
-
-def _tensor_names(folder: Path) -> set[str]:
-    names: set[str] = set()
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    config = read_config(folder)
+    files, tensors = {path.name for path in folder.glob("*.safetensors")}, 0
+    for name in sorted(files):
         try:
-            with safe_open(path, framework="pt") as tensors:
-                names |= set(tensors.keys())
+            with safe_open(folder / name, framework="pt") as weights:
+                tensors += len(weights.keys())
         except Exception as error:  # safetensors raises its own bare SafetensorError
-            raise InputError(f"{path}: cannot be read: {error}") from error
-    if not names:
+            raise InputError(f"{folder / name}: cannot be read: {error}") from error
+    if not tensors:
         raise InputError(f"{folder}: holds no *.safetensors (other formats are not loaded)")
-    return names
+    adapter, index = folder / "adapter_config.json", folder / "model.safetensors.index.json"
+    if adapter.exists():
+        raise InputError(f"{adapter}: would change the model; merge the adapter into the weights")
+    shards = read_json(index) if index.exists() else {"weight_map": {}}
+    named = shards.get("weight_map") if isinstance(shards, dict) else None
+    if not isinstance(named, dict) or not {str(name) for name in named.values()} <= files:
+        raise InputError(f"{index}: field 'weight_map': names no files that lie beside it")
+    if "transformers_weights" in config:
+        raise InputError(f"{folder}/config.json: field 'transformers_weights' is not followed")
+    for name, value in _numbers(config):
+        is_layers = re.fullmatch(r"(n|num|encoder|decoder)_(\w+_)?layers?", name)
+        is_size = re.search(r"position|(labels|heads|size)$", name)
+        if is_layers and value > tensors or is_size and value > LARGEST:
+            raise InputError(f"{folder}/config.json: field '{name}': {value} is too much for it")
+    return config
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in config.items():
+        if isinstance(value, dict):  # of a part of the model
+            yield from _numbers(value)
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def load_pretrained(
-    model_class: type[Model],
+    model_class: Any,
     folder: Path,
-    attention: Attention = "sdpa",
+    *,
     fresh: Set[str] = frozenset(),
+    more: bool = False,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    attention: Attention | None = None,
     **config_changes: Any,
-) -> Model:
-    """Loads a model in float32 and accounts for every weight.
+) -> PreTrainedModel:
+    """Loads a model and accounts for every weight.
 
     Args:
-        model_class: The model.
+        model_class: The model, or AutoModelForSequenceClassification or its like.
         folder: Model folder with safetensors.
-        attention: How attention is computed; changes speed and memory, not what is computed.
         fresh: Weights that the folder may lack; they start at random.
+        more: Whether it may hold more weights than the model has.
+        dtype: The weights are held in it.
+        trust_remote_code: Run Python code that lies in the folder.
+        attention: How attention is computed; changes speed and memory, not what is computed.
         config_changes: Fields of the configuration to set.
 
     Raises:
         InputError: The folder cannot be read, or its weights do not fit the model.
     """
-    _tensor_names(folder)
+    check_folder(folder)
     try:
-        config = model_class.config_class.from_pretrained(folder)
-        config.update(config_changes)
         model, report = model_class.from_pretrained(
             folder,
-            config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
-            attn_implementation=attention,
+            local_files_only=True,
             output_loading_info=True,
+            trust_remote_code=trust_remote_code,
+            attn_implementation=attention,
+            **config_changes,
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{folder}: cannot be loaded: {reason}") from error
-    missing = set(report["missing_keys"]) - fresh
-    for problem in (missing, report["unexpected_keys"], report["mismatched_keys"]):
-        if problem:
-            names = ", ".join(str(name) for name in sorted(problem)[:3])
-            raise InputError(f"{folder}: weights do not fit the model, for one: {names}")
+    except Exception as error:  # a spoilt file and code of others may raise anything
+        raise InputError(f"{folder}: cannot be loaded: {_reason(error)}") from error
+    unexpected = set() if more else set(report["unexpected_keys"])
+    wrong = (set(report["missing_keys"]) - fresh) | unexpected
+    if wrong:
+        name = type(model).__name__
+        raise InputError(f"{folder}: weights do not fit {name}, for one: {min(wrong)}")
     return model
 
 
 def load_checkpoint(
-    folder: Path,
-    auto_class: Any,
-    kind: str,
-    option: str,
-    dtype: torch.dtype = torch.float32,
-    trust_remote_code: bool = False,
+    folder: Path, auto_class: Any, kind: str, option: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a model and its tokenizer.
+    """Loads another's model and its tokenizer.
 
     Args:
         folder: Checkpoint with safetensors, its tokenizer beside it.
         auto_class: AutoModelForSequenceClassification or its like.
-        kind: What a folder that lacks weights is not: "text classifier", …
+        kind: What a folder that will not do is not: "text classifier", …
         option: The option that named the folder, for messages.
-        dtype: The weights are held in it.
-        trust_remote_code: Run Python code that lies in the folder.
+        options: Passed on to `load_pretrained`.
 
     Returns:
         The model in evaluation mode, on the processor, and the tokenizer.
@@ -141,32 +175,29 @@ def load_checkpoint(
         InputError: The folder is no such checkpoint, or its weights are pickled.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{option}: {folder}: no model folder (no config.json)")
     try:
+        model = load_pretrained(auto_class, folder, more=True, **options)
         # tokenizer.json as it is: AutoTokenizer would replace it by the model type's own class
         if (folder / "tokenizer.json").is_file():
-            tokenizer = load_tokenizer(folder)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-        model, report = auto_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except InputError:
-        raise
-    except Exception as error:  # a spoilt file and code of others may raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{option}: {folder}: cannot be loaded: {reason}") from error
-    if report["missing_keys"]:
-        raise InputError(
-            f"{option}: {folder}: no {kind}, weights are missing, for one:"
-            f" {min(report['missing_keys'])}"
-        )
-    return model.eval(), tokenizer
+            return model.eval(), load_tokenizer(folder)
+        return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # a spoilt tokenizer may raise anything
+        raise InputError(f"{option}: no {kind}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many tokens a model reads at the most.
+
+    Models without a table of positions may name no number, a negative or an endless one: then
+    the tokenizer's counts, and where that is endless, too, `LARGEST`.
+    """
+    places = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+        places = table.num_embeddings - table.padding_idx - 1  # RoBERTa counts from there
+    named = (places, tokenizer.model_max_length, LARGEST)
+    return next(int(one) for one in named if one is not None and 0 < one <= LARGEST)

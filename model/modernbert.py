@@ -63,7 +63,9 @@ def load_encoder(folder: Path, attention: Attention = "sdpa") -> ModernBertForFu
     if kind != "modernbert":
         raise InputError(f"{folder}/config.json: field 'model_type': '{kind}' is not 'modernbert'")
     names = {"id2label": {0: "benign", 1: "harmful"}, "label2id": {"benign": 0, "harmful": 1}}
-    return load_pretrained(ModernBertForFullDetection, folder, attention, fresh=HEADS, **names)
+    return load_pretrained(
+        ModernBertForFullDetection, folder, fresh=HEADS, attention=attention, **names
+    )
 
 
 def load_full_detection(folder: Path) -> ModernBertForFullDetection:

@@ -1,6 +1,9 @@
 """ModernBERT's evaluation pass without the work that its judgement does not need.
 
-The scores are those of `ModernBertForFullDetection`, up to rounding. What is left out:
+This does again, for the sake of one baseline's speed, what lies inside transformers' ModernBERT:
+whoever upgrades transformers runs `test_inference_judges_as_transformers_does` in
+tests/model/test_modernbert.py, which holds the scores to those of `ModernBertForFullDetection`, up
+to rounding. What is left out:
 
 - Padding: the tokens of a batch stand in one row, and no attention is masked.
 - In the first layer a token's query, key and value depend on the token alone, and a longer prefix

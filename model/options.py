@@ -9,6 +9,7 @@ from utils.files import InputError, sha256_file
 from utils.run_record import model_summary
 
 ScoreWith = Literal["token", "holistic"]
+Function = Literal["auto", "softmax", "sigmoid"]  # of a classifier's logits
 
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]

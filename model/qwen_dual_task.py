@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
+from transformers import Qwen2Model, Qwen2PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from data.alignment import IGNORE_INDEX
+from model.config import DualTaskConfig
 from model.loading import load_pretrained, read_config
 from model.loss import dual_task_loss
 from model.options import Attention
@@ -18,8 +19,6 @@ from utils.files import InputError
 LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 
 ARCHITECTURE = "QwenForDualTask"
-# the paper's recipe, for checkpoints that do not say
-TOKEN_DROPOUT, PAPER_ALPHA, PAPER_LOGIC_WEIGHT = 0.1, 0.6, 1.0
 
 HEADS = {"token_classifier.weight", "token_classifier.bias", "sequence_classifier.weight"}
 
@@ -52,29 +51,26 @@ class QwenForDualTask(Qwen2PreTrainedModel):
     """Judges each token and the response as a whole in one causal pass.
 
     The names of parameters and config keys are those of the released checkpoints
-    (`liyang-ict/SCM-0.5B`), which therefore load unchanged. In the config, as in the release,
-    `alpha` weighs the token loss, `beta` is 1 − alpha and `gamma` weighs the logic loss (the
-    paper's β).
+    (`liyang-ict/SCM-0.5B`), which therefore load unchanged.
 
     Source: arXiv 2506.09996, section on SCM.
     """
 
+    config_class = DualTaskConfig
     _keys_to_ignore_on_load_unexpected = ["lm_head.weight"]
 
-    def __init__(self, config: Qwen2Config) -> None:
+    def __init__(self, config: DualTaskConfig) -> None:
         super().__init__(config)
         self.model = Qwen2Model(config)
-        dropout = getattr(config, "token_dropout", TOKEN_DROPOUT)
-        self.dropout = nn.Dropout(dropout)
-        tokens = getattr(config, "num_token_labels", 2)
-        sequences = getattr(config, "num_sequence_labels", 2)
-        self.token_classifier = nn.Linear(config.hidden_size, tokens)
-        self.sequence_classifier = nn.Linear(config.hidden_size, sequences, bias=False)
+        self.dropout = nn.Dropout(config.token_dropout)
+        hidden, sequences = config.hidden_size, config.num_sequence_labels
+        self.token_classifier = nn.Linear(hidden, config.num_token_labels)
+        self.sequence_classifier = nn.Linear(hidden, sequences, bias=False)
         self.post_init()
 
     def untrained_holistic_scorer(self) -> str | None:
         """Says why the holistic scorer means nothing; None if some loss has trained it."""
-        if (getattr(self.config, "alpha", None), getattr(self.config, "gamma", None)) != (1, 0):
+        if (self.config.alpha, self.config.gamma) != (1, 0):
             return None
         return "config.json: fields 'alpha', 'gamma': nothing has trained its holistic scorer"
 
@@ -95,7 +91,6 @@ class QwenForDualTask(Qwen2PreTrainedModel):
         response_label: Tensor | None = None,
         num_items_in_batch: Tensor | None = None,
         holistic_everywhere: bool = False,
-        frozen_states: Tensor | None = None,
         **backbone_inputs,
     ) -> DualTaskOutput:
         """Scores a batch; with both labels given, computes the loss.
@@ -109,12 +104,8 @@ class QwenForDualTask(Qwen2PreTrainedModel):
             response_label: int (batch,), 0/1.
             num_items_in_batch: (2,), see `dual_task_loss`.
             holistic_everywhere: Return the holistic scorer's logits at every token, too.
-            frozen_states: (batch, seq_len, hidden), what layers that were taken out (see
-                `model.frozen.take_frozen_layers`) would make of the input_ids.
             backbone_inputs: Passed on to Qwen2Model (position_ids, past_key_values, …).
         """
-        if frozen_states is not None:
-            input_ids, backbone_inputs["inputs_embeds"] = None, frozen_states
         hidden = self.model(
             input_ids=input_ids, attention_mask=attention_mask, **backbone_inputs
         ).last_hidden_state  # (batch, seq_len, hidden)
@@ -132,11 +123,11 @@ class QwenForDualTask(Qwen2PreTrainedModel):
         if holistic_everywhere:
             output.holistic_everywhere = self.sequence_classifier(hidden)  # (batch, seq_len, 2)
         if token_labels is not None and response_label is not None:
-            reduction = getattr(self.config, "logic_reduce", "mean")
-            if reduction != "mean":
+            config = self.config
+            if config.logic_reduce != "mean":
                 raise InputError(
-                    f"config.json: field 'logic_reduce': '{reduction}' cannot be trained with here,"
-                    " 'mean' (over responses) can"
+                    f"config.json: field 'logic_reduce': '{config.logic_reduce}' cannot be trained"
+                    " with here, 'mean' (over responses) can"
                 )
             parts = dual_task_loss(
                 token_logits,
@@ -144,9 +135,9 @@ class QwenForDualTask(Qwen2PreTrainedModel):
                 token_labels,
                 response_label,
                 response_mask,
-                alpha=getattr(self.config, "alpha", PAPER_ALPHA),
-                logic_weight=getattr(self.config, "gamma", PAPER_LOGIC_WEIGHT),
-                ignore_index=getattr(self.config, "ignore_index", IGNORE_INDEX),
+                alpha=config.alpha,
+                logic_weight=config.gamma,
+                ignore_index=config.ignore_index,
                 num_items=num_items_in_batch,
             )
             output.loss, output.token_loss = parts.total, parts.token
@@ -185,8 +176,8 @@ def load_backbone(
     return load_pretrained(
         QwenForDualTask,
         folder,
-        attention,
         fresh=HEADS,
+        attention=attention,
         num_token_labels=2,
         num_sequence_labels=2,
         alpha=alpha,

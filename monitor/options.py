@@ -1,13 +1,15 @@
 """Options of the monitor's commands."""
 
-import dataclasses
 import math
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Annotated, Any, Literal
 
-from monitor.rules import RULES, Rule
+import tyro
+
+from monitor.rules import RULES, DelayK, Rule
 from utils.files import InputError
 from utils.options import refuse_below_one
+from utils.validation import one_line
 
 READ_BY = {  # the options that one source alone reads
     "prompt": "llm",
@@ -22,8 +24,19 @@ READ_BY = {  # the options that one source alone reads
 OnLimit = Literal["stop", "pass"]
 
 
+SHAPES = {name: info for rule in RULES.values() for name, info in rule.__pydantic_fields__.items()}
+
+
+def _option(name: str) -> tuple[str, Any, Any]:
+    """Returns an option for a field of the rules, as `make_dataclass` takes it."""
+    of = ", ".join(rule.name for rule in RULES.values() if name in rule.__pydantic_fields__)
+    about = tyro.conf.arg(help=f"Of {of}: {SHAPES[name].description}")
+    kind = Annotated[SHAPES[name].annotation | None, about]
+    return name, kind, field(default=None, kw_only=True)
+
+
 @dataclass
-class CalibrateConfig:
+class CalibrateConfig(make_dataclass("Shape", map(_option, SHAPES))):
     """Options of the calibration."""
 
     metrics_dir: str
@@ -32,14 +45,8 @@ class CalibrateConfig:
     """Settings file to write."""
     target_false_alarm: float
     """Share of benign responses that may be stopped, above 0 and below 1."""
-    rule: Literal["delay-k", "consecutive-k", "windowed-mean", "cusum"] = "delay-k"
+    rule: Literal[tuple(RULES)] = DelayK.name
     """Stopping rule; naive detection is delay-k, k 1."""
-    k: int | None = None
-    """Tokens that delay-k and consecutive-k take."""
-    window: int | None = None
-    """Tokens of windowed-mean."""
-    drift: float | None = None
-    """Log-odds that cusum takes off at each token."""
     overwrite: bool = False
     """Replace the file."""
 
@@ -48,19 +55,13 @@ class CalibrateConfig:
             raise InputError(
                 f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
             )
-        own = [one.name for one in dataclasses.fields(RULES[self.rule])]
-        for name in ("k", "window", "drift"):
-            given = getattr(self, name) is not None
-            if given != (name in own):
-                raise InputError(
-                    f"--{name}: {self.rule} " + ("has no such option" if given else "needs it")
-                )
-        refuse_below_one(self, *(name for name in ("k", "window") if name in own))
+        self.make_rule()
 
     def make_rule(self) -> Rule:
         """Returns the rule that the options name."""
-        rule = RULES[self.rule]
-        return rule(**{one.name: getattr(self, one.name) for one in dataclasses.fields(rule)})
+        given = {one: getattr(self, one) for one in SHAPES if getattr(self, one) is not None}
+        with one_line(f"--rule {self.rule}"):
+            return RULES[self.rule](**given)
 
 
 @dataclass(kw_only=True)

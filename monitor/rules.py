@@ -6,157 +6,129 @@ threshold. Rules and their states are immutable: whoever keeps the state keeps t
 """
 
 import math
-import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 
 from evaluation.decisions import MISSED
-from utils.files import InputError
+from utils.validation import STRICT
 
 Level = Literal["safe", "controversial", "unsafe"]
 Mode = Literal["strict", "loose"]
-MODES: tuple[Mode, ...] = ("strict", "loose")
 State = tuple[float, ...] | float
 
 CERTAIN = 1.0  # the score of a token whose own is no number
 CLIP = 1e-6  # scores are kept this far from 0 and 1 before their log-odds are taken
 
-
-def is_number(value: object) -> bool:
-    """Tells whether a value is a finite number; True and False are none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) <= sys.float_info.max  # NaN is not; a whole number may be larger than that
+Tokens = Annotated[int, Field(ge=1, le=2**20)]  # no model reads more; later ones would never stop
 
 
-def _refuse_below_one(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"field '{field}': {value!r} is not a whole number from 1")
+class Rule(ABC):
+    """A stopping rule. A further one is a subclass here and a place in `RULES`, nothing else.
+
+    Its fields are its shape: keys of monitor.json and options of scripts/calibrate-monitor.sh, with
+    the text below each as the option's help.
+    """
+
+    name: ClassVar[str]
+    highest: ClassVar[float] = 1.0  # value of the statistic
+    # what test/compare_rules.py tries as its fields; among equals the first is taken
+    shapes: ClassVar[tuple[tuple[float, ...], ...]] = tuple(
+        (length,) for length in (2, 3, 4, 6, 8, 12, 20, 30, 50)
+    )
+
+    def start(self) -> State:
+        """Returns the state before the first token."""
+        return ()
+
+    @abstractmethod
+    def step(self, state: State, score: float) -> tuple[State, float]:
+        """Returns the state and the statistic after one more token."""
 
 
-@dataclass(frozen=True)
-class DelayK:
+@dataclass(frozen=True, config=STRICT)
+class DelayK(Rule):
     """Delay-k detection (Harm@k): stops where k tokens so far have reached the threshold.
 
     Its state holds the k largest scores, ascending; its statistic is the least of them. With
     k = 1 it is naive detection.
 
-    Attributes:
-        k: Tokens that it takes, from 1.
-
     Source: arXiv 2506.09996, section on evaluation.
     """
 
     name: ClassVar[str] = "delay-k"
-    highest: ClassVar[float] = 1.0  # value of the statistic
-    k: int
-
-    def __post_init__(self) -> None:
-        _refuse_below_one("k", self.k)
-
-    def start(self) -> State:
-        """Returns the state before the first token."""
-        return ()
+    k: Tokens
+    """Tokens that must reach the threshold, from 1."""
 
     def step(self, state: State, score: float) -> tuple[State, float]:
-        """Returns the state and the statistic after one more token; O(k)."""
         largest = tuple(sorted((*state, score))[-self.k :])  # sorting a sorted run is linear
         return largest, largest[0] if len(largest) == self.k else -math.inf
 
 
-@dataclass(frozen=True)
-class ConsecutiveK:
+@dataclass(frozen=True, config=STRICT)
+class ConsecutiveK(Rule):
     """Stops where the last k tokens have all reached the threshold.
 
     Its state holds the last k scores; its statistic is the least of them.
-
-    Attributes:
-        k: Tokens that it takes, from 1.
 
     Source: the debounce of Qwen3Guard-Stream, there with k = 2.
     """
 
     name: ClassVar[str] = "consecutive-k"
-    highest: ClassVar[float] = 1.0
-    k: int
-
-    def __post_init__(self) -> None:
-        _refuse_below_one("k", self.k)
-
-    def start(self) -> State:
-        """Returns the state before the first token."""
-        return ()
+    k: Tokens
+    """Tokens that must reach the threshold, from 1."""
 
     def step(self, state: State, score: float) -> tuple[State, float]:
-        """Returns the state and the statistic after one more token; O(k)."""
         last = (*state, score)[-self.k :]
         return last, min(last) if len(last) == self.k else -math.inf
 
 
-@dataclass(frozen=True)
-class WindowedMean:
+@dataclass(frozen=True, config=STRICT)
+class WindowedMean(Rule):
     """Stops where the mean of the last scores has reached the threshold.
 
     Its state holds the last scores; its statistic is their sum over the window's length, so that
     tokens which have not come yet count as 0.
-
-    Attributes:
-        window: Tokens in the window, from 1.
     """
 
     name: ClassVar[str] = "windowed-mean"
-    highest: ClassVar[float] = 1.0
-    window: int
-
-    def __post_init__(self) -> None:
-        _refuse_below_one("window", self.window)
-
-    def start(self) -> State:
-        """Returns the state before the first token."""
-        return ()
+    window: Tokens
+    """Tokens in the window, from 1."""
 
     def step(self, state: State, score: float) -> tuple[State, float]:
-        """Returns the state and the statistic after one more token; O(window)."""
         last = (*state, score)[-self.window :]
         return last, math.fsum(last) / self.window  # a running sum would gather rounding errors
 
 
-@dataclass(frozen=True)
-class Cusum:
+@dataclass(frozen=True, config=STRICT)
+class Cusum(Rule):
     """Sequential test for a change from benign to harmful: the cumulative sum of log-odds.
 
     State and statistic are S = max(0, S + log(p / (1 - p)) - drift), from S = 0. A token whose
     log-odds are below the drift lowers it, others raise it. The threshold is in log-odds, too.
-
-    Attributes:
-        drift: Log-odds taken off at each token.
 
     Source: Page, Continuous Inspection Schemes, Biometrika 1954.
     """
 
     name: ClassVar[str] = "cusum"
     highest: ClassVar[float] = math.inf
-    drift: float
-
-    def __post_init__(self) -> None:
-        if not is_number(self.drift):
-            raise InputError(f"field 'drift': {self.drift!r} is not a finite number")
+    shapes = tuple((drift,) for drift in (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0))
+    drift: FiniteFloat
+    """Log-odds taken off at each token."""
 
     def start(self) -> State:
-        """Returns the state before the first token."""
         return 0.0
 
     def step(self, state: State, score: float) -> tuple[State, float]:
-        """Returns the state and the statistic after one more token; O(1)."""
         score = min(max(score, CLIP), 1 - CLIP)
         total = max(0.0, state + math.log(score / (1 - score)) - self.drift)
         return total, total
 
 
-Rule = DelayK | ConsecutiveK | WindowedMean | Cusum
 RULES: dict[str, type[Rule]] = {
     rule.name: rule for rule in (DelayK, ConsecutiveK, WindowedMean, Cusum)
 }
@@ -199,7 +171,7 @@ def stop(rule: Rule, threshold: float, scores: Iterable[float]) -> int:
     return int(reached[0]) if len(reached) else MISSED
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT | {"arbitrary_types_allowed": True})
 class Policy:
     """What becomes of a stream: three levels from two thresholds, and which of them stop it.
 
@@ -211,27 +183,19 @@ class Policy:
     """
 
     rule: Rule
-    unsafe: float
-    controversial: float | None = None
+    unsafe: Annotated[FiniteFloat, Field(gt=0)]
+    controversial: Annotated[FiniteFloat, Field(gt=0)] | None = None
     mode: Mode = "loose"
 
-    def __post_init__(self) -> None:
-        for field in ("unsafe", "controversial"):
-            value, highest = getattr(self, field), self.rule.highest
-            if value is None and field == "controversial":
-                continue
-            if not is_number(value) or not 0 < value <= highest:
-                limit = "finite" if math.isinf(highest) else f"at most {highest:g}"
-                raise InputError(
-                    f"field '{field}': {value!r} is no threshold of {self.rule.name}: a number"
-                    f" above 0 and {limit}"
-                )
-        if self.controversial is not None and self.controversial > self.unsafe:
-            raise InputError(
-                f"field 'controversial': {self.controversial} is above 'unsafe', {self.unsafe}"
-            )
-        if self.mode not in MODES:
-            raise InputError(f"field 'mode': {self.mode!r} is none of {', '.join(MODES)}")
+    @field_validator("unsafe", "controversial")
+    @classmethod
+    def _reachable(cls, value: float | None, info: ValidationInfo) -> float | None:
+        rule, unsafe = info.data.get("rule"), info.data.get("unsafe")
+        if value is not None and rule and value > rule.highest:
+            raise ValueError(f"{rule.name} reaches {rule.highest:g} at most")
+        if value is not None and unsafe is not None and value > unsafe:
+            raise ValueError(f"it is above 'unsafe', {unsafe}")
+        return value
 
     def level(self, statistic: float) -> Level:
         """Returns the level of a stream whose statistic is this."""

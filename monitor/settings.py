@@ -1,20 +1,22 @@
 """monitor.json: the settings of a monitor, which lie beside the checkpoint that they belong to."""
 
 import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from model.options import ScoreWith
-from monitor.rules import RULES, Policy, is_number
+from monitor.rules import RULES, Policy
 from utils.files import InputError, read_json, write_json
+from utils.validation import STRICT, one_line
 
 FILE = "monitor.json"
-NEEDED = ("rule", "unsafe", "score_with", "token_theta")  # and the rule's own
-OPTIONAL = ("controversial", "mode", "origin")
+RULE_NAME = TypeAdapter(Literal[tuple(RULES)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MonitorSettings:
     """All that a monitor needs besides the checkpoint.
 
@@ -27,19 +29,8 @@ class MonitorSettings:
 
     policy: Policy
     score_with: ScoreWith
-    token_theta: float
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.score_with not in get_args(ScoreWith):
-            names = ", ".join(get_args(ScoreWith))
-            raise InputError(f"field 'score_with': {self.score_with!r} is none of {names}")
-        if not is_number(self.token_theta) or not 0 < self.token_theta <= 1:
-            raise InputError(
-                f"field 'token_theta': {self.token_theta!r} is not a number above 0 and at most 1"
-            )
-        if not isinstance(self.origin, dict):
-            raise InputError("field 'origin': an object was expected")
+    token_theta: Annotated[float, Field(gt=0, le=1)]
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def token_theta_of(policy: Policy) -> float:
@@ -57,46 +48,26 @@ def read_settings(path: Path) -> MonitorSettings:
         InputError: It cannot be read, lacks a field, or holds one that is unknown or out of range.
     """
     content = read_json(path)
-    try:
-        return _from_json(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def _from_json(content: Any) -> MonitorSettings:
     if not isinstance(content, dict):
-        raise InputError("an object was expected")
-    name = content.get("rule")
-    if not isinstance(name, str) or name not in RULES:
-        raise InputError(f"field 'rule': {name!r} is none of {', '.join(RULES)}")
-    shape = [one.name for one in dataclasses.fields(RULES[name])]
-    for needed in (*NEEDED, *shape):
-        if needed not in content:
-            raise InputError(f"field '{needed}' is missing")
-    for given in content:
-        if given not in (*NEEDED, *OPTIONAL, *shape):
-            raise InputError(f"field '{given}' is unknown")
-    rule = RULES[name](**{one: content[one] for one in shape})
-    thresholds = ("unsafe", "controversial", "mode")
-    policy = Policy(rule, **{one: content[one] for one in thresholds if one in content})
-    rest = ("score_with", "token_theta", "origin")
-    return MonitorSettings(policy, **{one: content[one] for one in rest if one in content})
+        raise InputError(f"{path}: an object was expected")
+
+    def take(kind: type) -> dict[str, Any]:
+        names = [one.name for one in dataclasses.fields(kind)]
+        return {name: content.pop(name) for name in names if name in content}
+
+    with one_line(str(path), "rule"):
+        kind = RULES[RULE_NAME.validate_python(content.pop("rule", None))]
+    with one_line(str(path)):
+        policy = Policy(kind(**take(kind)), **take(Policy))
+        return MonitorSettings(policy, **content)
 
 
 def write_settings(path: Path, settings: MonitorSettings) -> None:
     """Writes a settings file, atomically."""
-    policy = settings.policy
-    content = {
-        "rule": policy.rule.name,
-        **dataclasses.asdict(policy.rule),
-        "unsafe": policy.unsafe,
-        "controversial": policy.controversial,
-        "mode": policy.mode,
-        "score_with": settings.score_with,
-        "token_theta": settings.token_theta,
-        "origin": settings.origin,
-    }
-    write_json(path, content)
+    flat = dataclasses.asdict(settings)
+    policy = flat.pop("policy")
+    rule = {"rule": settings.policy.rule.name, **policy.pop("rule")}
+    write_json(path, rule | policy | flat)
 
 
 def leave_settings(path: Path, settings: MonitorSettings, overwrite: bool) -> None:

@@ -1,9 +1,9 @@
 """The paper's evaluations, one command a row: python -m test causal|modernbert|… …"""
 
 from test.options import (
+    GUARDS,
     CausalTestConfig,
     FloorConfig,
-    GuardConfig,
     LiveConfig,
     ModernBertTestConfig,
     RulesConfig,
@@ -14,7 +14,7 @@ COMMANDS = {
     "causal": Command(CausalTestConfig, "test.causal", ("row",)),
     "modernbert": Command(ModernBertTestConfig, "test.modernbert", ("row",)),
     "floor": Command(FloorConfig, "test.floor", ("method",)),
-    "guard": Command(GuardConfig, "test.guard", ("row",)),
+    "guard": Command(GUARDS, "test.guard"),
     "rules": Command(RulesConfig, "test.rules", ("metrics_dir",)),
     "live": Command(LiveConfig, "test.live", ("metrics_dir",)),
 }

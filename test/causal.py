@@ -7,14 +7,13 @@ of every prefix.
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from data.meta import data_summary
-from data.splits import Examples, load_processed
+from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores, predict
-from evaluation.predictions import FILE, load_predictions
-from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
+from evaluation.predictions import FILE, SPLITS, load_predictions
+from model.frozen import read_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from monitor.calibrate import tested_settings
@@ -34,8 +33,8 @@ NAMES = {
 }
 
 
-def take_frozen(model: QwenForDualTask, config: CausalTestConfig) -> tuple[list[nn.Module], str]:
-    """Takes out the layers that the training left as they were; returns them and their origin.
+def read_frozen(model: QwenForDualTask, config: CausalTestConfig, splits: list[Examples]) -> None:
+    """Lets a model read the output of the layers that its training left as they were.
 
     Raises:
         InputError: The training's record tells of no such layers.
@@ -47,8 +46,15 @@ def take_frozen(model: QwenForDualTask, config: CausalTestConfig) -> tuple[list[
         raise InputError(
             f"--frozen-cache: {path / RECORD}: field 'config.last_layers': no layer was frozen"
         )
-    freeze_all_but_last(model, layers)
-    return take_frozen_layers(model), backbone_key(record["backbone"])
+    read_frozen_layers(
+        model,
+        layers,
+        splits,
+        Path(config.frozen_cache),
+        backbone=backbone_key(record["backbone"]),
+        bf16=use_bf16(config.precision, default_device()),
+        token_budget=config.token_budget,
+    )
 
 
 def main(config: CausalTestConfig) -> None:
@@ -61,7 +67,7 @@ def main(config: CausalTestConfig) -> None:
         data = load_processed(Path(config.data_dir), load_tokenizer(Path(config.model_path)))
         device = default_device()
         model = load_dual_task(Path(config.model_path)).to(device)
-        is_baseline = getattr(model.config, "alpha", None) == 0
+        is_baseline = model.config.alpha == 0
         if is_baseline != config.row.startswith("qwen"):
             was, script = ("full detection", "qwen-full") if is_baseline else ("SCM", "scm")
             raise InputError(
@@ -72,20 +78,11 @@ def main(config: CausalTestConfig) -> None:
         if untrained and config.score_with == "holistic":
             raise InputError(f"--score-with: {config.model_path}/{untrained}")
         bf16 = use_bf16(config.precision, device)
-        frozen, backbone = take_frozen(model, config) if config.frozen_cache else ([], "")
+        if config.frozen_cache:
+            read_frozen(model, config, [load_examples(data, name) for name in SPLITS])
         token_scorer = config.row == "scm" and config.score_with == "token"
 
         def score(examples: Examples, split: str) -> Scores:
-            if frozen:
-                examples.frozen_states = frozen_states(
-                    model,
-                    frozen,
-                    examples,
-                    Path(config.frozen_cache),
-                    backbone=backbone,
-                    bf16=bf16,
-                    token_budget=config.token_budget,
-                )
             scores = predict(
                 model,
                 examples,

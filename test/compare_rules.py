@@ -19,15 +19,11 @@ from evaluation.decisions import Outcome
 from evaluation.metrics import by_length, metrics
 from evaluation.predictions import Predictions
 from monitor.calibrate import benign_threshold
-from monitor.rules import ConsecutiveK, Cusum, DelayK, Rule, WindowedMean, trace
+from monitor.rules import RULES, DelayK, Rule, trace
 
-LENGTHS = (2, 3, 4, 6, 8, 12, 20, 30, 50)
-FAMILIES: dict[str, tuple[Rule, ...]] = {  # and their shapes, among equals the first is taken
+FAMILIES: dict[str, tuple[Rule, ...]] = {  # and their shapes
     "naive": (DelayK(1),),
-    DelayK.name: tuple(map(DelayK, LENGTHS)),
-    ConsecutiveK.name: tuple(map(ConsecutiveK, LENGTHS)),
-    WindowedMean.name: tuple(map(WindowedMean, LENGTHS)),
-    Cusum.name: tuple(map(Cusum, (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0))),
+    **{name: tuple(rule(*shape) for shape in rule.shapes) for name, rule in RULES.items()},
 }
 REFERENCE = DelayK.name  # the paper's rule; the others are tested against it
 

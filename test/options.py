@@ -1,26 +1,15 @@
 """Options of the tests."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from data.meta import data_summary
 from evaluation.options import Strictness, Style
-from model.options import ScoreWith
+from model.options import Function, ScoreWith
 from utils.files import InputError, sha256_file
 from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
 from utils.run_record import model_summary
-
-READ_BY = {  # the options that not every row reads
-    "text": ("classifier",),
-    "harmful_label": ("classifier",),
-    "style": ("generative",),
-    "strictness": ("generative", "stream"),
-    "trust_remote_code": ("stream",),
-    "token_budget": ("classifier", "generative"),
-    "target_false_alarm": ("stream",),
-    "target_k": ("stream",),
-}
 
 
 @dataclass
@@ -180,41 +169,61 @@ class LiveConfig:
 
 
 @dataclass(kw_only=True)
-class GuardConfig(ModelTestConfig):
-    """Options of the guards."""
+class ClassifierConfig(ModelTestConfig):
+    """A text classifier of Hugging Face: full detection."""
 
-    row: Literal["classifier", "generative", "stream"]
-    """classifier: a Hugging Face text classifier. generative: a language model that answers
-    with a verdict. stream: Qwen3Guard-Stream."""
     text: Literal["response", "pair"] = "response"
-    """Of the row classifier. response: the response alone. pair: prompt and response as a pair
-    of texts."""
+    """response: the response alone. pair: prompt and response as a pair of texts."""
     harmful_label: str = ""
-    """Of the row classifier: name of the harmful class where it cannot be told."""
-    style: Style | None = None
-    """Of the row generative: how the guard answers. It must be named."""
-    strictness: Strictness = "strict"
-    """Of guards that know controversial responses. strict: they count as harmful. loose: as
-    benign."""
-    trust_remote_code: bool = False
-    """Of the row stream: run the Python code that lies in the model folder."""
+    """Name of the harmful class where it cannot be told."""
+    benign_label: str = ""
+    """Name of the benign class where all others are harmful: harm is what it lacks to 1."""
+    function: Function = "auto"
+    """What makes probabilities of logits. softmax: of classes that exclude each other. sigmoid: of
+    classes of which several can be true. auto: as config.json says, softmax where it does not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in fields(self):
-            value, rows = getattr(self, one.name), READ_BY.get(one.name, (self.row,))
-            if self.row not in rows and value != one.default:
-                flag = one.name.replace("_", "-")
-                raise InputError(f"--{flag}: the row {self.row} does not read it")
-        if self.row == "generative" and self.style is None:
-            raise InputError("--style: the row generative needs it")
+        self.refuse_target("full detection stops no stream")
+        if self.harmful_label and self.benign_label:
+            raise InputError("--harmful-label and --benign-label exclude each other")
+
+
+@dataclass(kw_only=True)
+class GenerativeConfig(ModelTestConfig):
+    """A language model that answers with a verdict: full detection."""
+
+    style: Style
+    """How the guard answers."""
+    strictness: Strictness = "strict"
+    """strict: controversial responses count as harmful. loose: as benign."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_target("full detection stops no stream")
         if self.style == "llama-guard" and self.strictness != "strict":
             raise InputError("--strictness: llama-guard calls nothing controversial")
-        if self.row == "stream" and not self.trust_remote_code:
+
+
+@dataclass(kw_only=True)
+class StreamConfig(ModelTestConfig):
+    """Qwen3Guard-Stream, a verdict at every token: full and partial detection."""
+
+    strictness: Strictness = "strict"
+    """strict: controversial responses count as harmful. loose: as benign."""
+    trust_remote_code: bool = False
+    """Run the Python code that lies in the model folder; without it nothing loads."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.trust_remote_code:
             raise InputError(
                 "--trust-remote-code: the row stream runs Python code that comes with the weights;"
                 f" read what is in {self.model_path}, then pass this option"
             )
+
+
+GUARDS = {"classifier": ClassifierConfig, "generative": GenerativeConfig, "stream": StreamConfig}
 
 
 @dataclass(kw_only=True)

@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer  # noqa: E402
 from tokenizers.processors import TemplateProcessing  # noqa: E402
-from transformers import PreTrainedTokenizerFast, Qwen2Config  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from annotation.records import ParsedResponse
 from annotation.sentences import parse
@@ -31,6 +31,7 @@ from data.options import DataConfig
 from data.prepare import main as prepare
 from data.tokenization import TextEncoder, load_tokenizer
 from evaluation.predictions import Predictions
+from model.config import DualTaskConfig
 from model.get_backbone import build_tiny
 from model.options import BackboneConfig
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
@@ -220,7 +221,7 @@ def settings_of(rule: Rule = NEVER, unsafe: float = 1e9, **policy) -> MonitorSet
 def save_scm(folder, tokenizer, vocab_size: int, spread: float = 5.0):
     """Saves a small random SCM whose scores are spread between 0 and 1."""
     torch.manual_seed(0)
-    config = Qwen2Config(
+    config = DualTaskConfig(
         vocab_size=vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
     )  # fmt: skip

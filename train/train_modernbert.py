@@ -10,6 +10,4 @@ from train.training import run_training
 def main(config: TrainConfig) -> None:
     """Trains the baseline."""
     folder = Path(config.base_model_path)
-    run_training(
-        config, lambda *_: (load_encoder(folder, config.attention), []), score_with="holistic"
-    )
+    run_training(config, lambda *_: load_encoder(folder, config.attention), score_with="holistic")

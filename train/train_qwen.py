@@ -3,13 +3,14 @@
 With --alpha 0 --beta 0 it is the full-detection baseline (scripts/run-qwen-full.sh).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from data.splits import Examples
-from model.frozen import feed_from_cache, freeze_all_but_last
+from model.frozen import freeze_all_but_last, read_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_backbone
 from train.options import QwenConfig
@@ -20,9 +21,7 @@ from utils.device import default_device, use_bf16
 def main(config: QwenConfig) -> None:
     """Trains SCM."""
 
-    def make_model(
-        backbone: dict[str, str], train: Examples, valid: Examples
-    ) -> tuple[nn.Module, list[nn.Module]]:
+    def make_model(backbone: dict[str, str], splits: Sequence[Examples]) -> nn.Module:
         model = load_backbone(
             Path(config.base_model_path),
             alpha=config.alpha,
@@ -31,20 +30,20 @@ def main(config: QwenConfig) -> None:
             attention=config.attention,
         )
         if config.lora_rank:
-            return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout), []
+            return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
         if config.last_layers:
             freeze_all_but_last(model, config.last_layers)
-        frozen = []
         if config.frozen_cache:
-            frozen = feed_from_cache(
+            read_frozen_layers(
                 model.to(default_device()),
-                (train, valid),
+                config.last_layers,
+                splits,
                 Path(config.frozen_cache),
                 backbone=backbone_key(backbone),
                 bf16=use_bf16(config.precision, default_device()),
                 token_budget=config.eval_tokens,
             )
-        return model, frozen
+        return model
 
     # nothing trains the token scorer at 0
     run_training(config, make_model, score_with="token" if config.alpha else "holistic")

@@ -18,7 +18,6 @@ from transformers.integrations import TensorBoardCallback
 
 from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
-from model.frozen import put_frozen_layers
 from model.options import ScoreWith
 from train.options import TrainConfig
 from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
@@ -28,9 +27,8 @@ from utils.run_record import claim, empty, refuse_taken, start_record, write_rec
 
 ROOM = 1 << 20  # bytes; a disk with less is full
 
-# Makes the model; gets the backbone's hashes and both splits. Returns it, and the frozen layers
-# that were taken out of it.
-MakeModel = Callable[[dict[str, str], Examples, Examples], tuple[nn.Module, list[nn.Module]]]
+# Makes the model; gets the backbone's hashes and the splits that it will be given.
+MakeModel = Callable[[dict[str, str], Sequence[Examples]], nn.Module]
 
 
 def accumulation_steps(config: TrainConfig) -> int:
@@ -121,7 +119,7 @@ def passed_on_arguments(words: Sequence[str], ours: set[str]) -> dict[str, Any]:
     return vars(given)
 
 
-def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> None:
+def publish(trainer: DualTaskTrainer, folder: Path) -> None:
     """Puts the best model at the root of the run folder, config.json last.
 
     Every process calls it, since sharded weights are gathered from all; the first one writes.
@@ -129,9 +127,6 @@ def publish(trainer: DualTaskTrainer, folder: Path, frozen: list[nn.Module]) -> 
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):  # LoRA: plain weights, no adapter needed to load them
         model = model.merge_and_unload()
-        weights = model.state_dict()
-    elif frozen:
-        put_frozen_layers(model.cpu(), frozen)
         weights = model.state_dict()
     else:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -184,8 +179,8 @@ def _train(
     data = load_processed(Path(config.data_dir), tokenizer)
     train, valid = load_examples(data, "train"), load_examples(data, "valid")
     set_seed(config.seed)
-    model, frozen = make_model(record["backbone"], train, valid)
-    record["parameters"] = parameter_counts(nn.ModuleList([model, *frozen]))
+    model = make_model(record["backbone"], (train, valid))
+    record["parameters"] = parameter_counts(model)
     trainer = DualTaskTrainer(
         model=model,
         args=arguments,
@@ -212,7 +207,7 @@ def _train(
         writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
         trainer.add_callback(TensorBoardCallback(writer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    publish(trainer, folder, frozen)
+    publish(trainer, folder)
     if trainer.is_world_process_zero():
         state = trainer.state
         write_record(

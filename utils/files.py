@@ -25,24 +25,51 @@ def sha256_file(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def parse_json(content: bytes, where: str) -> Any:
+    """Decodes JSON, with or without a byte order mark.
+
+    Args:
+        content: UTF-8.
+        where: Names its place in the message.
+
+    Raises:
+        InputError: It is not UTF-8 or malformed, an object names a key twice, or it holds thousands
+            of brackets or digits.
+    """
+    try:
+        return json.loads(content.decode("utf-8-sig").rstrip(), object_pairs_hook=_object)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(
+            f"{where}: malformed JSON at {line}column {error.colno}: {error.msg}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: cannot be read as JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {twice!r} stands twice in one object")
+    return found
+
+
 def read_json(path: Path) -> Any:
-    """Reads one JSON file.
+    """Reads one JSON file, see `parse_json`.
 
     Raises:
         InputError: The file is missing, unreadable or malformed.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_bytes(), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import spacy
-from data.options import DataConfig
 
 from annotation.agreement import read_annotation
 from annotation.annotators.hf import HfConfig
@@ -16,6 +15,7 @@ from annotation.annotators.scm import ScmConfig
 from annotation.pipeline import inconsistency, label_record, main
 from annotation.records import Annotation
 from data.fineharm import SPLITS, find_split, read_split
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from tests.annotation.corpus import config_for, read_out, rejected, rows, write

@@ -1,10 +1,13 @@
 """Labels follow the words, whatever the tokenizer and the script."""
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import alignment
 from data.alignment import IGNORE_INDEX, Layout, encode_records, label_tokens, locate
 from data.tokenization import leading_ids
 from tests.conftest import TOKENIZERS
@@ -221,3 +224,18 @@ def test_a_truncated_record_says_that_its_harm_is_gone(encoders):
     (example,) = encode_records([("", record)], encoder, Layout("newline", 20))
     assert example.harmful_cut_off and example.response_label == 1
     assert not (example.token_labels == 1).any()
+
+
+def test_the_example_of_label_tokens_is_what_it_returns():
+    examples = doctest.DocTestFinder(recurse=False).find(label_tokens, globs={**vars(alignment)})
+    for example in examples:
+        assert example.examples and doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_the_example_of_encode_records_is_what_it_returns(tokenizers):
+    tokenizer = tokenizers("smollm2-tokenizer").backend_tokenizer
+    words = [["No", "."], ["Lie", "to", "him", "."]]
+    record = make_record(["No.", "Lie to him."], words, [[0, 0], [1, 1, 0, 0]])
+    (example,) = encode_records([("", record)], tokenizer, Layout("newline", 32))
+    assert example.token_labels.tolist() == [-100] * 3 + [0, 0, 0, 1, 1, 0, 0, 0]
+    assert (example.response_start, example.sentence.tolist()) == (3, [0] * 3 + [1] * 5)

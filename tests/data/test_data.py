@@ -29,31 +29,38 @@ def edit(folder, split: str, change) -> None:
 SPOILT = {
     "train.json: record 3: field 'prompt' is missing": lambda r: r.pop("prompt"),
     "train.json: record 3: field 'word_labels' is missing": lambda r: r.pop("word_labels"),
-    "train.json: record 3: field 'response': a string": lambda r: r.update(response=3),
+    "train.json: record 3: field 'response': input should be a valid string, found 3": lambda r: (
+        r.update(response=3)
+    ),
     "train.json: record 3: field 'response': the response is empty": lambda r: r.update(
         response=" \n"
     ),
     "train.json: record 3: field 'sentences': the response is empty": lambda r: r.update(
         sentences=[], sentence_labels=[], words=[], word_labels=[]
     ),
-    r"train.json: record 3: field 'sentence_labels': \d+ labels for": lambda r: r[
+    r"train.json: record 3: field 'sentence_labels': \d+ items for": lambda r: r[
         "sentence_labels"
     ].append(1),
-    r"train.json: record 3: field 'words': \d+ lists for": lambda r: r["words"].pop(),
-    r"train.json: record 3: field 'word_labels\[0\]': \d+ labels for": lambda r: r["word_labels"][
+    r"train.json: record 3: field 'words': \d+ items for": lambda r: r["words"].pop(),
+    r"train.json: record 3: field 'word_labels.0': \d+ labels for": lambda r: r["word_labels"][
         0
     ].pop(),
-    r"train.json: record 3: field 'sentence_labels\[0\]': label 2 is not 0/1": lambda r: r[
+    r"train.json: record 3: field 'sentence_labels.0': .* equal to 1, found 2": lambda r: r[
         "sentence_labels"
     ].__setitem__(0, 2),
-    r"train.json: record 3: field 'word_labels\[0\]\[1\]': label '1' is not 0/1": lambda r: r[
+    r"train.json: record 3: field 'word_labels.0.1': .* valid integer, found '1'": lambda r: r[
         "word_labels"
     ][0].__setitem__(1, "1"),
-    r"field 'word_labels\[0\]\[0\]': label True is not 0/1": lambda r: r["word_labels"][
+    "field 'word_labels.0.0': .* valid integer, found True": lambda r: r["word_labels"][
         0
     ].__setitem__(0, True),
-    r"field 'words\[1\]': a list of strings": lambda r: r["words"].__setitem__(1, "words"),
-    "field 'response': lone surrogate at character 1": lambda r: r.update(response="a\ud800"),
+    "field 'word_labels.0': .* valid list, found 1": lambda r: r["word_labels"].__setitem__(0, 1),
+    "field 'sentence_labels.0': .* valid integer, found 1.0": lambda r: r[
+        "sentence_labels"
+    ].__setitem__(0, 1.0),
+    "field 'id': lone surrogate": lambda r: r.update(id="\ud800"),
+    "field 'words.1': .* valid list, found 'words'": lambda r: r["words"].__setitem__(1, "words"),
+    "field 'response': lone surrogate": lambda r: r.update(response="a\ud800"),
     r"field 'words\[0\]' against its sentence": lambda r: r["words"].__setitem__(
         0, ["ψ" * 20] * len(r["words"][0])
     ),
@@ -72,12 +79,16 @@ def test_a_bad_record_is_named_and_nothing_is_written(message, fineharm, tiny, t
 @pytest.mark.parametrize(
     "content, message",
     [
-        ('[{"prompt": "a",]', "valid.json: malformed JSON at line 1, column"),
+        ('[{"prompt": "a",]', "valid.json: malformed JSON at column 17"),
         ('{"prompt": "a"}\n{"prompt"', "valid.json: line 2: malformed JSON at column"),
         ("[]", "valid.json: holds no records"),
         ("", "valid.json: holds no records"),
         ("[1, 2]", "valid.json: record 1: an object was expected"),
+        ('[{},\n{"prompt"', "valid.json: malformed JSON at line 2, column"),
         (b"[\xff]", r"valid.json: not UTF-8 \(byte 1\)"),
+        ("[" * 100_000, "valid.json: cannot be read as JSON: "),
+        ('{"id": ' + "5" * 5000 + "}", "valid.json: line 1: cannot be read as JSON: "),
+        ('{"id": 1, "prompt": "a", "id": 2}', "line 1: .* field 'id' stands twice in one object"),
     ],
 )
 def test_a_bad_file_is_named(content, message, fineharm, tiny, tmp_path):
@@ -110,12 +121,13 @@ def test_two_records_of_one_id_are_refused(fineharm, tiny, tmp_path):
         main(DataConfig(str(tmp_path / "out"), str(tiny), str(fineharm)))
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("name", ["train_new.json", "train.jsonl", "train_new.jsonl"])
-def test_the_releases_names_and_json_lines_are_read(name, fineharm):
+def test_the_releases_names_and_json_lines_are_read(name, mark, fineharm):
     records = json.loads((fineharm / "train.json").read_text())
     (fineharm / "train.json").unlink()
     lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    (fineharm / name).write_text(lines if name.endswith("l") else json.dumps(records))
+    (fineharm / name).write_text(mark + (lines if name.endswith("l") else json.dumps(records)))
     found = read_split(find_split(fineharm, "train"), "train")
     assert [record for _, record in found] == records
 

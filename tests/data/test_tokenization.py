@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from data.alignment import Layout, encode_records
-from data.prepare import DataConfig
+from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
 from data.tokenization import BYTE_OF, TextEncoder, leading_ids, load_tokenizer

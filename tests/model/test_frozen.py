@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from data.batches import collate
 from data.splits import Examples
-from model.frozen import freeze_all_but_last, frozen_states, take_frozen_layers
+from model.frozen import read_frozen_layers
 from model.loading import backbone_key, backbone_summary
 from model.qwen_dual_task import load_backbone, load_dual_task
 from utils.files import InputError
@@ -28,19 +30,46 @@ def changed(tiny, tmp_path) -> Path:
     return folder
 
 
-def states(model, weights: Path, cache: Path) -> np.ndarray:
-    """Returns what all but the last layer make of two short examples, (30, hidden)."""
-    freeze_all_but_last(model, 1)
-    ids = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
-    examples = Examples(
-        ["a", "b"], ids, [np.zeros(len(row), np.int8) for row in ids],
-        np.array([5, 5]), np.array([0, 1]), np.arange(2),
-    )  # fmt: skip
-    found = frozen_states(
-        model, take_frozen_layers(model), examples, cache,
+IDS = [np.arange(5, 25, dtype=np.int32), np.arange(30, 40, dtype=np.int32)]
+EXAMPLES = Examples(
+    ["a", "b"], IDS, [np.zeros(len(row), np.int8) for row in IDS],
+    np.array([5, 5]), np.array([0, 1]), np.arange(2),
+)  # fmt: skip
+
+
+def read(model, weights: Path, cache: Path) -> None:
+    """Lets a model read what all but its last layer make of two short examples."""
+    read_frozen_layers(
+        model, 1, [EXAMPLES], cache,
         backbone=backbone_key(backbone_summary(weights)), bf16=False, token_budget=100,
     )  # fmt: skip
-    return np.concatenate(found)
+
+
+def states(model, weights: Path, cache: Path) -> np.ndarray:
+    """Returns what a model reads, (30, hidden)."""
+    heard = []
+    model.model.layers[-1].register_forward_pre_hook(lambda layer, args: heard.append(args[0]))
+    read(model, weights, cache)
+    with torch.inference_mode():
+        model(**collate([EXAMPLES[0], EXAMPLES[1]]))
+    return np.concatenate([row[: len(ids)] for row, ids in zip(heard[0], IDS, strict=True)])
+
+
+def test_what_is_read_is_what_is_computed(tiny, tmp_path):
+    """To the bit, where batches are padded alike; and the model stays whole."""
+    model, batch = load(tiny), collate([EXAMPLES[0], EXAMPLES[1]])
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.inference_mode():
+        computed = model(**batch)
+    read(model, tiny, tmp_path)
+    model.model.embed_tokens.weight.data.zero_()  # not looked at any more
+    model.model.layers[0].mlp.up_proj.weight.data.zero_()
+    with torch.inference_mode():
+        found = model(**batch)
+    assert torch.equal(found.token_logits[0], computed.token_logits[0])
+    assert torch.equal(found.token_logits[1, :10], computed.token_logits[1, :10])
+    assert torch.equal(found.holistic_logits, computed.holistic_logits)
+    assert weights.keys() == model.state_dict().keys()
 
 
 def load(folder: Path, alpha: float = 0.6):
@@ -78,40 +107,21 @@ def test_a_run_is_not_resumed_on_another_config(tiny, changed, tmp_path):
         check_same_run(tmp_path, old, new, set())
 
 
-def failing(number: int):
-    """Returns a posix_fallocate that fails."""
-
-    def allocate(*_) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return allocate
-
-
-def test_space_is_taken_before_it_is_written_to(tiny, tmp_path, monkeypatch):
-    taken, original = [], os.posix_fallocate
-    monkeypatch.setattr(os, "posix_fallocate", lambda *a: taken.append(a[1:]) or original(*a))
-    states(load(tiny), tiny, tmp_path)
-    assert taken == [(0, path.stat().st_size) for path in tmp_path.rglob("*.npy")]
-    # where the file system cannot, it goes without
-    monkeypatch.setattr(os, "posix_fallocate", failing(errno.EOPNOTSUPP))
-    expected = states(load(tiny), tiny, tmp_path)
-    np.testing.assert_array_equal(states(load(tiny), tiny, tmp_path / "without"), expected)
-
-
-def test_a_full_disk_ends_with_one_line(tiny, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_or_gets_full_leaves_nothing(tiny, tmp_path, monkeypatch):
     needed = 4 * 30 * 64  # tokens × hidden size in float32
-    for number in (errno.ENOSPC, errno.EDQUOT):
-        monkeypatch.setattr(os, "posix_fallocate", failing(number))
-        with pytest.raises(
-            InputError, match=rf"cache/\w+: no room .* {needed:,} bytes needed, [\d,]+"
-        ):
-            states(load(tiny), tiny, tmp_path / "cache")
-        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    monkeypatch.undo()
     usage = namedtuple("usage", "total used free")(10**6, 10**6 - needed + 1, needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match=f"{needed:,} bytes needed, {needed - 1:,} free"):
+    with pytest.raises(InputError, match=rf"cache/\w+: no room .* {needed:,} .*, {needed - 1:,} f"):
         states(load(tiny), tiny, tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left on device: '.*cache/"):
+            states(load(tiny), tiny, tmp_path / "cache")
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    usage = usage._replace(free=needed + 4096)
     assert len(states(load(tiny), tiny, tmp_path / "cache")) == 30
+
+
+def full(*_) -> None:
+    """Fails as a write to a full disk does, which does not name the file."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

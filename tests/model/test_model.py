@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config
+from transformers import Qwen2Config, Qwen2Model
 
 from data.batches import collate, token_budget_batches
 from data.splits import load_examples, load_processed
 from evaluation.predict import predict
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
 from utils.files import InputError
+
+FIELDS = "num_token_labels num_sequence_labels alpha beta gamma logic_reduce ignore_index".split()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_a_checkpoint_with_the_released_names_loads(tmp_path):
     )  # fmt: skip
     torch.manual_seed(1)
     weights = {f"model.{name}": tensor.bfloat16() for name, tensor in
-               QwenForDualTask(config).model.state_dict().items()}  # fmt: skip
+               Qwen2Model(config).state_dict().items()}  # fmt: skip
     weights["token_classifier.weight"] = torch.randn(2, 16).bfloat16()
     weights["token_classifier.bias"] = torch.randn(2).bfloat16()
     weights["sequence_classifier.weight"] = torch.randn(2, 16).bfloat16()
@@ -67,13 +69,18 @@ def test_a_checkpoint_with_the_released_names_loads(tmp_path):
         assert torch.equal(loaded.state_dict()[name], tensor.float()), name
     assert set(loaded.state_dict()) == set(weights)
     assert (loaded.config.alpha, loaded.config.beta, loaded.config.gamma) == (0.6, 0.4, 1.0)
-    for key in ("logic_reduce", "alpha", "gamma"):  # what only training needs may be anything
-        released[key] = "unheard of"
+    released["logic_reduce"] = "unheard of"  # only training needs it
     (tmp_path / "config.json").write_text(json.dumps(released))
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "response_mask": torch.tensor([[0, 1, 1]])}
     for model in (loaded, load_dual_task(tmp_path)):
         output = model.eval()(**batch)
         assert output.loss is None and output.token_logits.shape == (1, 3, 2)
+    loaded.save_pretrained(tmp_path / "saved")  # old and new checkpoints are interchangeable
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert saved["model_type"] == "qwen2" and saved["architectures"] == ["QwenForDualTask"]
+    released["logic_reduce"] = "mean"
+    assert {name: saved[name] for name in FIELDS} == {name: released[name] for name in FIELDS}
+    assert set(saved) - set(released) == {"token_dropout"}
 
 
 def test_reloading_changes_no_score(model, examples, tmp_path):
@@ -181,7 +188,7 @@ def test_dropout_touches_the_token_scorer_alone(model, examples):
 def test_what_is_no_dual_task_checkpoint_is_refused(tiny, tmp_path):
     with pytest.raises(InputError, match="architectures.*Qwen2ForCausalLM"):
         load_dual_task(tiny)
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no model folder"):
         load_dual_task(tmp_path / "nowhere")
     config = json.loads((tiny / "config.json").read_text())
     liar = tmp_path / "liar"

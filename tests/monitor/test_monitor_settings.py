@@ -62,6 +62,8 @@ def test_a_file_by_hand(tmp_path):
     assert (settings.score_with, settings.token_theta) == ("token", 0.8)
     write_settings(path, settings)
     assert json.loads(path.read_text()) == GOOD
+    path.write_text("\ufeff" + path.read_text())
+    assert read_settings(path) == settings
     for name in ("controversial", "mode", "origin"):
         path.write_text(json.dumps({key: GOOD[key] for key in GOOD if key != name}))
         read_settings(path)
@@ -79,23 +81,24 @@ def test_a_missing_field_is_named(name, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"rule": "delay"}, "'rule': 'delay' is none of delay-k, consecutive-k, windowed-mean,"),
+        ({"rule": "delay"}, "'rule': input should be 'delay-k', .* or 'cusum', found 'delay'"),
         ({"rule": ["delay-k"]}, "'rule'"),
         ({"rule": "cusum"}, "'drift' is missing"),
         ({"window": 4}, "'window' is unknown"),
         ({"controversal": 0.4}, "'controversal' is unknown"),
-        ({"k": 0}, "'k': 0 is not a whole number from 1"),
-        ({"k": 4.0}, "'k': 4.0"),
-        ({"unsafe": 1.5}, "'unsafe': 1.5"),
-        ({"unsafe": math.nan}, "'unsafe': nan"),
-        ({"unsafe": 10**400}, "'unsafe': 1000"),
-        ({"controversial": 0.81}, "'controversial': 0.81 is above 'unsafe', 0.8"),
-        ({"mode": None}, "'mode': None"),
+        ({"k": 0}, "'k': .* greater than or equal to 1, found 0"),
+        ({"k": 10**11}, "'k': .* less than or equal to 1048576, found 100000000000"),
+        ({"k": 4.0}, "'k': .* valid integer, found 4.0"),
+        ({"unsafe": 1.5}, "'unsafe': delay-k reaches 1 at most, found 1.5"),
+        ({"unsafe": math.nan}, "'unsafe': .* finite number, found nan"),
+        ({"unsafe": 10**400}, "'unsafe': .* found 1000"),
+        ({"controversial": 0.81}, "'controversial': it is above 'unsafe', 0.8, found 0.81"),
+        ({"mode": None}, "'mode': .*, found None"),
         ({"mode": ["loose"]}, "'mode'"),
-        ({"score_with": "both"}, "'score_with': 'both' is none of token, holistic"),
-        ({"token_theta": 0}, "'token_theta': 0"),
-        ({"token_theta": "high"}, "'token_theta': 'high'"),
-        ({"origin": "me"}, "'origin': an object was expected"),
+        ({"score_with": "both"}, "'score_with': input should be 'token' or 'holistic', found"),
+        ({"token_theta": 0}, "'token_theta': .* greater than 0, found 0"),
+        ({"token_theta": "high"}, "'token_theta': .*, found 'high'"),
+        ({"origin": "me"}, "'origin': .* dictionary, found 'me'"),
     ],
 )
 def test_a_bad_field_is_named(changes, message, tmp_path):
@@ -110,7 +113,13 @@ def test_what_is_no_settings_file_is_named(tmp_path):
     path = tmp_path / FILE
     with pytest.raises(InputError, match="monitor.json: no such file"):
         read_settings(path)
-    for content, message in (("[]", "an object was expected"), ("{", "malformed JSON")):
+    for content, message in (
+        ("[]", "an object was expected"),
+        ("{", "malformed JSON"),
+        (json.dumps(GOOD)[:-1] + ', "k": 9}', ".* field 'k' stands twice"),
+        ('{"k": ' + "[" * 100_000, "cannot be read as JSON"),
+        ('{"k": ' + "5" * 5000 + "}", "cannot be read as JSON"),
+    ):
         path.write_text(content)
         with pytest.raises(InputError, match=f"monitor.json: {message}"):
             read_settings(path)

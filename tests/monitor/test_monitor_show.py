@@ -152,7 +152,7 @@ def test_records_are_found_by_id_place_or_first(recorded, tmp_path):
     for text, message in (
         ("", "holds no records"),
         ('{"prompt": "a"}', "line 1: field 'response' is missing"),
-        ('{"prompt": "a", "response": 1}', "field 'response': a string was expected"),
+        ('{"prompt": "a", "response": 1}', "field 'response': input should be a valid string"),
         ('{"prompt": "a"', "malformed JSON"),
     ):
         path = tmp_path / "bad.jsonl"
