@@ -28,8 +28,13 @@ def imports(source: str) -> set[str]:
             names.add(node.module)
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-            names.add(ast.literal_eval(node.args[0]))
+        elif isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            place = {"import_module": 0, "Command": 1}.get(called)  # of a module's name
+            if place is not None and isinstance(node.args[place], ast.Constant | ast.JoinedStr):
+                name = node.args[place]
+                name = name.values[0] if isinstance(name, ast.JoinedStr) else name
+                names.add(name.value)
     return {name.partition(".")[0] for name in names}
 
 
@@ -56,5 +61,7 @@ def test_every_package_has_a_layer():
 def test_what_is_refused():
     inside = "def main():\n    from test.causal import main\n"
     assert upward("utils", inside) == {"test"}
+    assert upward("model", 'Command(Options, "test.causal")') == {"test"}
+    assert upward("model", 'importlib.import_module(f"train.{name}")') == {"train"}
     assert upward("monitor", "import train.training, evaluation.runs") == {"train"}
     assert upward("test", "import data.splits, monitor.rules, tests.conftest") == {"tests"}
