@@ -9,11 +9,11 @@ from evaluation.decisions import Outcome
 from evaluation.metrics import metrics
 
 # from weights [B, N], how often each response counts, to float [B] each
-Statistics = Callable[[np.ndarray], dict[str, np.ndarray]]
+MetricFunction = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def bootstrap(
-    statistics: Statistics, group: np.ndarray, resamples: int, seed: int, chunk: int = 200
+    statistics: MetricFunction, group: np.ndarray, resamples: int, seed: int, chunk: int = 200
 ) -> dict[str, np.ndarray]:
     """Computes statistics on bootstrap samples of the prompts.
 
@@ -69,7 +69,7 @@ def paired_test(difference: float, samples: np.ndarray) -> dict[str, float]:
 
 
 def intervals(
-    statistics: Statistics, group: np.ndarray, resamples: int, seed: int, chunk: int = 200
+    statistics: MetricFunction, group: np.ndarray, resamples: int, seed: int, chunk: int = 200
 ) -> dict[str, dict[str, float]]:
     """Returns each statistic with its 95 % interval; the arguments are those of `bootstrap`."""
     values = statistics(np.ones((1, len(group))))

@@ -9,7 +9,7 @@ flagged.
 
 The promise holds on average over validation sets, for streams like those of validation, and for a
 detector and a k that were not chosen on these responses. Here the detector is: validation picks the
-best checkpoint of a training (and the floor's C), so what is picked looks better on just these
+best checkpoint of a training (and the baseline's C), so what is picked looks better on just these
 responses than it is. With n 100 and α .05, false alarms are .049 on average where there is one
 candidate, .058 where the best of 4 is taken and .0625 of 10 independent ones (simulated); those of
 one training are alike, which makes it less. Calibration responses that chose nothing keep the

@@ -16,9 +16,9 @@ from evaluation.decisions import Outcome, full_outcome, partial_outcome
 from evaluation.predict import Scores
 from utils.files import InputError
 
-FILE = "predictions.npz"
+PREDICTIONS = "predictions.npz"
 METRICS = "metrics.json"  # beside it in each output folder of a test
-SPLITS = ("valid", "test")
+SCORED_SPLITS = ("valid", "test")
 
 
 @dataclass
@@ -124,7 +124,7 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        return {name: _split(name, arrays) for name in SPLITS}
+        return {name: _split(name, arrays) for name in SCORED_SPLITS}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except KeyError as error:

@@ -17,7 +17,7 @@ from evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)
-class Setting:
+class OperatingPoint:
     """The thresholds of one kind of detection.
 
     Attributes:
@@ -35,29 +35,29 @@ class Setting:
         return split.full(self.theta) if self.k is None else split.partial(self.theta, self.k)
 
 
-def choose_settings(
+def choose_operating_points(
     valid: Predictions, test: Predictions, target_false_alarm: float = 0.0, target_k: int = 4
-) -> dict[str, Setting]:
+) -> dict[str, OperatingPoint]:
     """Chooses the thresholds of every kind of detection that the scores allow.
 
     The arguments are those of `evaluate`.
     """
-    settings = {}
+    points = {}
     if not np.isnan(valid.response_prob).all():
         theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
-        settings["full"] = Setting(theta, None, "valid")
+        points["full"] = OperatingPoint(theta, None, "valid")
     if test.token_probs is None:
-        return settings
+        return points
     for key, chosen_on, split in (
         ("partial", "valid", valid),
         ("partial_paper_protocol", "test", test),
     ):
         theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
-        settings[key] = Setting(theta, k, chosen_on)
+        points[key] = OperatingPoint(theta, k, chosen_on)
     if target_false_alarm:
         theta = calibrate(valid.token_probs, valid.label, target_k, target_false_alarm)
-        settings["partial_conformal"] = Setting(theta, target_k, "valid")
-    return settings
+        points["partial_conformal"] = OperatingPoint(theta, target_k, "valid")
+    return points
 
 
 def evaluate(
@@ -92,14 +92,14 @@ def evaluate(
             for name, split in (("valid", valid), ("test", test))
         }
     }
-    settings = choose_settings(valid, test, target_false_alarm, target_k)
-    for key, setting in settings.items():
-        outcome, is_partial = setting.decide(test), setting.k is not None
+    points = choose_operating_points(valid, test, target_false_alarm, target_k)
+    for key, point in points.items():
+        outcome, is_partial = point.decide(test), point.k is not None
         result[key] = {
-            "theta": setting.theta,
-            **({"k": setting.k} if is_partial else {}),
-            "chosen_on": setting.chosen_on,
-            "valid": point_metrics(setting.decide(valid)),
+            "theta": point.theta,
+            **({"k": point.k} if is_partial else {}),
+            "chosen_on": point.chosen_on,
+            "valid": point_metrics(point.decide(valid)),
             "test": interval_metrics(outcome, resamples, seed),
             **({"stop_histogram": stop_histogram(outcome).tolist()} if is_partial else {}),
             "by_length": by_length(outcome, test.lengths),

@@ -1,36 +1,119 @@
-"""The output folders of tests: what a run is called and what it holds."""
+"""A test's output folder, read back: the one reader for tables, figures, pages and calibration."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
 
-from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from evaluation.predictions import METRICS, PREDICTIONS, Predictions, load_predictions
+from evaluation.protocol import OperatingPoint, choose_operating_points
 from utils.files import InputError, read_json
-from utils.run_record import RECORD, read_record
+from utils.formatting import printable
+from utils.run_record import RECORD
 
-# what is read of a test folder's files
-NEEDED = {
-    METRICS: ("row", "method"),
-    RECORD: (
-        "config.bootstrap",
-        "config.seed",
-        "data.folder",
-        "data.meta_sha256",
-        "git",
-        "device",
-        "seconds",
-    ),
-}
+Name = Annotated[str, AfterValidator(printable)]  # nothing in it steers a terminal or ends a line
+Content = TypeVar("Content", bound="Read")
 
-# Options of a training that make no other row of it: the seed, where things lie, what changes its
-# speed and memory alone.
-INCIDENTAL = {
-    "seed", "output_dir", "data_dir", "base_model_path", "frozen_cache", "resume", "overwrite",
-    "micro_batch_size", "gradient_checkpointing", "attention", "eval_tokens", "num_workers",
-    "logging_steps", "save_total_limit",
-}  # fmt: skip
+
+class Read(BaseModel):
+    """The fields that are read of a JSON object; others are left alone."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Commit(Read):
+    commit: Name | None = None
+    dirty: bool | None = None
+
+
+class Model(Commit):
+    """What a record says of the tested model; another's has no seed."""
+
+    seed: int | None = None
+    base_model_path: Name | None = None
+    backbone: dict[str, str] | None = None
+    data_sha256: str | None = None
+    seconds: float | None = None
+
+
+class Data(Read):
+    folder: Name
+    meta_sha256: str
+    join: str = ""
+    max_length: int = 0
+
+
+class Options(Read):
+    bootstrap: int
+    seed: int
+    target_false_alarm: float = 0.0
+    target_k: int = 4
+    stride: int = 1
+
+
+class Record(Read):
+    """run.json."""
+
+    config: Options
+    data: Data
+    git: Commit | None
+    device: Name
+    seconds: float
+    model: Model | None = None
+
+
+class Result(Read):
+    """metrics.json: a record of the run for people to read.
+
+    Whatever is shown later is computed from the predictions; only these fields are read back.
+    """
+
+    row: Name
+    method: Name
+
+
+@dataclass
+class Run:
+    """One test of one model.
+
+    Attributes:
+        folder: The test's output folder.
+        row: Key of the row, as in the README.
+        method: The method's own name, or what `--name` calls it.
+        record: What run.json tells.
+        valid: Scores of the validation split.
+        test: Scores of the test split.
+    """
+
+    folder: Path
+    row: str
+    method: str
+    record: Record
+    valid: Predictions
+    test: Predictions
+
+    @property
+    def display_name(self) -> str:
+        """The method, and which prefixes were scored if not all were."""
+        stride = self.record.config.stride
+        return self.method if stride == 1 else f"{self.method}, every {ordinal(stride)} prefix"
+
+    @property
+    def seed(self) -> int | None:
+        """The training's seed; None where no training of ours is known."""
+        return self.record.model and self.record.model.seed
+
+    @property
+    def target(self) -> tuple[float, int] | None:
+        """The share of false alarms that θ is calibrated for, and its k."""
+        config = self.record.config
+        return (config.target_false_alarm, config.target_k) if config.target_false_alarm else None
+
+    def operating_points(self) -> dict[str, OperatingPoint]:
+        """Chooses the thresholds of each kind of detection, as the test did."""
+        return choose_operating_points(self.valid, self.test, *(self.target or ()))
 
 
 def ordinal(number: int) -> str:
@@ -39,90 +122,38 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def with_manner(method: str, config: dict[str, Any]) -> str:
-    """Adds to a method's name how a test's options approximate its scores."""
-    manner = [method]
-    if config.get("stride", 1) > 1:
-        manner.append(f"every {ordinal(config['stride'])} prefix")
-    if config.get("stop_early"):
-        manner.append("stopped early")
-    return ", ".join(manner)
+def _read(path: Path, content: type[Content]) -> Content:
+    try:
+        return content.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        place = f"field '{field}': " if field else ""
+        raise InputError(f"{path}: {place}{first['msg']}; is it a test's folder?") from None
 
 
-@dataclass
-class Run:
-    """The output folder of one test."""
+def read_run(folder: Path, partial: bool = False) -> Run:
+    """Reads a test's output folder.
 
-    folder: Path
-    row: str
-    method: str
-    record: dict[str, Any]  # run.json
-    valid: Predictions
-    test: Predictions
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """What the record says of the trained model; nothing for a floor."""
-        return self.record.get("model") or {}
-
-    @property
-    def target(self) -> tuple[float, int] | None:
-        """The share of false alarms that θ is calibrated for, and its k."""
-        config = self.record["config"]
-        share = config.get("target_false_alarm")
-        if not share or config.get("stop_early"):  # cut scores, of earlier tests, calibrate nothing
-            return None
-        return share, config["target_k"]
-
-    @property
-    def name(self) -> str:
-        """The method, and how its scores were approximated."""
-        return with_manner(self.method, self.record["config"])
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """The training's options, seed and the like apart; none where the record tells none."""
-        options = self.model.get("config") or {}
-        return {name: options[name] for name in sorted(options) if name not in INCIDENTAL}
-
-    @property
-    def backbone(self) -> Any:
-        """What tells the backbone from others: its weights' hashes, or its path if none is told."""
-        files = self.model.get("backbone") or {}
-        hashes = sorted(value for name, value in files.items() if name != "folder")
-        return hashes or self.model.get("base_model_path")
-
-    @property
-    def same_row(self) -> str:
-        """Equal for runs that differ by the training's seed alone."""
-        trained_on, tested_on = self.model.get("data_sha256"), self.record["data"]["meta_sha256"]
-        return json.dumps(
-            [self.row, self.name, self.training, self.backbone, trained_on, tested_on]
-        )
-
-
-def read_run(folder: Path) -> Run:
-    """Reads a test folder.
+    Args:
+        folder: The folder.
+        partial: Require scores of each token.
 
     Raises:
-        InputError: A file or field is missing, or the predictions are of an older format.
+        InputError: A file or field is missing or of another type, a split is empty, or a test of
+            full detection has no scores of tokens where they are needed.
     """
-    files = {name: read_json(folder / name) for name in NEEDED}
-    for file, fields in NEEDED.items():
-        for name in fields:
-            found: Any = files[file]
-            for key in name.split("."):
-                if not isinstance(found, dict) or key not in found:
-                    raise InputError(f"{folder / file}: field '{name}': missing; test again")
-                found = found[key]
-    result, record = files.values()
-    splits = load_predictions(folder / FILE)
+    result, record = _read(folder / METRICS, Result), _read(folder / RECORD, Record)
+    splits = load_predictions(folder / PREDICTIONS)
     for name, split in splits.items():
         if not len(split):
-            raise InputError(f"{folder / FILE}: split '{name}' holds no response")
-        if result["row"].endswith("-partial") and split.token_probs is None:
-            raise InputError(f"{folder / FILE}: array '{name}_token_probs' is missing")
-    return Run(folder, result["row"], result["method"], record, **splits)
+            raise InputError(f"{folder / PREDICTIONS}: split '{name}' holds no response")
+        if split.token_probs is None and (partial or result.row.endswith("-partial")):
+            raise InputError(
+                f"{folder / PREDICTIONS}: array '{name}_token_probs' is missing: full detection"
+                " alone stops no stream; name the folder of a partial-detection test"
+            )
+    return Run(folder, result.row, result.method, record, **splits)
 
 
 def split_key(test: Predictions) -> tuple:
@@ -143,31 +174,3 @@ def find_tests(folder: Path) -> list[Path]:
         below[:] = [name for name in below if not name.startswith(".")]
         found += [Path(path)] if METRICS in files else []
     return sorted(found)
-
-
-def load_partial(folder: Path) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """Reads what a test of partial detection wrote.
-
-    Returns:
-        metrics.json, and the predictions of each split.
-
-    Raises:
-        InputError: The folder is no test's, or its test was of full detection alone or cut scores.
-    """
-    result, record = read_json(folder / METRICS), read_record(folder) or {}
-    for name in ("row", "method"):
-        if not isinstance(result, dict) or not isinstance(result.get(name), str):
-            raise InputError(f"{folder / METRICS}: field '{name}' is missing")
-    if record.get("config", {}).get("stop_early"):
-        raise InputError(
-            f"{folder / RECORD}: field 'config.stop_early': no threshold can be set on cut scores;"
-            " test without --stop-early"
-        )
-    splits = load_predictions(folder / FILE)
-    for name, split in splits.items():
-        if split.token_probs is None:
-            raise InputError(
-                f"{folder / FILE}: array '{name}_token_probs' is missing: full detection alone"
-                " stops no stream; name the folder of a partial-detection test"
-            )
-    return result, splits

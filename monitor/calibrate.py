@@ -12,8 +12,8 @@ import numpy as np
 
 from evaluation.conformal import CAVEAT, conformal_theta
 from evaluation.decisions import FULL_THETAS, kth_largest
-from evaluation.predictions import FILE, METRICS, Predictions
-from evaluation.runs import load_partial
+from evaluation.predictions import METRICS, PREDICTIONS, Predictions
+from evaluation.runs import read_run
 from model.options import ScoreWith
 from monitor.options import CalibrateConfig
 from monitor.rules import RULES, Policy, Rule, trace
@@ -118,19 +118,19 @@ def main(config: CalibrateConfig) -> None:
     """
     folder, output, rule = Path(config.metrics_dir), Path(config.output_file), config.make_rule()
     refuse_file(output, config.overwrite)
-    result, splits = load_partial(folder)
-    if result["row"] not in SCORERS:
+    run = read_run(folder, partial=True)
+    if run.row not in SCORERS:
         raise InputError(
-            f"{folder / METRICS}: field 'row': no monitor scores tokens as {result['row']!r} does;"
+            f"{folder / METRICS}: field 'row': no monitor scores tokens as {run.row!r} does;"
             f" one of {', '.join(SCORERS)} was expected"
         )
-    valid, target = splits["valid"], config.target_false_alarm
+    valid, target = run.valid, config.target_false_alarm
     statistics = highest_statistics(rule, valid.token_probs)
     benign, harmful = statistics[valid.label == 0], statistics[valid.label == 1]
-    threshold = benign_threshold(benign, target, folder / FILE)
+    threshold = benign_threshold(benign, target, folder / PREDICTIONS)
     if threshold > rule.highest:
         raise InputError(
-            f"{folder / FILE}: more than {target:g} of the benign validation responses reach"
+            f"{folder / PREDICTIONS}: more than {target:g} of the benign validation responses reach"
             f" {rule.highest:g}, the highest statistic of {rule.name}; no threshold separates them"
         )
     policy = Policy(rule, threshold)
@@ -141,9 +141,9 @@ def main(config: CalibrateConfig) -> None:
         f" most this probability {CAVEAT}; nor may they have chosen the rule's shape",
         "benign_responses": len(benign),
         "metrics_dir": str(folder),
-        "row": result["row"],
+        "row": run.row,
     }
-    score_with = SCORERS[result["row"]]
+    score_with = SCORERS[run.row]
     write_settings(output, MonitorSettings(policy, score_with, token_theta_of(policy), origin))
     missed = percent((harmful < threshold).mean() if len(harmful) else None)
     print(

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from evaluation.metrics import STOP_BINS
-from reports.rows import Method
+from reports.rows import Row
 from reports.summary import PAPER
 from utils.files import read_json
 from utils.formatting import percent
-from utils.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, save_figure
+from utils.plotting import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    legend_label,
+    save_figure,
+)
 
 # of methods; orange is the paper's. Line styles tell them apart in grey, too.
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK, GREY)
@@ -26,15 +36,7 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-@dataclass
-class Style:
-    """How a method looks in all figures."""
-
-    line: dict[str, object]
-    marker: str
-
-
-Styles = dict[str, Style]  # of a method's name
+Looks = dict[str, dict[str, Any]]  # of a method's name: colour, line style, marker
 
 
 def draw_stop_positions(
@@ -93,20 +95,17 @@ def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
     detected, seen = (
         row["test"][name]["value"] for name in ("harmful_recall", "mean_fraction_seen")
     )
-    draw_stop_positions(axes, row["stop_histogram"], method, detected, seen)
+    draw_stop_positions(axes, row["stop_histogram"], legend_label(method), detected, seen)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
-def styles_of(methods: Sequence[Method]) -> Styles:
+def looks_of(rows: Sequence[Row]) -> Looks:
     """Gives each name a colour, a line style and a marker, none of them all shared."""
-    names = dict.fromkeys(method.name for method in methods)
+    parts = {"color": COLOURS, "linestyle": LINES, "marker": MARKERS}
     return {
-        name: Style(
-            {"color": COLOURS[n % len(COLOURS)], "linestyle": LINES[n % len(LINES)]},
-            MARKERS[n % len(MARKERS)],
-        )
-        for n, name in enumerate(names)
+        name: {part: some[number % len(some)] for part, some in parts.items()}
+        for number, name in enumerate(dict.fromkeys(row.name for row in rows))
     }
 
 

@@ -9,20 +9,28 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from string import Template
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.decisions import MAX_K, MISSED, THETAS, Outcome, delay_k, reaches, select_partial
+from evaluation.decisions import MISSED, Outcome, delay_k, reaches
 from evaluation.metrics import point_metrics
-from evaluation.predictions import FILE, METRICS, Predictions, load_predictions
+from evaluation.predictions import Predictions
+from evaluation.runs import read_run
 from reports.options import ExamplesConfig
-from utils.files import InputError, read_json, refuse_file, write_bytes
+from utils.files import refuse_file, write_bytes
 from utils.formatting import percent, threshold
 
-TEMPLATE = Path(__file__).with_suffix(".html")
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+)
+TEMPLATES.filters["slug"] = lambda name: name.replace(" ", "-")
+PAGE = "examples_page.html"
 STEPS = 10  # of the colour scale, classes s0 … s9
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # tokens that end within a character, and nothing after them
 
@@ -77,40 +85,22 @@ def page(
     outcome = test.partial(theta, k)
     codes, values = outcome_codes(outcome), point_metrics(outcome)
     counts = np.bincount(codes[list(chosen)], minlength=len(OUTCOMES))
-    summary = {
-        "θ, k": (f"{threshold(theta)}, {k}", chosen_on),
-        "responses": (str(len(chosen)), f"of {len(test)} in the test split"),
-        "macro F1": (_share(values["macro_f1"]), "on the whole test split"),
-        "false alarms": (_share(values["false_alarm_rate"]), "of its benign responses"),
-    }
-    buttons = [("all", "all", len(chosen))]
-    buttons += [(_slug(OUTCOMES[code]), OUTCOMES[code], int(counts[code])) for code in FILTERS]
-    template = TEMPLATE.read_text(encoding="utf-8")
-    return Template(template).substitute(
-        style_hash=_hash(template, "style"),
-        script_hash=_hash(template, "script"),
-        title=f"Examples: {escape(method)}",
+    template = TEMPLATES.get_template(PAGE)
+    source = Path(template.filename).read_text(encoding="utf-8")
+    return template.render(
+        style_hash=_hash(source, "style"),
+        script_hash=_hash(source, "script"),
+        method=method,
         theta=threshold(theta),
-        summary="\n".join(
-            f"<div><dt>{name}</dt><dd>{escape(value)} <small>{escape(note)}</small></dd></div>"
-            for name, (value, note) in summary.items()
-        ),
-        scale="".join(f'<li class="s{step}">{step / STEPS:.1f}</li>' for step in range(STEPS)),
-        filters="\n".join(
-            f'<button type="button" data-filter="{slug}" aria-pressed="{str(slug == "all").lower()}'
-            f'">{name} {number}</button>'
-            for slug, name, number in buttons
-        ),
-        sections=_section(
-            "Benign responses",
-            "A stop is a false alarm.",
-            [_article(test, index, codes[index], theta, k) for index in chosen if codes[index] < 2],
-        )
-        + _section(
-            "Harmful responses",
-            "Their text is blurred until you click it or its button.",
-            [_article(test, index, codes[index], theta, k) for index in chosen if codes[index] > 1],
-        ),
+        steps=STEPS,
+        summary=[
+            ("θ, k", f"{threshold(theta)}, {k}", chosen_on),
+            ("responses", len(chosen), f"of {len(test)} in the test split"),
+            ("macro F1", _share(values["macro_f1"]), "on the whole test split"),
+            ("false alarms", _share(values["false_alarm_rate"]), "of its benign responses"),
+        ],
+        filters=[("all", len(chosen))] + [(OUTCOMES[code], counts[code]) for code in FILTERS],
+        articles=[_article(test, index, codes[index], theta, k) for index in chosen],
     )
 
 
@@ -124,55 +114,32 @@ def _share(value: float, digits: int = 1) -> str:
     return f"{percent(None if math.isnan(value) else value, digits)}\N{NO-BREAK SPACE}%"
 
 
-def _slug(name: str) -> str:
-    return name.replace(" ", "-")
-
-
-def _section(title: str, note: str, articles: list[str]) -> str:
-    if not articles:
-        return ""
-    return "\n".join(
-        [f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>', *articles, "</section>\n"]
-    )
-
-
-def _article(test: Predictions, index: int, code: int, theta: float, k: int) -> str:
-    """Returns one response: what became of it, its tokens, and where it was stopped."""
-    pieces, probs = test.pieces[index], test.token_probs[index]
-    over = reaches(probs, theta)  # (T,)
-    stop, harmful, tokens = delay_k(probs, theta, k), code > 1, len(probs)
-    place = f"token {stop + 1} of {tokens}, {_share((stop + 1) / tokens, 0)}"
-    veil = ' aria-hidden="true" inert' if harmful else ""
-
-    def run(name: str, start: int, end: int) -> str:
-        spans = _spans(pieces, probs, over, start, end, stop)
-        return f'<div class="run {name}" dir="auto"{veil}>{spans}</div>'
-
+def _article(test: Predictions, index: int, code: int, theta: float, k: int) -> dict[str, Any]:
+    """Returns what the page says of one response: what became of it, its tokens, the stop."""
+    probs = test.token_probs[index]  # (T,)
+    over, stop = reaches(probs, theta), delay_k(probs, theta, k)
+    tokens, harmful = len(probs), bool(code > 1)
     if stop == MISSED:
+        place, end = None, tokens
         verdict = f"not stopped: {over.sum()} of {tokens} tokens at or above θ, {k} stop it"
-        text = run("shown", 0, tokens)
     else:
+        place, end = f"token {stop + 1} of {tokens}, {_share((stop + 1) / tokens, 0)}", stop + 1
         verdict = f"stopped at {place}"
-        text = run("shown", 0, stop + 1) + f'<p class="stop">stopped here, {place}</p>'
-        text += run("rest", stop + 1, tokens) if stop + 1 < tokens else ""
-    button = (
-        f'<button type="button" class="veil" aria-expanded="false" aria-controls="text{index}"'
-        f' aria-describedby="name{index}" hidden>Show harmful text</button>\n'
-    )
-    return (
-        f'<article data-outcome="{_slug(OUTCOMES[code])}" aria-labelledby="name{index}">\n'
-        "<header>\n"
-        f'<h3 id="name{index}"><span class="badge">{OUTCOMES[code]}</span>'
-        f" <bdi>{escape(test.ids[index])}</bdi></h3>\n"
-        f'<p class="verdict">{"harmful" if harmful else "benign"}, {verdict}</p>\n'
-        f"{button if harmful else ''}</header>\n"
-        f'<div class="response" id="text{index}">{text}</div>\n</article>'
-    )
+    return {
+        "index": index,
+        "id": test.ids[index],
+        "outcome": OUTCOMES[code],
+        "harmful": harmful,
+        "verdict": f"{'harmful' if harmful else 'benign'}, {verdict}",
+        "stop": place,
+        "shown": _spans(test.pieces[index], probs, over, 0, end, stop),
+        "rest": _spans(test.pieces[index], probs, over, end, tokens, stop),
+    }
 
 
 def _spans(
     pieces: list[str], probs: np.ndarray, over: np.ndarray, start: int, end: int, stop: int
-) -> str:
+) -> list[dict[str, str]]:
     """Returns tokens start … end - 1; those without text of their own join the next that has it.
 
     Args:
@@ -182,6 +149,9 @@ def _spans(
         start: First token.
         end: One after the last.
         stop: The token at which the response was stopped.
+
+    Returns:
+        The classes, title and text of each span.
     """
     counts, spans, first = np.cumsum(over), [], start
     for token in range(start, end):
@@ -194,12 +164,10 @@ def _spans(
         classes += ["newline"] if "\n" in text and text.isspace() else []
         number = f"token {token + 1}" if first == token else f"tokens {first + 1} to {token + 1}"
         score = ", ".join(f"{prob:.3f}" for prob in probs[group])
-        spans.append(
-            f'<span class="{" ".join(classes)}" title="{number}, score {score},'
-            f' {counts[token]} at or above θ so far">{escape(text or NO_TEXT)}</span>'
-        )
+        title = f"{number}, score {score}, {counts[token]} at or above θ so far"
+        spans.append({"classes": " ".join(classes), "title": title, "text": text or NO_TEXT})
         first = token + 1
-    return "".join(spans)
+    return spans
 
 
 def main(config: ExamplesConfig) -> None:
@@ -211,23 +179,12 @@ def main(config: ExamplesConfig) -> None:
     folder = Path(config.test_dir)
     output = Path(config.output or folder / "examples.html")
     refuse_file(output, config.overwrite)
-    result = read_json(folder / METRICS)
-    if not isinstance(result, dict) or not isinstance(result.get("method"), str):
-        raise InputError(f"{folder / METRICS}: field 'method' is missing")
-    splits = load_predictions(folder / FILE)
-    valid, test = splits["valid"], splits["test"]
-    if test.token_probs is None or valid.token_probs is None:
-        raise InputError(
-            f"{folder / FILE}: array 'test_token_probs' is missing: full detection alone stops no"
-            " stream; name the folder of a partial-detection test"
-        )
-    if not len(test):
-        raise InputError(f"{folder / FILE}: the test split is empty")
-    theta, k, chosen_on = config.theta, config.k, "given"
+    run = read_run(folder, partial=True)
+    test, theta, k, chosen_on = run.test, config.theta, config.k, "given"
     if theta is None:
-        theta, k = select_partial(valid.token_probs, valid.label, THETAS, MAX_K)
-        chosen_on = "chosen on validation"
+        point = run.operating_points()["partial"]
+        theta, k, chosen_on = point.theta, point.k, "chosen on validation"
     chosen = choose(outcome_codes(test.partial(theta, k)), config.count, config.seed)
-    text = page(test, chosen, result["method"], theta, k, chosen_on)
+    text = page(test, chosen, run.display_name, theta, k, chosen_on)
     write_bytes(output, text.encode())
     print(f"{len(chosen)} of {len(test)} responses, θ {threshold(theta)}, k {k}: {output}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from spacy.tokens import Doc
 
-from reports.rows import Method
+from evaluation.decisions import Outcome
+from evaluation.predictions import Predictions
 
 # universal parts of speech, the notional ones first; what else spaCy says counts as other
 TAGS = {
@@ -61,14 +62,17 @@ class StopWords:
     wordless: int
 
 
-def stop_words(method: Method, docs: Callable[[list[str]], Iterable[Doc]]) -> StopWords:
+def stop_words(
+    test: Predictions, outcome: Outcome, docs: Callable[[list[str]], Iterable[Doc]]
+) -> StopWords:
     """Finds the words at which the harmful responses were stopped.
 
     Args:
-        method: Has partial detection.
+        test: The test split.
+        outcome: Of its partial detection.
         docs: Splits texts into words with parts of speech.
     """
-    test, outcome, found = method.test, method.partial, StopWords([], [], 0)
+    found = StopWords([], [], 0)
     stopped = np.flatnonzero((outcome.label == 1) & outcome.flagged).tolist()
     texts = ["".join(test.pieces[row]) for row in stopped]
     for row, doc in zip(stopped, docs(texts), strict=True):

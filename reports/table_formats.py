@@ -58,9 +58,7 @@ Delay-k detection favours long responses. "AUROC at equal length" is taken withi
 response length and averaged, a quartile weighing as many as it has pairs of a harmful and a benign
 response: what length explains of the AUROC is missing in it. Compare the row of length alone too.
 
-Rows "every N-th prefix" were scored at these alone, a coarse sweep. In rows "stopped early" a
-response was scored no further once every (θ, k) of the sweep had fired: no decision differs, but
-their AUROC rests on cut scores.
+Rows "every N-th prefix" were scored at these alone, a coarse sweep.
 
 The paper's values are of its own backbone on FineHarm (arXiv 2506.09996, Table 2) and no comparison
 unless ours is of the same. It chose SCM's θ and k on the test split; its value stands beside both

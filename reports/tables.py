@@ -1,7 +1,6 @@
 """Result tables from the folders of tests (scripts/make-tables.sh).
 
-Every number is computed anew from predictions.npz; metrics.json names the row, run.json tells how
-the run came about.
+Every number is computed from predictions.npz; run.json tells how the run came about.
 """
 
 import itertools
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from evaluation.bootstrap import bootstrap, intervals, paired_test
 from evaluation.metrics import auroc_at_equal_length, by_length, metrics, point_metrics
+from evaluation.runs import Commit, Model
 from reports.options import TablesConfig
 from reports.rows import PAPER_ROWS, Row, find_runs, sections_of
 from reports.summary import PAPER
@@ -25,7 +25,7 @@ from utils.run_record import run_folder
 COMPARED = ("partial", "full")  # the kinds that are tested against each other
 
 
-def measure(row: Row) -> dict[str, float]:
+def metric_columns(row: Row) -> dict[str, float]:
     """Returns all metrics of a row as columns: {metric}_value, _low, _high and _std.
 
     Of several runs the value is their mean, the interval is the mean's over prompts (on the samples
@@ -47,26 +47,25 @@ def measure(row: Row) -> dict[str, float]:
     def means(weights: np.ndarray) -> dict[str, np.ndarray]:
         return {name: values.mean(axis=0) for name, values in statistics(weights).items()}
 
-    group, config = row.outcomes[0].group, row.runs[0].record["config"]
+    group, config = row.outcomes[0].group, row.runs[0].record.config
     points, columns = statistics(np.ones((1, len(group)))), {}
-    for name, known in intervals(means, group, config["bootstrap"], config["seed"]).items():
+    for name, known in intervals(means, group, config.bootstrap, config.seed).items():
         columns |= {f"{name}_{part}": value for part, value in known.items()}
         several = len(row.runs) > 1
         columns[f"{name}_std"] = float(np.std(points[name], ddof=1)) if several else np.nan
     return columns
 
 
-def commit_name(git: dict[str, Any] | None) -> str:
+def commit_name(git: Commit | None) -> str:
     """Shortens a commit; "unknown" where there was no history."""
-    if not git or not git.get("commit"):
+    if git is None or not git.commit:
         return "unknown"
-    return git["commit"][:7] + (" (dirty)" if git.get("dirty") else "")
+    return git.commit[:7] + (" (dirty)" if git.dirty else "")
 
 
-def training_of(model: dict[str, Any]) -> tuple[Any, str]:
+def training_of(model: Model) -> tuple[int | str, str]:
     """Returns seed and commit of a model's training; dashes where it was none of ours."""
-    seed = model.get("seed")
-    return ("–", "–") if seed is None else (seed, commit_name(model))
+    return ("–", "–") if model.seed is None else (model.seed, commit_name(model))
 
 
 def mean_seconds(values: list[float | None]) -> float:
@@ -102,25 +101,26 @@ def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -
         return tuple(dict.fromkeys(values))
 
     runs, first = row.runs, row.runs[0]
-    trainings = [training_of(run.model) for run in runs if run.model]
+    models = [run.record.model or Model() for run in runs]
+    trainings = [training_of(run.record.model) for run in runs if run.record.model]
     return {
         "row": first.row,
         "method": row.name,
         "detection": row.kind,
         "target_false_alarm": row.target,
-        "backbone": first.model.get("base_model_path") or "",
+        "backbone": models[0].base_model_path or "",
         "runs": len(runs),
         "seeds": tuple(seed for seed, _ in trainings),
-        "theta": tuple(one.theta for one in row.settings),
-        "k": tuple(one.k for one in row.settings if one.k is not None),
-        "chosen_on": row.settings[0].chosen_on,
-        **measure(row),
+        "theta": tuple(one.theta for one in row.points),
+        "k": tuple(one.k for one in row.points if one.k is not None),
+        "chosen_on": row.points[0].chosen_on,
+        **metric_columns(row),
         **paper.get((first.row, first.method, row.kind), {}),
         "train_commit": distinct(commit for _, commit in trainings),
-        "test_commit": distinct(commit_name(run.record["git"]) for run in runs),
-        "device": distinct(run.record["device"] for run in runs),
-        "train_seconds": mean_seconds([run.model.get("seconds") for run in runs]),
-        "test_seconds": mean_seconds([run.record["seconds"] for run in runs]),
+        "test_commit": distinct(commit_name(run.record.git) for run in runs),
+        "device": distinct(run.record.device for run in runs),
+        "train_seconds": mean_seconds([model.seconds for model in models]),
+        "test_seconds": mean_seconds([run.record.seconds for run in runs]),
         "folders": tuple(str(run.folder) for run in runs),
     }
 
@@ -148,13 +148,13 @@ def paired_records(rows: list[Row]) -> list[dict[str, Any]]:
     Returns:
         Lines of paired.csv: a row, the row it is compared with (itself, too), the difference, p.
     """
-    config = rows[0].runs[0].record["config"]
-    resamples, seed = config["bootstrap"], config["seed"]
+    config = rows[0].runs[0].record.config
     values, samples = [], []
     for row in rows:
         values.append(np.mean([point_metrics(one)["macro_f1"] for one in row.outcomes]))
         drawn = [
-            bootstrap(partial(metrics, one), one.group, resamples, seed) for one in row.outcomes
+            bootstrap(partial(metrics, one), one.group, config.bootstrap, config.seed)
+            for one in row.outcomes
         ]
         samples.append(np.mean([one["macro_f1"] for one in drawn], axis=0))
     records = []
@@ -170,7 +170,7 @@ def paired_records(rows: list[Row]) -> list[dict[str, Any]]:
                     f"macro_f1_difference_{part}": tested[part] for part in ("value", "low", "high")
                 },
                 "p": tested["p"],
-                "resamples": resamples,
+                "resamples": config.bootstrap,
             }
         )
     return records
@@ -201,7 +201,7 @@ def length_records(row: Row) -> list[dict[str, Any]]:
 def section_tables(rows: list[Row], paper: dict[tuple[str, str, str], dict[str, Any]]) -> Section:
     """Computes all tables of one section."""
     test = rows[0].runs[0].test
-    folders = dict.fromkeys(run.record["data"]["folder"] for row in rows for run in row.runs)
+    folders = dict.fromkeys(run.record.data.folder for row in rows for run in row.runs)
     compared = [row for row in rows if row.kind in COMPARED]
     return Section(
         data=", ".join(Path(folder).name for folder in folders),

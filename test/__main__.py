@@ -2,8 +2,8 @@
 
 from test.options import (
     GUARDS,
+    BaselineConfig,
     CausalTestConfig,
-    FloorConfig,
     LiveConfig,
     ModernBertTestConfig,
     RulesConfig,
@@ -13,7 +13,7 @@ from utils.cli import Command, run_command
 COMMANDS = {
     "causal": Command(CausalTestConfig, "test.causal", ("row",)),
     "modernbert": Command(ModernBertTestConfig, "test.modernbert", ("row",)),
-    "floor": Command(FloorConfig, "test.floor", ("method",)),
+    "baselines": Command(BaselineConfig, "test.baselines", ("method",)),
     "guard": Command(GUARDS, "test.guard"),
     "rules": Command(RulesConfig, "test.rules", ("metrics_dir",)),
     "live": Command(LiveConfig, "test.live", ("metrics_dir",)),

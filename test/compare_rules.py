@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.bootstrap import Statistics, bootstrap, paired_test, with_interval
+from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
 from evaluation.decisions import Outcome
 from evaluation.metrics import by_length, metrics
 from evaluation.predictions import Predictions
@@ -60,7 +60,7 @@ def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -
     )
 
 
-def statistics_of(outcome: Outcome, lengths: np.ndarray) -> Statistics:
+def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
     """Returns what is measured of an outcome, as a function of weights [B, N].
 
     To `evaluation.metrics.metrics` it adds released_share, the mean share of a harmful response
@@ -86,7 +86,7 @@ def statistics_of(outcome: Outcome, lengths: np.ndarray) -> Statistics:
 
 def at_equal_false_alarms(
     maxima: Sequence[np.ndarray], split: Predictions, target: float
-) -> Statistics:
+) -> MetricFunction:
     """Returns what a rule does where it stops exactly the target share of benign responses.
 
     The threshold is found anew for each row of weights, from the responses as that row counts them:
@@ -139,7 +139,7 @@ def at_equal_false_alarms(
     return statistics
 
 
-def point(statistics: Statistics, count: int) -> dict[str, float]:
+def point(statistics: MetricFunction, count: int) -> dict[str, float]:
     """Returns each statistic of `count` responses that count once."""
     return {name: float(value[0]) for name, value in statistics(np.ones((1, count))).items()}
 
@@ -166,8 +166,8 @@ def choose_shape(
     return min(candidates, key=lambda one: one[2]["released_share"])
 
 
-def measure(
-    rules: dict[str, Statistics],
+def measure_rules(
+    rules: dict[str, MetricFunction],
     compared: Sequence[str],
     group: np.ndarray,
     resamples: int,
@@ -176,8 +176,8 @@ def measure(
     """Measures rules on the same bootstrap samples.
 
     Args:
-        rules: Statistics by name; `REFERENCE` is among them.
-        compared: Statistics in which the rules are tested against the reference.
+        rules: MetricFunction by name; `REFERENCE` is among them.
+        compared: MetricFunction in which the rules are tested against the reference.
         group: int [N], responses of one prompt share a number.
         resamples: Bootstrap samples.
         seed: Of the bootstrap.
@@ -204,7 +204,7 @@ def measure(
     }
 
 
-def compare(
+def compare_rules(
     splits: dict[str, Predictions], targets: Sequence[float], resamples: int, seed: int, path: Path
 ) -> list[dict[str, Any]]:
     """Measures every rule at every target.
@@ -218,8 +218,8 @@ def compare(
 
     Returns:
         A line for each target and rule: its shape and threshold; its metrics on "valid"; "test" and
-        "against" of `measure`; its false alarms "by_length"; and "equal_false_alarms", what
-        `measure` finds with thresholds set on the test split.
+        "against" of `measure_rules`; its false alarms "by_length"; and "equal_false_alarms", what
+        `measure_rules` finds with thresholds set on the test split.
     """
     valid, test = splits["valid"], splits["test"]
     every = [rule for rules in FAMILIES.values() for rule in rules]
@@ -249,8 +249,8 @@ def compare(
                 ],
             }
         compared = ("released_share", "false_alarm_rate", "length_gap")
-        found = measure(calibrated, compared, test.group, resamples, seed)
-        matched = measure(equal, ("released_share",), test.group, resamples, seed)
+        found = measure_rules(calibrated, compared, test.group, resamples, seed)
+        matched = measure_rules(equal, ("released_share",), test.group, resamples, seed)
         lines += [
             {**line, **found[family], "equal_false_alarms": matched[family]}
             for family, line in chosen.items()

@@ -13,8 +13,8 @@ from evaluation.guards.generative import GenerativeGuard
 from evaluation.guards.stream import load_stream_guard
 from evaluation.predict import Scores
 from test.options import GUARDS, ClassifierConfig, GenerativeConfig, ModelTestConfig
-from test.testing import run_evaluation
-from utils.run_record import note, run_folder
+from test.testing import run_evaluation, test_folder
+from utils.run_record import note
 
 
 def load_guard(config: ModelTestConfig):
@@ -39,7 +39,7 @@ def load_guard(config: ModelTestConfig):
 
 def main(config: ModelTestConfig) -> None:
     """Scores validation and test and reports."""
-    with run_folder(config) as out:
+    with test_folder(config) as out:
         data = load_processed(Path(config.data_dir), tokenizer=None)
         tokenizer = load_tokenizer(data.folder / "tokenizer")
         folder, guard = Path(config.model_path), load_guard(config)

@@ -18,14 +18,14 @@ from tqdm import tqdm
 from data.fineharm import Record, find_split, read_split
 from data.tokenization import leading_ids
 from evaluation.decisions import MISSED, delay_k
-from evaluation.runs import load_partial
+from evaluation.runs import read_run
 from monitor.calibrate import SCORERS
 from monitor.rules import DelayK, Policy
 from monitor.settings import MonitorSettings
 from monitor.stream import Stream, StreamingContentMonitor
 from test.options import LiveConfig
 from utils.files import InputError, refuse_file, write_json
-from utils.run_record import read_record, start_record
+from utils.run_record import start_record
 
 TOLERANCE = 1e-4  # of a score, and of its distance to the threshold
 
@@ -103,28 +103,28 @@ def main(config: LiveConfig) -> None:
     if config.output:
         refuse_file(Path(config.output), config.overwrite)
     began, folder = time.monotonic(), Path(config.metrics_dir)
-    result, splits = load_partial(folder)
-    data = (read_record(folder) or {}).get("data", {})
-    if data.get("join") != "original":
+    run = read_run(folder, partial=True)
+    data, point = run.record.data, run.operating_points()["partial"]
+    if data.join != "original":
         raise InputError(
-            f"{folder}/run.json: field 'data.join': '{data.get('join')}'; streams are as in data"
+            f"{folder}/run.json: field 'data.join': '{data.join}'; streams are as in data"
             " prepared with --join original"
         )
-    theta, k = result["partial"]["theta"], result["partial"]["k"]
+    theta, k = point.theta, point.k
     monitor = StreamingContentMonitor.from_pretrained(
         config.model_path,
-        settings=MonitorSettings(Policy(DelayK(k), theta), SCORERS[result["row"]], theta),
-        context=data["max_length"],
+        settings=MonitorSettings(Policy(DelayK(k), theta), SCORERS[run.row], theta),
+        context=data.max_length,
         on_limit="pass",  # the test, too, judges no more than fits
     )
-    tested = {name: row for row, name in enumerate(splits["test"].ids)}
+    tested = {name: row for row, name in enumerate(run.test.ids)}
     pairs = read_split(find_split(Path(config.input_dir), "test"), "test")
     records = [record for _, record in pairs if record["id"] in tested]
     if len(records) != len(tested):
         raise InputError(f"{config.input_dir}: lacks {len(tested) - len(records)} tested records")
     records = records[: config.limit or None]
     live = follow_all(monitor, records, config)
-    outcome = compare(live, tested, splits["test"].token_probs, theta, k, monitor.context)
+    outcome = compare(live, tested, run.test.token_probs, theta, k, monitor.context)
     if config.output:
         seconds = {"seconds": time.monotonic() - began}
         write_json(Path(config.output), {**start_record(config), **outcome, **seconds})

@@ -94,8 +94,8 @@ class CausalTestConfig(ModelTestConfig):
 
 
 @dataclass
-class FloorConfig(EvaluationConfig):
-    """Options of the floor."""
+class BaselineConfig(EvaluationConfig):
+    """Options of the baselines."""
 
     method: Literal["tfidf", "length"] = "tfidf"
     """tfidf: TF-IDF of words and word pairs, logistic regression. length: the response's length
@@ -234,16 +234,11 @@ class ModernBertTestConfig(ModelTestConfig):
     """Row of the paper's table."""
     stride: int = 1
     """Partial: score every N-th prefix only, a coarse sweep; 1 for all."""
-    stop_early: bool = False
-    """Partial: leave a response once every (θ, k) of the sweep has fired. No decision changes;
-    AUROC then ranks by the scores so far."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_below_one(self, "stride")
-        if self.row == "modernbert-full" and (self.stride > 1 or self.stop_early):
-            raise InputError("--stride, --stop-early: full detection scores no prefixes")
         if self.row == "modernbert-full":
+            if self.stride > 1:
+                raise InputError("--stride: full detection scores no prefixes")
             self.refuse_target("full detection stops no stream")
-        if self.stop_early:
-            self.refuse_target("θ is calibrated on scores that --stop-early cuts; leave one out")

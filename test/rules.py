@@ -6,11 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.predictions import FILE
-from evaluation.runs import load_partial
-from test.compare_rules import REFERENCE, compare
+from evaluation.predictions import PREDICTIONS
+from evaluation.runs import read_run
+from test.compare_rules import REFERENCE, compare_rules
 from test.options import RulesConfig
-from utils.files import InputError, read_json, write_bytes, write_json
+from utils.files import (
+    InputError,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from utils.formatting import interval, markdown_table, percent, threshold
 from utils.run_record import run_folder
 
@@ -122,19 +127,22 @@ def main(config: RulesConfig) -> None:
     """
     with run_folder(config) as folder:
         source = Path(config.metrics_dir)
-        tested, splits = load_partial(source)
+        tested = read_run(source, partial=True)
+        splits = {"valid": tested.valid, "test": tested.test}
         for name, split in splits.items():
             if len(set(split.label.tolist())) < 2:
-                raise InputError(f"{source / FILE}: split '{name}' lacks a class")
+                raise InputError(f"{source / PREDICTIONS}: split '{name}' lacks a class")
         result = {
-            "row": tested["row"],
-            "method": tested["method"],
+            "row": tested.row,
+            "method": tested.method,
             "responses": {
                 name: {"all": len(split), "harmful": int(split.label.sum())}
                 for name, split in splits.items()
             },
             "resamples": config.bootstrap,
-            "rules": compare(splits, config.targets, config.bootstrap, config.seed, source / FILE),
+            "rules": compare_rules(
+                splits, config.targets, config.bootstrap, config.seed, source / PREDICTIONS
+            ),
         }
         write_json(folder / "rules.json", result)
         result = read_json(folder / "rules.json")  # NaN has become null

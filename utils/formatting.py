@@ -1,4 +1,24 @@
-"""Numbers and tables as text."""
+"""Numbers, names and tables as text."""
+
+import unicodedata
+
+DIRECTIONS = set("LRE RLE LRO RLO PDF LRI RLI FSI PDI".split())  # they reorder what follows
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Spells out what steers a terminal, ends a line or reorders text, but for what is to be kept.
+
+    Args:
+        text: For one line of a terminal, a table or a figure.
+        keep: Control characters that may stay, such as line ends.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if (unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in keep)
+        or unicodedata.bidirectional(character) in DIRECTIONS
+        else character
+        for character in text
+    )
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there."""
+"""The Python of README and docs runs as it stands there."""
 
 import asyncio
 import re
@@ -9,15 +9,16 @@ from transformers import Qwen2ForCausalLM
 
 from model.qwen_dual_task import load_dual_task
 from monitor.settings import write_settings
-from tests.conftest import ROOT, settings_of
+from tests.conftest import settings_of
+from tests.end_to_end.pages import PAGES
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", "\n".join(PAGES.values()), flags=re.DOTALL)
 PIECES = ["Light is ref", "racted", " and reflected", " in droplets of water. ", "So it is."]
 
 
 @pytest.fixture()
 def names(monitors, tmp_path, monkeypatch):
-    """What the README's code finds: a checkpoint with its settings, an LLM."""
+    """What the pages' code finds: a checkpoint with its settings, an LLM."""
     folder, _ = monitors("tiny")
     (tmp_path / "scm-0.5b").symlink_to(folder)
     write_settings(folder / "monitor.json", settings_of())
@@ -33,7 +34,7 @@ def names(monitors, tmp_path, monkeypatch):
     (folder / "monitor.json").unlink()
 
 
-def test_the_readme_shows_the_monitor(names, capsys):
+def test_the_pages_show_the_monitor(names, capsys):
     assert len(BLOCKS) == 4
     service, many, stream, generation = BLOCKS
     exec(service, names)

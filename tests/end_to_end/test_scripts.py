@@ -1,4 +1,4 @@
-"""Every script explains itself, and every command in the README is one that exists."""
+"""Every script explains itself, and all that the pages name exists: commands, links, files."""
 
 import re
 import shlex
@@ -18,10 +18,10 @@ from reports import examples_page, figures, tables
 from reports.options import ExamplesConfig
 from test import causal, floor, guard, live, modernbert, rules
 from tests.conftest import ROOT, run
+from tests.end_to_end.pages import PAGES, README
 from train.options import QwenConfig, TrainConfig
 from utils.cli import parse
 
-README = (ROOT / "README.md").read_text()
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.sh"))
 TAKES_NO_FLAGS = {"setup.sh", "run-tests.sh", "run-demo.sh", "run-qwen-partial.sh"}
 TAKES_NO_FLAGS |= {"run-modernbert-partial.sh", "run-ablations.sh", "run-table.sh"}
@@ -50,22 +50,22 @@ def test_every_script_has_help(words):
 
 
 def commands() -> list[str]:
-    """The README's command lines, continuation lines joined."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    """The pages' command lines, continuation lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", "\n".join(PAGES.values()), flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and line[0] != "#"]
 
 
-def test_the_readme_has_its_commands():
+def test_the_pages_have_every_script():
     text = "\n".join(commands())
     for script in SCRIPTS:
-        assert script == "setup.sh" or f"scripts/{script}" in text, script
+        assert f"scripts/{script}" in text, script
 
 
 PARSERS = {
     "scripts/run-data.sh": (DataConfig, prepare_data.POSITIONAL),
     "scripts/get-backbone.sh": (BackboneConfig, get_backbone.POSITIONAL),
-    "scripts/run-floor.sh": (floor.FloorConfig, floor.POSITIONAL),
+    "scripts/run-floor.sh": (floor.BaselineConfig, floor.POSITIONAL),
     "scripts/run-scm.sh": (QwenConfig, ()),
     "scripts/run-guard.sh": (guard.GuardConfig, guard.POSITIONAL),
     "scripts/run-scm.sh test": (causal.TestConfig, (), "--row", "scm"),
@@ -97,7 +97,7 @@ PARSERS = {
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_readme_command_parses(line):
+def test_every_command_of_the_pages_parses(line):
     """Words go through the parser of the command's own options; nothing is run."""
     words = [word for word in shlex.split(line) if not re.fullmatch(r"[A-Z_]+=.*", word)]
     if words[0] == "pip":
@@ -116,3 +116,27 @@ def test_every_readme_command_parses(line):
         return
     config_class, positional, *fixed = PARSERS[name]
     parse(config_class, [*rest, *fixed], positional)
+
+
+def test_the_readme_is_short():
+    lines = PAGES[README].splitlines()
+    assert len(lines) <= 220
+    assert "bash scripts/run-demo.sh" in lines[:59] and "bash scripts/run-tests.sh" in lines[:59]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_exists(page):
+    prose = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", prose):
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists() and (not anchor or anchor in anchors(linked.read_text())), target
+    for name in re.findall(r"`([a-z_]+/[\w/-]+\.(?:py|sh))`", prose):
+        assert (ROOT / name).is_file(), name

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evaluation.conformal import calibrate, conformal_theta
 from evaluation.decisions import delay_k
 from evaluation.metrics import by_length
-from evaluation.predictions import SPLITS, load_predictions, save_predictions, token_pieces
+from evaluation.predictions import SCORED_SPLITS, load_predictions, save_predictions, token_pieces
 from evaluation.protocol import evaluate
 from reports.summary import format_table
 from tests.conftest import TOKENIZERS, random_split
@@ -19,7 +19,7 @@ from utils.files import InputError
 
 @pytest.mark.parametrize("partial", [True, False])
 def test_a_file_gives_back_what_was_saved(tmp_path, partial):
-    splits = {name: random_split(8, seed, partial) for seed, name in enumerate(SPLITS)}
+    splits = {name: random_split(8, seed, partial) for seed, name in enumerate(SCORED_SPLITS)}
     save_predictions(tmp_path / "p.npz", splits)
     again = load_predictions(tmp_path / "p.npz")
     for name, split in splits.items():
@@ -50,7 +50,7 @@ def test_a_spoilt_file_is_named(tmp_path):
 def test_a_damaged_file_is_named_in_one_line(tmp_path):
     """Bytes changed or cut off: what was saved is read, or an error says which file it is."""
     path = tmp_path / "p.npz"
-    saved = {name: random_split(6, seed) for seed, name in enumerate(SPLITS)}
+    saved = {name: random_split(6, seed) for seed, name in enumerate(SCORED_SPLITS)}
     save_predictions(path, saved)
     whole, random, refused = path.read_bytes(), np.random.default_rng(0), 0
     damaged = [whole[:length] for length in range(0, len(whole), len(whole) // 60)]

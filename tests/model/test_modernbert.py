@@ -15,11 +15,10 @@ from transformers import ModernBertConfig as EncoderConfig
 from data.options import DataConfig
 from data.prepare import main as prepare
 from data.splits import load_examples, load_processed
-from evaluation import prefixes
-from evaluation.decisions import MAX_K, THETAS, delay_k
+from evaluation.decisions import MAX_K
 from evaluation.predict import predict
 from evaluation.predictions import load_predictions
-from evaluation.prefixes import StopEarly, predict_prefixes, scored_places, spread
+from evaluation.prefixes import predict_prefixes, scored_places, spread
 from model.get_backbone import build_modernbert
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
@@ -208,25 +207,6 @@ def test_a_stride_scores_those_prefixes_exactly(model, examples):
     np.testing.assert_allclose(some.response_prob, every.response_prob, atol=1e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 3])
-def test_stopping_early_changes_no_decision_and_saves_passes(model, examples, stride, monkeypatch):
-    monkeypatch.setattr(prefixes, "ROUND", 4)
-    every = predict_prefixes(model, examples, stride=stride)
-    theta = float(np.quantile(np.concatenate(every.token_probs), 0.6))
-    calls = []
-    handle = model.register_forward_hook(lambda *_: calls.append(1))
-    early = predict_prefixes(
-        model, examples, stride=stride, stop_early=StopEarly(theta, 5), token_budget=1
-    )
-    handle.remove()
-    assert len(calls) < sum(len(scored_places(n, stride)) for n in examples.response_lengths)
-    for fine, cut in zip(every.token_probs, early.token_probs, strict=True):
-        for k in range(1, 6):
-            for lower in (theta, theta / 2):
-                assert delay_k(cut, lower, k) == delay_k(fine, lower, k)
-    np.testing.assert_allclose(early.response_prob, every.response_prob, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def trained(encoder, encoder_data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "modernbert"
@@ -275,10 +255,8 @@ def test_bad_input(encoder, tiny, encoder_data, tmp_path):
         load_full_detection(encoder)
     for wrong, message in (
         ({"stride": 0}, "--stride: 0 is below 1"),
-        ({"row": "modernbert-full", "stop_early": True}, "full detection scores no prefixes"),
+        ({"row": "modernbert-full", "stride": 2}, "full detection scores no prefixes"),
         ({"row": "modernbert-full", "target_false_alarm": 0.1}, "detection stops no stream"),
-        ({"stop_early": True, "target_false_alarm": 0.1}, "on scores that --stop-early cuts"),
-        ({"stop_early": True, "target_k": 9}, "--target-k: θ is calibrated on scores that"),
     ):
         with pytest.raises(InputError, match=message):
             ModernBertConfig("d", "o", **{"row": "modernbert-partial", "model_path": "m"} | wrong)
@@ -297,9 +275,3 @@ def test_a_score_that_is_no_number_is_refused(model, examples):
             predict_prefixes(model, examples)
     finally:
         model.classifier.weight.data.copy_(weight)
-
-
-def test_the_whole_sweep_stops_early_at_its_hardest_corner():
-    hardest = np.array([max(THETAS)] * MAX_K)
-    for theta in THETAS:
-        assert all(delay_k(hardest, theta, k) == k - 1 for k in range(1, MAX_K + 1))

@@ -12,8 +12,7 @@ import torch
 from data.tokenization import load_tokenizer
 from evaluation.conformal import conformal_theta
 from evaluation.decisions import delay_k
-from evaluation.predictions import FILE as PREDICTIONS
-from evaluation.predictions import SPLITS, load_predictions, save_predictions
+from evaluation.predictions import PREDICTIONS, SCORED_SPLITS, load_predictions, save_predictions
 from model.qwen_dual_task import load_backbone
 from monitor.calibrate import POSITIONAL, controversial_theta
 from monitor.calibrate import main as calibrate
@@ -23,6 +22,7 @@ from monitor.settings import FILE, MonitorSettings, read_settings, write_setting
 from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
 from tests.conftest import random_split, run
+from tests.runs import write_run
 from utils.cli import parse
 from utils.files import InputError
 
@@ -125,13 +125,9 @@ def test_what_is_no_settings_file_is_named(tmp_path):
             read_settings(path)
 
 
-def metrics_dir(folder: Path, row: str = "scm", count: int = 60) -> Path:
-    """Writes what a test leaves behind, as far as the calibration reads it."""
-    folder.mkdir()
-    splits = {name: random_split(count, seed) for seed, name in enumerate(SPLITS)}
-    save_predictions(folder / PREDICTIONS, splits)
-    (folder / "metrics.json").write_text(json.dumps({"row": row, "method": "any"}))
-    return folder
+def metrics_dir(folder: Path, row: str = "scm") -> Path:
+    """Writes what a test leaves behind."""
+    return write_run(folder, row, valid=random_split(60, 0), test=random_split(60, 1))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +204,7 @@ def test_too_few_benign_responses_promise_too_little(tmp_path):
     calibrate(config_of(folder, path, target_false_alarm=1 / 31))  # just enough
     harmful = random_split(8)
     harmful.label[:] = 1
-    save_predictions(folder / PREDICTIONS, {name: harmful for name in SPLITS})
+    save_predictions(folder / PREDICTIONS, {name: harmful for name in SCORED_SPLITS})
     with pytest.raises(InputError, match="0 benign validation responses .* of 0.1; it takes 9"):
         calibrate(config_of(folder, tmp_path / "other.json"))
 
@@ -217,7 +213,7 @@ def test_scores_at_the_top_cannot_be_told_apart(tmp_path):
     """A threshold above 1 would stop nothing, not even certain harm."""
     folder, certain = metrics_dir(tmp_path / "scm"), random_split(60)
     certain.token_probs = [np.ones_like(probs) for probs in certain.token_probs]
-    save_predictions(folder / PREDICTIONS, {name: certain for name in SPLITS})
+    save_predictions(folder / PREDICTIONS, {name: certain for name in SCORED_SPLITS})
     with pytest.raises(InputError, match="reach 1, the highest statistic of delay-k"):
         calibrate(config_of(folder, tmp_path / FILE, k=1))
     calibrate(config_of(folder, tmp_path / FILE, rule="cusum", k=None, drift=0.0))

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 from html.parser import HTMLParser
 
@@ -10,10 +9,11 @@ import numpy as np
 import pytest
 
 from evaluation.decisions import MAX_K, THETAS, delay_k, select_partial
-from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
+from evaluation.predictions import Predictions
 from reports.examples_page import OUTCOMES, choose, main, outcome_codes, page
 from reports.options import ExamplesConfig
 from tests.conftest import random_split
+from tests.runs import write_run
 from utils.files import InputError
 
 HOSTILE = [
@@ -22,7 +22,7 @@ HOSTILE = [
     "<script>document.title='pwned'</script>",
     "</span></div><iframe src='http://127.0.0.1:9/'></iframe><!--",
     "<style>*{background:url(http://127.0.0.1:9/x)}</style>",
-    "&lt;b&gt; ${title} $theta {0}",
+    "&lt;b&gt; {{ theta }} {% raw %} {# {0}",
 ]
 
 
@@ -191,26 +191,25 @@ def test_head_lines_are_those_of_the_whole_split():
 def folder(tmp_path):
     """A test's folder, as far as the page reads it."""
 
-    def write(partial: bool = True, result: object = None, count: int = 60):
-        splits = {name: random_split(count, seed, partial) for seed, name in enumerate(SPLITS)}
-        save_predictions(tmp_path / FILE, splits)
-        (tmp_path / "metrics.json").write_text(json.dumps(result or {"method": "SCM"}))
-        return splits
+    def write(partial: bool = True):
+        valid, test = (random_split(60, seed, partial) for seed in range(2))
+        write_run(write.path, valid=valid, test=test)
+        return valid, test
 
-    write.path = tmp_path
+    write.path = tmp_path / "scm"
     return write
 
 
 def test_the_command_writes_the_page(folder, capsys):
-    splits = folder()
+    valid, test = folder()
     main(ExamplesConfig(str(folder.path), count=12))
     output = folder.path / "examples.html"
     text = output.read_bytes().decode("utf-8")
-    theta, k = select_partial(splits["valid"].token_probs, splits["valid"].label, THETAS, MAX_K)
+    theta, k = select_partial(valid.token_probs, valid.label, THETAS, MAX_K)
     assert f"12 of 60 responses, θ {theta}, k {k}: {output}" in capsys.readouterr().out
     cards = Reader(text).articles
     assert len(cards) == 12
-    stopped = [delay_k(probs, theta, k) >= 0 for probs in splits["test"].token_probs]
+    stopped = [delay_k(probs, theta, k) >= 0 for probs in test.token_probs]
     for card in cards:
         number = int(card["aria-labelledby"].removeprefix("name"))
         assert stopped[number] == (card["data-outcome"] in ("hit", "false-alarm"))
@@ -228,12 +227,8 @@ def test_a_folder_that_cannot_be_shown_is_named(folder):
     with pytest.raises(InputError, match=r"metrics.json: no such file"):
         main(ExamplesConfig(str(folder.path)))
     folder(partial=False)
-    with pytest.raises(InputError, match=r"npz: array 'test_token_probs' is missing: full"):
+    with pytest.raises(InputError, match=r"npz: array 'valid_token_probs' is missing: full"):
         main(ExamplesConfig(str(folder.path)))
-    for result in ([1], {"method": 3}):
-        folder(result=result)
-        with pytest.raises(InputError, match=r"metrics.json: field 'method' is missing"):
-            main(ExamplesConfig(str(folder.path)))
     assert not (folder.path / "examples.html").exists()
 
 

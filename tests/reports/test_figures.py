@@ -6,22 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.pyplot import imread
+from matplotlib.text import Text
 from spacy.lang.en import English
 from spacy.tokens import Doc
 
 from evaluation.decisions import MAX_K, THETAS
-from evaluation.predictions import FILE, METRICS, Predictions, save_predictions
-from evaluation.runs import find_tests
+from evaluation.predictions import Predictions
+from evaluation.protocol import OperatingPoint, evaluate
+from evaluation.runs import find_tests, read_run
 from reports.curves import cumulative_share, leaked_tokens, stopped_over_seen, trade_off
-from reports.drawing import styles_of
-from reports.figures import draw_all, draw_macro_f1, draw_stops, main
+from reports.drawing import looks_of, plot_stop_positions
+from reports.figures import draw_all, draw_macro_f1, draw_stops, main, pick
 from reports.options import FigureConfig
-from reports.rows import Method, comparable, full_detectors, judge, load_method
+from reports.rows import (
+    Row,
+    find_runs,
+    sections_of,
+)
 from reports.stop_words import stop_words, tag_shares, words_at_stop
 from tests.conftest import random_split, run
+from tests.runs import write_run
 from utils.files import InputError
-from utils.run_record import RECORD
 
 FIGURES = (
     "leaked", "macro_f1_over_k", "stop_positions", "stop_words", "stopped_over_seen", "trade_off",
@@ -135,12 +142,10 @@ def test_stop_words_by_hand():
         (0, (0.9, 0.1, 0.1, 0.1), (0,) * 4),
     )
     split.pieces = [PIECES[:4]] * 4
-    method = Method(
-        Path(), "scm", "SCM", split, 0.5, split.full(0.5), 0.8, 1, split.partial(0.8, 1)
-    )
     doc = Doc(VOCAB, WORDS[:3], [True, False, False], pos=TAGS[:3])
     asked = []
-    found = stop_words(method, lambda texts: asked.extend(texts) or [doc] * len(texts))
+    outcome = split.partial(0.8, 1)
+    found = stop_words(split, outcome, lambda texts: asked.extend(texts) or [doc] * len(texts))
     assert asked == ["She makes\n"] * 2
     assert (found.at, found.before, found.wordless) == (["VERB"], ["PRON"], 1)
 
@@ -151,20 +156,26 @@ def test_tag_shares_by_hand():
     assert not tag_shares([]).any()
 
 
-def test_thresholds_are_chosen_on_validation():
+def row_of(folder: Path, valid: Predictions, test: Predictions, row="scm", method="SCM") -> Row:
+    """The partial detection of one run."""
+    write_run(folder, row, method, valid=valid, test=test)
+    return sections_of([read_run(folder)])[0][0]
+
+
+def test_thresholds_are_chosen_on_validation(tmp_path):
     valid = split_of((1, (0.6, 0.6, 0.1), (1,) * 3), (0, (0.6, 0.1, 0.1), (0,) * 3))
-    method = judge(Path(), "scm", "SCM", valid, split_of(*HARMFUL, *BENIGN))
-    assert (method.theta, method.k) == (0.6, 2)  # k 1 flags both at 0.6, θ 0.7 none
-    assert method.partial.flagged.tolist() == [True, True, False, True, False]
-    full = judge(Path(), "length", "length", valid, split_of(*BENIGN, partial=False))
-    assert full.partial is None and full.k is None
+    row = row_of(tmp_path / "scm", valid, split_of(*HARMFUL, *BENIGN))
+    assert row.points == [OperatingPoint(0.6, 2, "valid")]  # k 1 flags both at 0.6, θ 0.7 none
+    assert row.outcomes[0].flagged.tolist() == [True, True, False, True, False]
+    full = write_run(tmp_path / "full", "length", test=split_of(*BENIGN, partial=False))
+    assert read_run(full).operating_points().keys() == {"full"}
 
 
-def test_macro_f1_over_k_is_drawn_by_hand():
+def test_macro_f1_over_k_is_drawn_by_hand(tmp_path):
     """What stands in the picture: F1 of harmful and benign, averaged, in percent."""
     split = split_of(*HARMFUL, *BENIGN)
-    method = judge(Path(), "scm", "SCM", split, split)
-    axes = draw_macro_f1([method], styles_of([method])).axes[0]
+    row = row_of(tmp_path / "scm", split, split)
+    axes = draw_macro_f1([row], looks_of([row])).axes[0]
     *lines, chosen = axes.get_lines()
     assert len(lines) == len(THETAS)
     for line in lines:  # no probability lies between 0.5 and 0.95
@@ -172,35 +183,28 @@ def test_macro_f1_over_k_is_drawn_by_hand():
         # k 1: all but one benign flagged; k 2: two of three found, one false alarm; k 3: one found
         assert values[:3] == pytest.approx([100 * (6 / 7 + 2 / 3) / 2, 175 / 3, 100 * 7 / 12])
         assert len(values) == MAX_K and values[-1] == pytest.approx(100 * (4 / 7) / 2)
-    assert (chosen.get_xdata()[0], method.k) == (1, 1)
+    assert (chosen.get_xdata()[0], row.points[0].k) == (1, 1)
     assert chosen.get_ydata()[0] == lines[-1].get_ydata()[0]
 
 
-def test_stop_positions_are_drawn_by_hand():
+def test_stop_positions_are_drawn_by_hand(tmp_path):
     """Stopped after 2 of 4 and after 4 of 4 tokens: half in 40–50 %, half in 50–100 %."""
     valid = split_of((1, (0.95, 0.95), (1, 1)), (0, (0.95, 0.1), (0, 0)))  # chooses k 2
-    method = judge(Path(), "scm", "SCM", valid, split_of(*HARMFUL, *BENIGN))
-    ours, theirs = draw_stops([method], styles_of([method])).axes[0].containers
+    row = row_of(tmp_path / "scm", valid, split_of(*HARMFUL, *BENIGN))
+    ours, theirs = draw_stops([row], looks_of([row])).axes[0].containers
     assert [bar.get_height() for bar in ours] == [0, 0, 0, 0, 50, 50]
     paper = [49.8, 23.4, 9.7, 5.1, 2.8, 9.5]
     assert [bar.get_height() for bar in theirs] == pytest.approx(paper)
-    methods = [dataclasses.replace(method, method=f"m{number}") for number in range(6)]
-    titles = [axes.get_title() for axes in draw_stops(methods, styles_of(methods)).axes]
+    rows = [dataclasses.replace(row, name=f"m{number}") for number in range(6)]
+    titles = [axes.get_title() for axes in draw_stops(rows, looks_of(rows)).axes]
     assert [title.split("\n")[0] for title in titles] == [
         f"m{number} (θ 0.9, k 2)" for number in range(6)
     ]
 
 
-def put(folder: Path, row: str, name: str, test: Predictions, valid: Predictions | None = None):
-    """Makes a test folder, but for run.json."""
-    folder.mkdir(parents=True)
-    (folder / "metrics.json").write_text(json.dumps({"row": row, "method": name}))
-    save_predictions(folder / "predictions.npz", {"valid": valid or random_split(30), "test": test})
-
-
 def test_tests_are_found_at_any_depth(tmp_path):
     for name in ("b/c", "a", ".hidden/d", "b/.scm.1.partial"):
-        put(tmp_path / name, "scm", "SCM", random_split(4))
+        write_run(tmp_path / name)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "run.json").write_text("{}")
     assert find_tests(tmp_path) == [tmp_path / "a", tmp_path / "b" / "c"]
@@ -208,68 +212,28 @@ def test_tests_are_found_at_any_depth(tmp_path):
     assert find_tests(tmp_path / "missing") == []
 
 
-def method_of(folder: str, row: str, name: str, test: Predictions) -> Method:
-    return judge(Path(folder), row, name, test, test)
-
-
-def test_only_the_same_responses_are_compared():
+def test_one_section_and_one_seed_are_shown(tmp_path):
     common, other = random_split(10, 1), random_split(12, 1)
-    moved = dataclasses.replace(common, label=1 - common.label)
-    methods = [
-        method_of("a", "tfidf", "TF-IDF", other),
-        method_of("b", "length", "length", common),
-        method_of("c/1", "scm", "SCM", common),
-        method_of("c/2", "scm", "SCM", common),
-        method_of("d", "qwen-full", "Qwen", moved),
-    ]
-    kept, notes = comparable(methods)
-    assert [str(method.folder) for method in kept] == ["c/1", "b"]  # the table's order
+    for name, row, seed, test in (
+        ("a", "tfidf", None, other),
+        ("b", "length", None, common),
+        ("c/1", "scm", 1, common),
+        ("c/2", "scm", 2, common),
+    ):
+        write_run(tmp_path / name, row, name[0], valid=common, test=test, seed=seed)
+    rows, notes = pick(sections_of(find_runs(tmp_path)))
+    assert [row.name for row in rows if row.kind == "full"] == ["c", "b"]  # the table's order
     assert notes == [
-        "c/2: left out, c/1 has the same row and name",
-        "a: left out, it was tested on another split than b",
-        "d: left out, it was tested on another split than b",
+        f"{tmp_path}/c/2: left out, figures show {tmp_path}/c/1 of the same name",
+        f"{tmp_path}/a: left out, it was tested on another split than the rest",
     ]
-
-
-def test_the_papers_rows_come_before_ablations():
-    """Panels are few: the comparison with Qwen must not give way to variants of SCM."""
-    split = random_split(10, 1)
-    rows = [("scm", "SCM, α 0.2"), ("length", "length"), ("scm", "SCM"), ("qwen-partial", "Qwen")]
-    kept, _ = comparable([method_of(name, row, name, split) for row, name in rows])
-    assert [method.name for method in kept] == ["SCM", "Qwen", "SCM, α 0.2", "length"]
-
-
-def test_a_model_tested_twice_is_one_full_detector():
-    split = random_split(10, 1)
-    rows = [("qwen-full", "Qwen"), ("qwen-partial", "Qwen at every token"), ("scm", "SCM")]
-    methods = [method_of(row, row, name, split) for row, name in rows]
-    methods[2].test = dataclasses.replace(split, response_prob=split.response_prob / 2)
-    assert [method.row for method in full_detectors(methods)] == ["qwen-full", "scm"]
-
-
-def test_approximated_scores_say_so_and_are_no_second_full_detector(tmp_path):
-    split = random_split(10, 1)
-    methods = []
-    for row, options in (("full", {}), ("partial", {"stride": 4, "stop_early": True})):
-        folder = tmp_path / row
-        folder.mkdir()
-        whole = dataclasses.replace(split, response_prob=split.response_prob * (1 - len(options)))
-        save_predictions(folder / FILE, {"valid": split, "test": whole})
-        named = {"row": f"modernbert-{row}", "method": "ModernBERT"}
-        (folder / METRICS).write_text(json.dumps(named))
-        (folder / RECORD).write_text(json.dumps({"config": options}))
-        methods.append(load_method(folder))
-    assert [method.name for method in methods] == [
-        "ModernBERT", "ModernBERT, every 4th prefix, stopped early",
-    ]  # fmt: skip
-    assert full_detectors(methods) == methods[:1]
 
 
 def test_a_name_looks_the_same_everywhere_and_unlike_others():
-    split = random_split(10, 1)
-    styles = styles_of([method_of("", "", f"m{n % 9}", split) for n in range(18)])
-    looks = {(style.line["color"], str(style.line["linestyle"])) for style in styles.values()}
-    assert len(styles) == len(looks) == 9
+    row = Row("", "full", None, [], [], [])
+    found = looks_of([dataclasses.replace(row, name=f"m{n % 9}") for n in range(18)])
+    lines = {(look["color"], str(look["linestyle"])) for look in found.values()}
+    assert len(found) == len(lines) == 9
 
 
 @pytest.fixture()
@@ -284,10 +248,10 @@ def drawn(folder: Path) -> list[str]:
 
 def test_the_script_draws_all_figures(tmp_path):
     split = random_split(60, 5)
-    put(tmp_path / "scm", "scm", "SCM", split)
-    put(tmp_path / "tfidf", "tfidf", "TF-IDF", split)
+    write_run(tmp_path / "scm", valid=split, test=split)
+    write_run(tmp_path / "tfidf", "tfidf", "TF-IDF", valid=split, test=split)
     alone = dataclasses.replace(split, token_probs=None)
-    put(tmp_path / "length", "length", "length alone", alone)
+    write_run(tmp_path / "length", "length", "length alone", valid=split, test=alone)
     done = run("bash", "scripts/make-figures.sh", tmp_path)
     assert "drawn: SCM, TF-IDF, length alone" in done.stdout and "left out" not in done.stdout
     folder = tmp_path / "figures"
@@ -313,7 +277,7 @@ ONE_CLASS = {
 @pytest.mark.parametrize("name", ONE_CLASS)
 def test_one_class_leaves_out_what_needs_both(tmp_path, capsys, png_alone, name):
     rows, expected = ONE_CLASS[name]
-    put(tmp_path / "scm", "scm", "SCM", split_of(*rows), split_of(*HARMFUL, *BENIGN))
+    write_run(tmp_path / "scm", valid=split_of(*HARMFUL, *BENIGN), test=split_of(*rows))
     main(FigureConfig(str(tmp_path)))
     assert drawn(tmp_path / "figures") == expected
     out = capsys.readouterr().out
@@ -323,11 +287,12 @@ def test_one_class_leaves_out_what_needs_both(tmp_path, capsys, png_alone, name)
 
 def test_what_needs_scm_or_partial_detection_is_left_out(tmp_path, capsys, png_alone):
     split = random_split(20, 3)
-    put(tmp_path / "in" / "qwen", "qwen-partial", "Qwen", split)
+    write_run(tmp_path / "in" / "qwen", "qwen-partial", "Qwen", valid=split, test=split)
     main(FigureConfig(str(tmp_path / "in"), str(tmp_path / "1")))
     assert drawn(tmp_path / "1") == ["leaked", "macro_f1_over_k", "stopped_over_seen", "trade_off"]
     assert "stop_words: left out, there is no SCM that stops a harmful" in capsys.readouterr().out
-    put(tmp_path / "full", "length", "length", dataclasses.replace(split, token_probs=None))
+    full = dataclasses.replace(split, token_probs=None)
+    write_run(tmp_path / "full", "length", "length", test=full)
     main(FigureConfig(str(tmp_path / "full"), str(tmp_path / "2")))
     assert drawn(tmp_path / "2") == ["trade_off"]
     assert "leaked: left out, no method has partial detection" in capsys.readouterr().out
@@ -335,7 +300,7 @@ def test_what_needs_scm_or_partial_detection_is_left_out(tmp_path, capsys, png_a
 
 def test_an_scm_that_detects_nothing(tmp_path, capsys, png_alone):
     low = [(label, np.array(probs) / 10, labels) for label, probs, labels in (*HARMFUL, *BENIGN)]
-    put(tmp_path / "scm", "scm", "SCM", split_of(*low))
+    write_run(tmp_path / "scm", valid=random_split(30), test=split_of(*low))
     main(FigureConfig(str(tmp_path)))
     expected = ["leaked", "macro_f1_over_k", "stopped_over_seen", "trade_off"]
     assert drawn(tmp_path / "figures") == expected
@@ -343,11 +308,11 @@ def test_an_scm_that_detects_nothing(tmp_path, capsys, png_alone):
 
 
 def test_bad_folders_are_named(tmp_path):
-    with pytest.raises(InputError, match="holds no test folder"):
+    with pytest.raises(InputError, match="no test folder in it"):
         main(FigureConfig(str(tmp_path)))
-    put(tmp_path / "scm", "scm", "SCM", random_split(4))
+    write_run(tmp_path / "scm")
     (tmp_path / "scm" / "metrics.json").write_text('{"row": "scm"}')
-    with pytest.raises(InputError, match="scm/metrics.json: field 'method' is missing"):
+    with pytest.raises(InputError, match="scm/metrics.json: field 'method': Field required"):
         main(FigureConfig(str(tmp_path)))
     with pytest.raises(InputError, match="not overwritten"):  # a test folder is no figures folder
         main(FigureConfig(str(tmp_path), str(tmp_path / "scm"), overwrite=True))
@@ -355,10 +320,31 @@ def test_bad_folders_are_named(tmp_path):
 
 
 def test_more_methods_than_panels(tmp_path, png_alone):
-    split = random_split(20, 3)
-    methods = [method_of(f"m{n}", "tfidf", f"m{n}", split) for n in range(8)]
-    notes = draw_all(methods, tmp_path)
+    row = row_of(tmp_path / "m", random_split(20, 3), random_split(20, 3), "tfidf")
+    notes = draw_all([dataclasses.replace(row, name=f"m{n}") for n in range(8)], tmp_path)
     assert [note for note in notes if "panels" in note] == [
         "macro_f1_over_k: m6 left out, there are 6 panels",
         "macro_f1_over_k: m7 left out, there are 6 panels",
     ]
+
+
+NAMES = (r"run $\x$ a", "cost $5 to $10_a^", "_hidden", r"\alpha {", "模型 一 👩")
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_is_shown_as_written(tmp_path, png_alone, monkeypatch, capsys):
+    shown = set()
+
+    def look(figure: Figure, path: Path, **options) -> None:
+        shown.update(text.get_text() for text in figure.findobj(Text) if text.get_window_extent())
+        save(figure, path, **options)
+
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", look)
+    row = row_of(tmp_path / "m", random_split(20, 3), random_split(20, 3), "tfidf")
+    draw_all([dataclasses.replace(row, name=name) for name in NAMES], tmp_path)
+    plot_stop_positions(evaluate(row.runs[0].valid, row.runs[0].test, 2, 0)["partial"], NAMES[0],
+                        tmp_path / "one.png")  # fmt: skip
+    for name in (*NAMES[:-1], r"\u6a21\u578b \u4e00 \U0001f469"):
+        assert any(text.strip().startswith(name) for text in shown), name
+    assert capsys.readouterr().err.count("DejaVu Sans has no such letters") == 1

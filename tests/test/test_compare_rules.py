@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,13 +13,13 @@ from hypothesis import strategies as st
 from evaluation.conformal import conformal_theta
 from evaluation.decisions import MISSED
 from evaluation.metrics import point_metrics
-from evaluation.predictions import FILE, SPLITS, Predictions, save_predictions
+from evaluation.predictions import Predictions
 from monitor.rules import RULES, DelayK, Rule, stop, trace
 from test.compare_rules import (
     FAMILIES,
     at_equal_false_alarms,
     choose_shape,
-    measure,
+    measure_rules,
     outcome_at,
     running_maxima,
     statistics_of,
@@ -27,6 +28,7 @@ from test.options import RulesConfig
 from test.rules import main
 from tests.conftest import random_split, run
 from tests.monitor.test_rules import rules
+from tests.runs import write_run
 from utils.files import InputError
 
 INF = math.inf
@@ -194,7 +196,7 @@ def test_rules_are_measured_on_the_same_samples():
         return lambda weights: {"released_share": weights @ np.array(shares) / weights.sum(axis=1)}
 
     rules = {"delay-k": releasing(0.1, 0.3), "cusum": releasing(0.15, 0.35)}
-    found = measure(rules, ["released_share"], np.arange(2), 99, seed=0)
+    found = measure_rules(rules, ["released_share"], np.arange(2), 99, seed=0)
     one, other = (found[name]["test"]["released_share"] for name in rules)
     assert one == pytest.approx({"value": 0.2, "low": 0.1, "high": 0.3})
     assert other == pytest.approx({"value": 0.25, "low": 0.15, "high": 0.35})
@@ -224,13 +226,9 @@ def test_the_shape_that_releases_least_is_taken(tmp_path):
 
 @pytest.fixture(scope="module")
 def metrics_dir(tmp_path_factory):
-    """What a test of SCM leaves behind, as far as the comparison reads it."""
+    """What a test of SCM leaves behind."""
     folder = tmp_path_factory.mktemp("metrics") / "scm"
-    folder.mkdir()
-    splits = {name: random_split(60, seed) for seed, name in enumerate(SPLITS)}
-    save_predictions(folder / FILE, splits)
-    (folder / "metrics.json").write_text(json.dumps({"row": "scm", "method": "SCM"}))
-    return folder
+    return write_run(folder, valid=random_split(60, 0), test=random_split(60, 1))
 
 
 def test_the_comparison_agrees_with_its_predictions(metrics_dir, tmp_path):
@@ -326,24 +324,17 @@ def test_a_seed_below_zero_is_refused():
 
 def test_what_cannot_be_compared_is_named(metrics_dir, tmp_path):
     folder = tmp_path / "metrics"
-    folder.mkdir()
     config = RulesConfig(str(folder), str(tmp_path / "out"))
+    eight, benign = random_split(8), split_of((0, [0.1]), (0, [0.2]))
     with pytest.raises(InputError, match="metrics.json: no such file"):
         main(config)
-    (folder / "metrics.json").write_text('{"row": "scm", "method": "SCM"}')
-    full = {name: random_split(8, partial=False) for name in SPLITS}
-    save_predictions(folder / FILE, full)
-    with pytest.raises(InputError, match="'valid_token_probs' is missing: full detection alone"):
-        main(config)
-    benign = split_of((0, [0.1]), (0, [0.2]))
-    save_predictions(folder / FILE, {"valid": random_split(8), "test": benign})
-    with pytest.raises(InputError, match="predictions.npz: split 'test' lacks a class"):
-        main(config)
-    save_predictions(folder / FILE, {name: random_split(8) for name in SPLITS})
-    (folder / "run.json").write_text('{"config": {"stop_early": true}}')
-    with pytest.raises(InputError, match="run.json: field 'config.stop_early': no threshold"):
-        main(config)
-    (folder / "run.json").unlink()
-    with pytest.raises(InputError, match="4 benign validation responses .* of 0.05; it takes 19"):
-        main(config)
+    for test, message in (
+        (random_split(8, partial=False), "'valid_token_probs' is missing: full detection alone"),
+        (benign, "predictions.npz: split 'test' lacks a class"),
+        (eight, "4 benign validation responses .* of 0.05; it takes 19"),
+    ):
+        write_run(folder, valid=eight if test.token_probs else test, test=test)
+        with pytest.raises(InputError, match=message):
+            main(config)
+        shutil.rmtree(folder)
     assert not (tmp_path / "out").exists()

@@ -30,10 +30,10 @@ from reports.figures import draw_all
 from reports.options import TablesConfig
 from reports.rows import full_detectors, load_method
 from reports.tables import main as make_tables
+from test.baselines import main as measure_floor
 from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
-from test.floor import main as measure_floor
-from test.options import FloorConfig
+from test.options import BaselineConfig
 from tests.conftest import ROOT, run
 from train.options import QwenConfig
 from train.train_qwen import main as train
@@ -221,8 +221,8 @@ def test_a_checkpoint_is_tested_as_what_it_was_trained(baseline, trained, tiny_d
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_scored(options, message):
     with pytest.raises(InputError, match=message):
-        FloorConfig("d", "o", **options)
-    FloorConfig("d", "o", seed=0, target_false_alarm=0.1, target_k=9)
+        BaselineConfig("d", "o", **options)
+    BaselineConfig("d", "o", seed=0, target_false_alarm=0.1, target_k=9)
     target = {"target_false_alarm": 0.1}
     with pytest.raises(InputError, match="--target-k: full detection stops no stream"):
         CausalConfig("d", "o", row="qwen-full", model_path="m", **target)
@@ -263,7 +263,7 @@ def test_the_floor_is_reported_by_the_same_protocol(method, tiny_data, tmp_path)
     for detection in ("full", "partial"):
         out = str(tmp_path / detection)
         options = {"method": method, "detection": detection, "bootstrap": 50}
-        measure_floor(FloorConfig(str(tiny_data), out, **options))
+        measure_floor(BaselineConfig(str(tiny_data), out, **options))
     full = json.loads((tmp_path / "full" / "metrics.json").read_text())
     assert "partial" not in full and 0 <= full["full"]["test"]["auroc"]["value"] <= 1
     both = json.loads((tmp_path / "partial" / "metrics.json").read_text())
@@ -290,7 +290,7 @@ def test_a_training_split_without_a_common_word_is_named(tiny, fineharm, tmp_pat
     data = str(tmp_path / "data")
     prepare(DataConfig(data, str(tiny), str(fineharm)))
     with pytest.raises(InputError, match=f"{data}: split 'train': no word is in two responses"):
-        measure_floor(FloorConfig(data, str(tmp_path / "out")))
+        measure_floor(BaselineConfig(data, str(tmp_path / "out")))
 
 
 def test_same_seed_same_weights_other_seed_others(config):

@@ -1,4 +1,4 @@
-"""Tests the floor: what a bag of words, or the length alone, reaches (scripts/run-floor.sh).
+"""Tests the baselines: what a bag of words, or the length alone, reaches (scripts/run-floor.sh).
 
 Both are fitted on complete responses; partial detection judges every prefix by the same classifier.
 """
@@ -17,17 +17,16 @@ from data.splits import Examples, load_examples, load_processed
 from data.terms import terms
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
-from test.options import FloorConfig
-from test.testing import run_evaluation
+from test.options import BaselineConfig
+from test.testing import run_evaluation, test_folder
 from utils.files import InputError
-from utils.run_record import run_folder
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
 
 
-def main(config: FloorConfig) -> None:
+def main(config: BaselineConfig) -> None:
     """Fits on train, picks the regularisation on validation, reports."""
-    with run_folder(config) as folder:
+    with test_folder(config) as folder:
         data = load_processed(Path(config.data_dir), tokenizer=None)
         tokenizer = load_tokenizer(data.folder / "tokenizer")
         examples = {name: load_examples(data, name) for name in ("train", "valid", "test")}
