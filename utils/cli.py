@@ -127,7 +127,9 @@ def run_command(commands: Mapping[str, Command]) -> None:
     except FinishedAlready as finished:
         print(finished)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # names and values of the input may hold what steers a terminal
+        text = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(error))
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         reason = error.strerror or str(error).partition("\n")[0]

@@ -128,7 +128,7 @@ def test_judgements_are_combined_and_missing_ones_left_out(tmp_path):
     [
         ({"response": None}, "no response", "rows.jsonl: line 3"),
         ({"response": " \n"}, "no response", "rows.jsonl: line 3"),
-        ({"response": 5}, "unusable row", "field 'response': input should be a valid string, found 5"),
+        ({"response": 5}, "unusable row", "input should be a valid string, found 5"),
         ({"response": "\ud800"}, "unusable row", "field 'response': lone surrogate"),
         ({"prompt": None}, "unusable row", "field 'prompt' is missing"),
         ({"label": 2}, "unusable row", "field 'label': 2 is no judgement that is known"),
