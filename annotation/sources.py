@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import StrictInt, TypeAdapter, ValidationError
+from pydantic import StrictInt, TypeAdapter
 
 from annotation.options import BuildConfig
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
 from utils.files import InputError
+from utils.validation import one_line
 
 # how corpora spell what a judge says, in lower case; None is no vote
 VOTES: dict[str, int | None] = {
@@ -193,16 +194,12 @@ def _vote(value: Any, name: str, where: str) -> int | None:
 
 def _spans(fields: dict[str, Any], name: str, length: int, where: str) -> list[tuple[int, int]]:
     value = fields.get(name)
-    try:  # CSV knows text only
-        validate = SPANS.validate_json if isinstance(value, str) else SPANS.validate_python
+    validate = SPANS.validate_json if isinstance(value, str) else SPANS.validate_python
+    with one_line(where, name):  # CSV knows text only
         spans = validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = "".join(f"[{step}]" for step in first["loc"])
-        raise InputError(f"{where}: field '{name}{place}': {first['msg']}") from None
     for position, (start, end) in enumerate(spans):
         if not 0 <= start < end <= length:
             raise InputError(
-                f"{where}: field '{name}[{position}]': ({start}, {end}) is not in the response"
+                f"{where}: field '{name}.{position}': ({start}, {end}) is not in the response"
             )
     return spans

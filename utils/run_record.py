@@ -34,6 +34,7 @@ FREE |= {
     "runs_dir",
     "metrics_dir",
     "annotator_model",
+    "label_cache",
     "frozen_cache",
 }
 FREE |= {"resume", "overwrite", "num_workers", "logging_steps", "save_total_limit"}

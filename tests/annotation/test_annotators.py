@@ -210,7 +210,7 @@ def test_scm_takes_a_sentences_share_of_harmful_tokens(join, scm, tmp_path, monk
         """Harmful are the tokens of each response's second sentence, told apart by their text."""
         found = []
         for ids, start in zip(examples.input_ids, examples.response_start, strict=True):
-            tokens = [annotator.tokenizer.decode([token]) for token in ids[start:].tolist()]
+            tokens = [annotator.encoder.tokenizer.decode([token]) for token in ids[start:].tolist()]
             text = np.cumsum([len(token) for token in tokens]) - 1
             begin = "".join(tokens).find("Two")
             inside = (text >= begin) & (text < begin + len("Two is there.")) & (begin >= 0)

@@ -76,7 +76,7 @@ def test_word_rules():
 
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
-def test_tokens_know_their_sentence(data, tokenizers):
+def test_tokens_know_their_sentence(data, encoders):
     text = data.draw(st.lists(st.sampled_from(PIECES[:9] + PIECES[15:18]), min_size=1, max_size=9)
                      .map(" ".join))  # fmt: skip
     if not text.strip():
@@ -87,13 +87,13 @@ def test_tokens_know_their_sentence(data, tokenizers):
         "sentence_labels": [0] * len(record.sentences), "words": record.words,
         "word_labels": [[0] * len(words) for words in record.words],
     }  # fmt: skip
-    tokenizer = tokenizers("tiny").backend_tokenizer
+    encoder = encoders("tiny")
     for join in ("newline", "original"):
-        (example,) = encode_records([("here", fineharm)], tokenizer, Layout(join, 4096))
+        (example,) = encode_records([("here", fineharm)], encoder, Layout(join, 4096))
         ids = example.input_ids[example.response_start :]
         assert len(example.sentence) == len(ids) and (np.diff(example.sentence) >= 0).all()
         for number, sentence in enumerate(record.sentences):
-            part = tokenizer.decode(ids[example.sentence == number].tolist())
+            part = encoder.tokenizer.decode(ids[example.sentence == number].tolist())
             assert sentence.split() == part.split() or join == "original" and sentence in part
 
 

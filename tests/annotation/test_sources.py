@@ -128,15 +128,15 @@ def test_judgements_are_combined_and_missing_ones_left_out(tmp_path):
     [
         ({"response": None}, "no response", "rows.jsonl: line 3"),
         ({"response": " \n"}, "no response", "rows.jsonl: line 3"),
-        ({"response": 5}, "unusable row", "field 'response': a string was expected, found 5"),
+        ({"response": 5}, "unusable row", "input should be a valid string, found 5"),
         ({"response": "\ud800"}, "unusable row", "field 'response': lone surrogate"),
         ({"prompt": None}, "unusable row", "field 'prompt' is missing"),
         ({"label": 2}, "unusable row", "field 'label': 2 is no judgement that is known"),
         ({"label": "\x1b[31m"}, "unusable row", r"field 'label': '\x1b[31m' is no judgement"),
         ({"label": 0.5}, "unusable row", "line 3: field 'label': 0.5 is no judgement"),
         ({"label": None}, "nobody judged it", "rows.jsonl: line 3"),
-        ({"spans": [[5, 500]]}, "unusable row", "field 'spans[0]': (5, 500) is not in the resp"),
-        ({"spans": [[5, "x"]]}, "unusable row", "field 'spans[0][1]': "),
+        ({"spans": [[5, 500]]}, "unusable row", "field 'spans.0': (5, 500) is not in the resp"),
+        ({"spans": [[5, "x"]]}, "unusable row", "field 'spans.0.1': "),
     ],
 )
 def test_a_bad_row_is_left_out_with_its_place_and_its_reason(change, reason, detail, tmp_path):
