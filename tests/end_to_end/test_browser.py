@@ -1,6 +1,6 @@
 """The page of examples in a real browser, headless Chromium: what one sees, clicks and cannot read.
 
-scripts/run-tests.sh installs Chromium where it can; under CI a missing one fails the tests.
+.ci/run installs Chromium; under CI a missing one fails the tests.
 """
 
 import json
