@@ -1,6 +1,5 @@
 """The course of a training, the same for every row: options, Trainer, run folder."""
 
-import errno
 import os
 import shutil
 import time
@@ -10,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from safetensors import SafetensorError
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import HfArgumentParser, TrainingArguments, set_seed
@@ -24,8 +22,6 @@ from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_late
 from utils.device import default_device, use_bf16
 from utils.files import InputError
 from utils.run_record import claim, empty, refuse_taken, start_record, write_record
-
-ROOM = 1 << 20  # bytes; a disk with less is full
 
 # Makes the model; gets the backbone's hashes and the splits that it will be given.
 MakeModel = Callable[[dict[str, str], Sequence[Examples]], nn.Module]
@@ -149,20 +145,16 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         make_model: Makes the model; see `MakeModel`.
         score_with: The scorer whose partial detection is validated, of a model that has several.
     """
-    folder, arguments = Path(config.output_dir), training_arguments(config)
-    record = start_record(config, **config.inputs())
+    folder, record = Path(config.output_dir), start_record(config, **config.inputs())
     is_first = int(os.environ.get("RANK", "0")) == 0
     with claim(folder) if is_first else nullcontext():
         earlier = refuse_taken(config, record)
         if earlier:
             told = {name: earlier[name] for name in ("started", "argv", "git")}
             record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
-        try:
-            _train(config, arguments, record, earlier is not None, make_model, score_with)
-        except (RuntimeError, SafetensorError):
-            if shutil.disk_usage(folder).free < ROOM:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
-            raise
+        # processes meet in here: none writes before all have looked
+        arguments = training_arguments(config)
+        _train(config, arguments, record, earlier is not None, make_model, score_with)
 
 
 def _train(

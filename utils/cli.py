@@ -60,9 +60,9 @@ def parse(options: Options, words: Sequence[str], positional: Sequence[str] = ()
     for name in positional:
         if rest and not rest[0].startswith("-"):
             named += [f"--{name}", rest.pop(0)]
-    printed = io.StringIO()
+    printed = _Printed()
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             config, unknown = tyro.cli(
                 options,
                 prog=os.path.basename(sys.argv[0]),
@@ -72,6 +72,7 @@ def parse(options: Options, words: Sequence[str], positional: Sequence[str] = ()
             )
     except SystemExit as end:
         if end.code in (0, None):  # help was asked for
+            print(printed.getvalue(), end="")
             raise
         raise InputError(_message(printed.getvalue())) from None
     if unknown and not hasattr(config, "passed_on"):
@@ -93,10 +94,19 @@ def _choose(named: Mapping[str, Any], words: Sequence[str]) -> tuple[Any, Sequen
     return named[name], words[1:]
 
 
+class _Printed(io.StringIO):
+    """What tyro prints, framed alike whatever the terminal: no colours, the same signs."""
+
+    encoding = "utf-8"
+
+
 def _message(box: str) -> str:
     """Returns what tyro says in a framed box as one line."""
     text = " ".join(line.strip("│ ") for line in box.splitlines() if line[:1] == "│")
     told = re.split(r"─{3}|Argument helptext:|For full helptext", text)[0]
+    if told.startswith("Missing from"):  # helps of the options are between their names
+        missing = re.findall(r"^│ {5}(--[\w-]+)", box.partition("│ ───")[0], re.MULTILINE)
+        told = f"missing {', '.join(missing)}"
     return f"{told.strip().rstrip('.')}; --help lists the options"
 
 

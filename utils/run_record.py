@@ -5,6 +5,7 @@ so that a command which is given again knows that it is done.
 """
 
 import dataclasses
+import errno
 import fcntl
 import importlib.metadata
 import os
@@ -19,9 +20,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from utils.files import InputError, read_json, sha256_file, write_json
 
 RECORD = "run.json"
+ROOM = 1 << 20  # bytes; a disk with less is full
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 
 # Options that two runs of one result may differ in. What lies at a path is compared by its hash,
@@ -63,24 +67,19 @@ def run_folder(config: Any) -> Iterator[Path]:
     folder, began = Path(config.output_dir), time.monotonic()
     partial = folder.with_name(f".{folder.name}.partial")
     record = start_record(config, **config.inputs())
-    try:
-        with claim(partial):
-            refuse_taken(config, record)
-            empty(partial)  # of a run that was killed
-            yield partial
-            noted = read_json(partial / RECORD) if (partial / RECORD).exists() else {}
-            write_record(partial, record | noted, began)
-            if folder.exists():
-                old = folder.with_name(f".{folder.name}.old")
-                os.rename(folder, old)
-                os.rename(partial, folder)
-                shutil.rmtree(old)
-            else:
-                os.rename(partial, folder)
-        print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    except OSError as error:
-        error.filename = error.filename or str(folder)  # a full disk does not name it
-        raise
+    with claim(partial):
+        refuse_taken(config, record)
+        empty(partial)  # of a run that was killed
+        yield partial
+        noted = read_json(partial / RECORD) if (partial / RECORD).exists() else {}
+        write_record(partial, record | noted, began)
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed here
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    print(f"written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def note(folder: Path, **facts: Any) -> None:
@@ -96,6 +95,7 @@ def claim(folder: Path) -> Iterator[None]:
 
     Raises:
         InputError: Another process holds it, or it is a file.
+        OSError: The disk is full, among others; names the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,19 +105,34 @@ def claim(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it after a kill
-            if os.fstat(handle).st_ino != os.stat(folder).st_ino:
-                raise BlockingIOError  # it was renamed meanwhile
-        except (BlockingIOError, FileNotFoundError):
-            raise InputError(f"{folder}: another process is writing to it") from None
+            held = _lies_at(handle, folder)
+        except BlockingIOError:
+            held = False
+        if not held:
+            raise InputError(f"{folder}: another process is writing to it")
         try:
             yield
+        except OSError as error:
+            error.filename = error.filename or str(folder)  # a full disk does not name it
+            raise
+        except (RuntimeError, SafetensorError) as error:  # what PyTorch makes of a full disk
+            if shutil.disk_usage(folder).free < ROOM:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+            raise
         finally:
-            if folder.name.endswith(".partial"):
+            if not _lies_at(handle, folder):
+                pass  # renamed to its place; another process may hold the name by now
+            elif folder.name.endswith(".partial"):
                 shutil.rmtree(folder, ignore_errors=True)
-            elif folder.is_dir() and not any(folder.iterdir()):
+            elif not any(folder.iterdir()):
                 folder.rmdir()
     finally:
         os.close(handle)
+
+
+def _lies_at(handle: int, folder: Path) -> bool:
+    """Says whether an open folder still has its name."""
+    return folder.exists() and os.path.samestat(os.fstat(handle), os.stat(folder))
 
 
 def empty(folder: Path) -> None:
@@ -155,7 +170,7 @@ def refuse_taken(config: Any, record: dict[str, Any] | None = None) -> dict[str,
     if config.overwrite:
         return None
     check_same_run(folder, earlier, record or start_record(config, **config.inputs()))
-    if earlier["status"] == "finished":
+    if earlier.get("status") == "finished":
         raise FinishedAlready(f"{folder}: the run is finished already")
     if not getattr(config, "resume", False):
         raise InputError(f"{folder}: holds an unfinished run; pass --resume or --overwrite")
