@@ -14,7 +14,7 @@ from evaluation.guards.stream import load_stream_guard
 from evaluation.predict import Scores
 from test.options import GUARDS, ClassifierConfig, GenerativeConfig, ModelTestConfig
 from test.testing import run_evaluation
-from utils.run_record import note, run_folder
+from utils.run_record import model_summary, note, run_folder
 
 
 def load_guard(config: ModelTestConfig):
@@ -55,4 +55,5 @@ def main(config: ModelTestConfig) -> None:
         manner = " ".join(str(word) for word in guard.about.values())
         method = f"{folder.resolve().name} ({manner})"
         run_evaluation(config, data, f"guard-{kind}", method, score, out)
-        note(out, guard={"kind": kind, **guard.about, "truncated": cut})
+        about = {"guard": kind, **guard.about, "truncated": cut}
+        note(out, model={**model_summary(folder), **about})

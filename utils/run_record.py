@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import fcntl
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -266,7 +267,8 @@ def check_same_run(folder: Path, earlier: dict[str, Any], record: dict[str, Any]
     Raises:
         InputError: Names the first option or input that differs.
     """
-    before, now = earlier["config"], record["config"]
+    # as they were written: JSON knows no tuples
+    before, now = earlier["config"], json.loads(json.dumps(record["config"]))
     for name in sorted((set(before) | set(now)) - FREE):
         if before.get(name) != now.get(name):
             raise InputError(

@@ -15,7 +15,7 @@ from data.prepare import encode_split, main
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from tests.conftest import SAMPLE, run
-from utils.files import InputError, atomic_folder, write_json
+from utils.files import InputError, write_json
 
 
 def edit(folder, split: str, change) -> None:
@@ -225,17 +225,6 @@ def test_an_output_folder_is_replaced_only_when_asked(tiny_data, tiny, small_fin
         main(DataConfig(str(tiny_data), str(tiny), str(small_fineharm)))
     main(DataConfig(str(tiny_data), str(tiny), str(small_fineharm), overwrite=True))
     assert (tiny_data / "meta.json").read_bytes() == before  # and it is deterministic
-
-
-def test_a_failure_while_writing_leaves_the_earlier_output(tmp_path):
-    target = tmp_path / "out"
-    with atomic_folder(target, "a") as folder:
-        (folder / "a").write_text("first")
-    with pytest.raises(RuntimeError), atomic_folder(target, "a", overwrite=True) as folder:
-        (folder / "a").write_text("second")
-        raise RuntimeError
-    assert (target / "a").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_several_processes_give_what_one_gives(tiny):

@@ -24,8 +24,8 @@ from model.modernbert import ModernBertForFullDetection, load_encoder, load_full
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
 from model.options import BackboneConfig
 from model.qwen_dual_task import load_backbone
-from test.modernbert import TestConfig as ModernBertConfig
 from test.modernbert import main as evaluate
+from test.options import ModernBertTestConfig as ModernBertConfig
 from tests.conftest import run
 from utils.files import InputError
 

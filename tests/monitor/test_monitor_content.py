@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from monitor.guard import guard
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from data.tokenization import load_tokenizer
 from evaluation.decisions import MISSED
+from monitor.hold_back import guard
 from monitor.rules import DelayK, stop
 from monitor.stream import StreamingContentMonitor
 from monitor.text import GrowingIds, Splitter

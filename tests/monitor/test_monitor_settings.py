@@ -14,7 +14,7 @@ from evaluation.conformal import conformal_theta
 from evaluation.decisions import delay_k
 from evaluation.predictions import PREDICTIONS, SCORED_SPLITS, load_predictions, save_predictions
 from model.qwen_dual_task import load_backbone
-from monitor.calibrate import POSITIONAL, controversial_theta
+from monitor.calibrate import controversial_theta
 from monitor.calibrate import main as calibrate
 from monitor.options import CalibrateConfig
 from monitor.rules import ConsecutiveK, Cusum, DelayK, Policy, WindowedMean, trace
@@ -142,7 +142,7 @@ def metrics_dir(folder: Path, row: str = "scm") -> Path:
 def test_thresholds_keep_their_promise_on_validation(words, rule, token_theta, tmp_path, capsys):
     folder, path = metrics_dir(tmp_path / "scm"), tmp_path / "new" / FILE
     words = [str(folder), *words, "--target-false-alarm", "0.1", "--output-file", str(path)]
-    calibrate(parse(CalibrateConfig, words, POSITIONAL))
+    calibrate(parse(CalibrateConfig, words, ("metrics_dir",)))
     settings, valid = read_settings(path), random_split(60, 0)
     highest = np.array([trace(rule, probs).max() for probs in valid.token_probs])
     benign = highest[valid.label == 0]
