@@ -49,7 +49,8 @@ def main(config: ModelTestConfig) -> None:
         def score(examples: Examples, split: str) -> Scores:
             judged = guard.judge(read_dialogues(examples, tokenizer), split)
             cut[split] = judged.cut
-            print(f"{split}: {judged.cut} of {len(examples)} responses exceed the guard's context")
+            told = f"{judged.cut} of {len(examples)} responses were cut to the guard's context"
+            print(f"{split}: {told}")
             return judged.scores
 
         manner = " ".join(str(word) for word in guard.about.values())

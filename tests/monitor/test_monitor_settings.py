@@ -19,8 +19,8 @@ from monitor.calibrate import main as calibrate
 from monitor.options import CalibrateConfig
 from monitor.rules import ConsecutiveK, Cusum, DelayK, Policy, WindowedMean, trace
 from monitor.settings import FILE, MonitorSettings, read_settings, write_settings
-from test.causal import TestConfig as CausalConfig
 from test.causal import main as evaluate
+from test.options import CausalTestConfig as CausalConfig
 from tests.conftest import random_split, run
 from tests.runs import write_run
 from utils.cli import parse

@@ -34,10 +34,11 @@ def test_the_classifier_row_through_its_script(bert, tiny_data, tmp_path):
     assert result["row"] == "guard-classifier" and "partial" not in result
     assert result["method"] == "bert (pair toxic softmax)"
     cut = record["model"].pop("truncated")
-    assert record["model"] == {
+    told = {
         "folder": str(bert), "guard": "classifier", "text": "pair", "harmful_class": "toxic",
         "function": "softmax",
     }  # fmt: skip
+    assert told.items() <= record["model"].items()
     assert set(cut) == {"valid", "test"} and cut["test"] > 0
     assert f"test: {cut['test']} of 24 responses were cut" in done.stdout
     assert "response/s" in done.stderr
