@@ -16,6 +16,7 @@ from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from tests.conftest import SAMPLE, run
 from utils.files import InputError, write_json
+from utils.run_record import FinishedAlready
 
 
 def edit(folder, split: str, change) -> None:
@@ -168,7 +169,7 @@ def test_an_unknown_option_is_named():
 def test_a_folder_of_another_kind_is_never_replaced(tiny, small_fineharm, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     config = DataConfig(str(tmp_path), str(tiny), str(small_fineharm), overwrite=True)
-    with pytest.raises(InputError, match="holds something else .no meta.json. and is not overw"):
+    with pytest.raises(InputError, match="holds something else .no run.json. and is not overw"):
         main(config)
     assert (tmp_path / "thesis.tex").exists()
 
@@ -221,7 +222,7 @@ def test_a_spoilt_data_folder_is_named(tiny_data, tmp_path):
 
 def test_an_output_folder_is_replaced_only_when_asked(tiny_data, tiny, small_fineharm):
     before = (tiny_data / "meta.json").read_bytes()
-    with pytest.raises(InputError, match="already holds an earlier run"):
+    with pytest.raises(FinishedAlready):
         main(DataConfig(str(tiny_data), str(tiny), str(small_fineharm)))
     main(DataConfig(str(tiny_data), str(tiny), str(small_fineharm), overwrite=True))
     assert (tiny_data / "meta.json").read_bytes() == before  # and it is deterministic

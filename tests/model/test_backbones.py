@@ -55,5 +55,8 @@ def test_the_tiny_backbone_is_the_same_everywhere(tmp_path):
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         one, two = (tmp_path / name / file for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
-    done = run("bash", "scripts/get-backbone.sh", "tiny", tmp_path / "one", check=False)
-    assert done.returncode == 2 and "already holds" in done.stderr
+    done = run("bash", "scripts/get-backbone.sh", "tiny", tmp_path / "one")
+    assert "the run is finished already" in done.stdout
+    words = ["tiny", tmp_path / "one", "--seed", "1"]
+    done = run("bash", "scripts/get-backbone.sh", *words, check=False)
+    assert done.returncode == 2 and "field 'config.seed'" in done.stderr

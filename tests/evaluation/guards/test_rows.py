@@ -80,7 +80,7 @@ def test_the_stream_row_runs_code_that_it_may_run(stream_folder, tiny_data, tmp_
     "kind, options, reason",
     [
         ("stream", {}, "--trust-remote-code: .* runs Python code .* in guard, then pass"),
-        ("generative", {}, "--style .*required"),
+        ("generative", {}, "missing --style"),
         ("classifier", {"style": "llama-guard"}, "unknown option --style"),
         ("classifier", {"trust_remote_code": True}, "unknown option --trust-remote-code"),
         ("classifier", {"strictness": "loose"}, "unknown option --strictness"),
