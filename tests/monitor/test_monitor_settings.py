@@ -223,12 +223,12 @@ def test_scores_at_the_top_cannot_be_told_apart(tmp_path):
     "changes, message",
     [
         ({"target_false_alarm": 0}, "--target-false-alarm: 0 is not above 0 and below 1"),
-        ({"k": None}, "--k: delay-k needs it"),
-        ({"k": 0}, "--k: 0 is below 1"),
-        ({"window": 3}, "--window: delay-k has no such option"),
-        ({"rule": "cusum"}, "--k: cusum has no such option"),
-        ({"rule": "windowed-mean", "k": None}, "--window: windowed-mean needs it"),
-        ({"rule": "cusum", "k": None}, "--drift: cusum needs it"),
+        ({"k": None}, "--rule delay-k: field 'k' is missing"),
+        ({"k": 0}, "--rule delay-k: field 'k': input should be"),
+        ({"window": 3}, "--rule delay-k: field 'window' is unknown"),
+        ({"rule": "cusum"}, "--rule cusum: field 'drift' is missing"),
+        ({"rule": "windowed-mean", "k": None}, "--rule windowed-mean: field 'window' is missing"),
+        ({"rule": "cusum", "k": None}, "--rule cusum: field 'drift' is missing"),
     ],
 )
 def test_a_bad_option_is_named(changes, message):
