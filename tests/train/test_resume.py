@@ -104,6 +104,6 @@ def test_a_second_training_leaves_the_first_alone(config, monkeypatch):
 
 
 def test_a_folder_of_data_is_not_overwritten_by_a_run(config, tiny_data):
-    with pytest.raises(InputError, match="holds something else .no run.json."):
+    with pytest.raises(InputError, match="holds the run of another command and is not overw"):
         train(replace(config, output_dir=str(tiny_data), overwrite=True))
     assert (tiny_data / "meta.json").exists()
