@@ -2,10 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -19,7 +16,7 @@ from data.meta import META
 from data.options import DataConfig
 from data.tokenization import TextEncoder, leading_ids, load_tokenizer, tokenizer_fingerprint
 from utils.files import InputError, sha256_file, write_json
-from utils.processes import end_with_parent
+from utils.processes import map_chunks
 from utils.run_record import run_folder
 
 CHUNK = 128  # records a worker gets at once
@@ -37,20 +34,18 @@ FEATURES = datasets.Features(
 )
 
 
-_worker: dict[str, Any] = {}  # what a worker process keeps between chunks
+Work = tuple[TextEncoder, Layout, list[tuple[str, Record]]]
 
 
-def _start_worker(tokenizer_json: str, layout: Layout, records: list[tuple[str, Record]]) -> None:
-    """Keeps what all chunks need; a forked worker inherits the records without a copy."""
-    end_with_parent()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoder = TextEncoder(Tokenizer.from_str(tokenizer_json))
-    _worker.update(encoder=encoder, layout=layout, records=records)
+def _start(tokenizer_json: str, layout: Layout, records: list[tuple[str, Record]]) -> Work:
+    if multiprocessing.parent_process():  # a worker's share is one core
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return TextEncoder(Tokenizer.from_str(tokenizer_json)), layout, records
 
 
-def _encode_chunk(start: int) -> list[EncodedRecord]:
-    records = _worker["records"][start : start + CHUNK]
-    return encode_records(records, _worker["encoder"], _worker["layout"])
+def _encode_chunk(work: Work, start: int) -> list[EncodedRecord]:
+    encoder, layout, records = work
+    return encode_records(records[start : start + CHUNK], encoder, layout)
 
 
 def encode_split(
@@ -75,24 +70,10 @@ def encode_split(
     wanted = num_workers or os.cpu_count() or 1
     workers = min(wanted, max(1, len(records) // RECORDS_PER_WORKER))
     starts = range(0, len(records), CHUNK)
-
-    def results() -> Iterator[list[EncodedRecord]]:
-        if workers == 1:
-            encoder = TextEncoder(tokenizer)
-            for start in starts:
-                yield encode_records(records[start : start + CHUNK], encoder, layout)
-            return
-        with ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context(),
-            initializer=_start_worker,
-            initargs=(tokenizer.to_str(), layout, records),
-        ) as pool:
-            yield from pool.map(_encode_chunk, starts)
-
+    state = (tokenizer.to_str(), layout, records)
     encoded: list[EncodedRecord] = []
     with tqdm(total=len(records), desc=description, unit="record") as bar:
-        for part in results():
+        for part in map_chunks(_encode_chunk, starts, workers, _start, *state):
             encoded += part
             bar.update(len(part))
     return encoded

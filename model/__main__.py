@@ -1,6 +1,7 @@
 """Commands that make model folders: python -m model get-backbone|export-classifier …"""
 
-from model.options import BackboneConfig, ExportConfig
+from model.get_backbone import BackboneConfig
+from model.options import ExportConfig
 from utils.cli import Command, run_command
 
 COMMANDS = {

@@ -32,8 +32,7 @@ from data.prepare import main as prepare
 from data.tokenization import TextEncoder, load_tokenizer
 from evaluation.predictions import Predictions
 from model.config import DualTaskConfig
-from model.get_backbone import build_tiny
-from model.options import BackboneConfig
+from model.get_backbone import BackboneConfig, build_tiny
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402

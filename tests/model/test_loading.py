@@ -31,9 +31,14 @@ def name_weights_elsewhere(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def nest_deeply(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+
+
 @pytest.mark.parametrize(
     "change, reason",
     [
+        (nest_deeply, "config.json: cannot be read as JSON: "),
         (add_adapter, "adapter_config.json: would change the model"),
         (
             name_weights_elsewhere,

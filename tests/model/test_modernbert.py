@@ -19,10 +19,9 @@ from evaluation.decisions import MAX_K
 from evaluation.predict import predict
 from evaluation.predictions import load_predictions
 from evaluation.prefixes import predict_prefixes, scored_places, spread
-from model.get_backbone import build_modernbert
+from model.get_backbone import BackboneConfig, build_modernbert
 from model.modernbert import ModernBertForFullDetection, load_encoder, load_full_detection
 from model.modernbert_inference import ModernBertInference, _attend_prefixes
-from model.options import BackboneConfig
 from model.qwen_dual_task import load_backbone
 from test.modernbert import main as evaluate
 from test.options import ModernBertTestConfig as ModernBertConfig
