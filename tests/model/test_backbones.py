@@ -62,6 +62,7 @@ def test_each_name_that_the_command_offers_has_a_builder():
     assert set(get_args(get_type_hints(BackboneConfig)["name"])) == set(BUILDERS)
 
 
+@pytest.mark.slow
 def test_the_tiny_backbone_is_the_same_everywhere(tiny, tmp_path):
     """In another process, too."""
     made = tmp_path / "made"

@@ -217,6 +217,7 @@ def trained(encoder, encoder_data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_full_and_partial_from_the_scripts(trained, encoder_data, tmp_path):
     for row in ("full", "partial"):
         run(
