@@ -16,6 +16,7 @@ compares the scores with those of `ModernBertForFullDetection`, up to rounding. 
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import groupby
 
 import torch
@@ -95,32 +96,19 @@ class ModernBertInference(nn.Module):
         return DualTaskOutput(holistic_logits=logits)
 
     def _first_layer(self, ids: Tensor, rotations: dict[str, Tensor], lengths: list[int]) -> Tensor:
-        """Computes the first layer of prefixes of one text; (tokens, hidden).
-
-        Args:
-            ids: (seq_len,) of the longest prefix.
-            rotations: By kind of layer, see `_rotations`.
-            lengths: [batch] of the prefixes.
-        """
+        """Computes the first layer of all prefixes of one text; `ids` are the longest one's."""
         layer, projection = self.model.model.layers[0], self.projections[0]
         embedded = self.model.model.embeddings(ids)
         rotation = rotations[layer.attention_type]
         query, key, value = self._split(projection(layer.attn_norm(embedded)), rotation)
-        hidden = torch.cat([embedded[:length] for length in lengths])
+        hidden = torch.cat([embedded[:length] for length in lengths])  # (tokens, hidden)
         _finish(layer, hidden, _attend_prefixes(query, key, value, lengths))
         return hidden
 
     def _pool(
         self, hidden: Tensor, rotations: dict[str, Tensor], lengths: list[int], done: int
     ) -> Tensor:
-        """Computes the layers from number `done` on and pools; (batch, hidden).
-
-        Args:
-            hidden: (tokens, hidden); overwritten.
-            rotations: By kind of layer, of each token.
-            lengths: [batch] of the texts.
-            done: Layers that are computed.
-        """
+        """Computes the layers after `done` ones, overwriting `hidden`; pools to (batch, hidden)."""
         encoder = self.model.model
         todo = slice(done, self.whole)
         for layer, projection in zip(encoder.layers[todo], self.projections[todo], strict=True):
@@ -205,18 +193,13 @@ class ModernBertInference(nn.Module):
 
         Queries and keys are permuted alike, which changes no product of the two.
         """
-        order = torch.arange(self.head_dim).view(2, -1).t().flatten()
-
-        def permuted(tensor: Tensor) -> nn.Parameter:
-            heads = tensor.detach().unflatten(0, (3, self.heads, self.head_dim)).clone()
-            heads[:2] = heads[:2, :, order]
-            return nn.Parameter(heads.flatten(0, 2))
-
-        copy = nn.Linear(1, 1, bias=projection.bias is not None, device="meta")
-        copy.weight = permuted(projection.weight)
-        if projection.bias is not None:
-            copy.bias = permuted(projection.bias)
-        return copy
+        neighbours = torch.arange(self.head_dim).view(2, -1).t().flatten()
+        order = torch.arange(len(projection.weight)).view(3, self.heads, self.head_dim)
+        order[:2] = order[:2, :, neighbours]
+        projection = deepcopy(projection)
+        for parameter in projection.parameters():
+            parameter.copy_(parameter[order.flatten()])
+        return projection
 
 
 def _finish(layer: ModernBertEncoderLayer, hidden: Tensor, attended: Tensor) -> None:
@@ -236,16 +219,7 @@ def _near(window: int) -> Tensor:
 
 
 def _by_length(attend: Callable[..., Tensor], states: list[Tensor], lengths: list[int]) -> Tensor:
-    """Attends within each text; neighbours of one length in one call.
-
-    Args:
-        attend: `_attend` or its like.
-        states: Queries, keys and values, (tokens, heads, head_dim) each.
-        lengths: [batch] of the texts.
-
-    Returns:
-        (tokens, heads · head_dim).
-    """
+    """Attends within each text, (tokens, heads · head_dim); neighbours of one length together."""
     attended, start = [], 0
     for length, texts in groupby(lengths):
         end = start + length * len(list(texts))

@@ -160,7 +160,6 @@ class MonitorCriteria(StoppingCriteria, AbstractContextManager["MonitorCriteria"
     Used as a context manager, it is closed at the end; `transcripts` and `verdicts` stay.
 
     Args:
-        monitor: The monitor.
         prompts: What was asked: one text a row, without chat template.
         tokenizer: The language model's.
         prompt_length: Tokens of a row before its answer: `input_ids.shape[1]`, padding included; 0

@@ -18,14 +18,8 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    ExitStack,
-    suppress,
-)
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import regex
@@ -35,8 +29,8 @@ from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
 
 LONGEST_SENTENCE = 512  # characters; of a longer one whole words are passed on
-# Where a line or a sentence has ended, whatever follows. A mark that numbers, addresses and code
-# hold, too, ends a sentence before white space alone; a mark of another script always does.
+# Matches where a line or a sentence has ended, whatever follows. A mark that also stands in
+# numbers, addresses and code ends a sentence only before white space; other scripts' marks always.
 SENTENCE_END = regex.compile(
     r"""(?V1xs) \R
     | (?<![\p{STerm}…]) [\p{STerm}…]++ CLOSING*+ (?=\s)
@@ -83,30 +77,29 @@ class HeldText:
             raise InputError(
                 f"hold_back: {hold_back!r} is neither a number of tokens nor 'sentence'"
             )
-        self._hold_back, self._text = hold_back, ""
+        self._hold_back = hold_back
         # of the last tokens, as many as are held back
         self._starts: deque[int] = deque(maxlen=0 if hold_back == "sentence" else hold_back)
-        self.released, self._complete = 0, False
-        self.verdict: Verdict | None = None
+        self.report = Report(None, released=0, withheld="", complete=False)
 
     def take(self, verdict: Verdict, final: bool = False) -> str:
         """Takes a verdict, the last one of a response if `final`; returns what may be passed on."""
-        self.verdict, self._complete = verdict, final and not verdict.stopped
-        self._text += verdict.text
-        limit = verdict.verified - self.released
-        if verdict.beyond_context:  # lets pass what cannot be judged
-            limit = len(self._text)
-        elif verdict.stopped or not final:
-            limit = min(limit, self._bound(verdict) - self.released)
-        ready, self._text = self._text[: max(limit, 0)], self._text[max(limit, 0) :]
-        self.released += len(ready)
+        text, released = self.report.withheld + verdict.text, self.report.released
+        verified = text[: max(verdict.verified - released, 0)]
+        complete = final and not verdict.stopped
+        if verdict.beyond_context:  # what cannot be judged may pass
+            ready = text
+        elif complete:
+            ready = verified
+        elif self._hold_back == "sentence":
+            ready = verified[: whole_sentences(verified)]
+        else:
+            ready = verified[: max(self._bound(verdict) - released, 0)]
+        self.report = Report(verdict, released + len(ready), text[len(ready) :], complete)
         return ready
 
     def _bound(self, verdict: Verdict) -> int:
-        """Returns the character up to which the hold-back allows release."""
-        if self._hold_back == "sentence":
-            verified = self._text[: max(verdict.verified - self.released, 0)]
-            return self.released + whole_sentences(verified)
+        """Returns the character before which the last `hold_back` tokens begin."""
         if not self._hold_back:
             return verdict.verified
         passed = verdict.starts[:-1] if verdict.reason == "harmful" else verdict.starts
@@ -115,11 +108,8 @@ class HeldText:
 
     def break_off(self, verdict: Verdict) -> None:
         """Takes the verdict at which a stream broke off; nothing more is passed on."""
-        self.verdict, self._text = verdict, self._text + verdict.text
-
-    def report(self) -> Report:
-        """Returns what became of the text so far."""
-        return Report(self.verdict, self.released, self._text, self._complete)
+        withheld = self.report.withheld + verdict.text
+        self.report = replace(self.report, verdict=verdict, withheld=withheld)
 
 
 def whole_sentences(text: str) -> int:
@@ -148,12 +138,25 @@ def _holds_text(piece: object) -> bool:
     return piece is not None
 
 
+class _Guarded:
+    """What both kinds of guarded streams hold: steps that yield text, and what became of it."""
+
+    def __init__(self, steps: Generator | AsyncGenerator, held: HeldText) -> None:
+        self._steps, self._held = steps, held
+
+    @property
+    def report(self) -> Report:
+        """What became of the response so far."""
+        return self._held.report
+
+
 def _steps(
     held: HeldText,
     monitor: StreamingContentMonitor,
     prompt: str,
     pieces: Iterable[str | bytes | None],
 ) -> Generator[str, None, None]:
+    # no method of GuardedStream: its frame would keep that alive after its last user
     iterator = iter(pieces)
     with ExitStack() as ends:
         for owner in _owners(iterator, pieces):
@@ -182,14 +185,14 @@ def _owners(iterator: object, pieces: object) -> list[object]:
     return [pieces] if iterator is pieces else [pieces, iterator]
 
 
-class GuardedStream(Iterator[str], AbstractContextManager["GuardedStream"]):
-    """Text that may be shown, as it is verified; see `guard`."""
-
-    def __init__(self, steps: Generator[str, None, None], held: HeldText) -> None:
-        self._steps, self._held = steps, held
+class GuardedStream(_Guarded, Iterator[str]):
+    """See `guard`."""
 
     def __next__(self) -> str:
         return next(self._steps)
+
+    def __enter__(self) -> "GuardedStream":
+        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -197,11 +200,6 @@ class GuardedStream(Iterator[str], AbstractContextManager["GuardedStream"]):
     def close(self) -> None:
         """Ends the stream and its source, for a consumer that goes away."""
         self._steps.close()
-
-    @property
-    def report(self) -> Report:
-        """What became of the response so far."""
-        return self._held.report()
 
 
 def guard(
@@ -213,7 +211,6 @@ def guard(
     """Passes on a response only as far as it was judged, and ends its source on a stop.
 
     Args:
-        monitor: The monitor.
         prompt: What the response answers.
         pieces: The response, cut anywhere; None is skipped. However the stream ends, the iterator
             of `pieces` and then `pieces` itself are closed, if they have a `close`. A
@@ -231,7 +228,6 @@ def guard(
         InputError: `hold_back` is neither; while it runs: a piece is neither str nor bytes.
     """
     held = HeldText(hold_back)
-    # A method's frame would hold the guarded stream, which would then outlive its last user.
     steps = _steps(held, monitor, prompt, pieces)
     next(steps)
     return GuardedStream(steps, held)
@@ -269,14 +265,14 @@ async def _end(owner: object) -> None:
         await ended
 
 
-class GuardedAsyncStream(AsyncIterator[str], AbstractAsyncContextManager["GuardedAsyncStream"]):
-    """Text that may be shown, as it is verified; see `guard_async`."""
-
-    def __init__(self, steps: AsyncGenerator[str, None], held: HeldText) -> None:
-        self._steps, self._held = steps, held
+class GuardedAsyncStream(_Guarded, AsyncIterator[str]):
+    """See `guard_async`."""
 
     async def __anext__(self) -> str:
         return await anext(self._steps)
+
+    async def __aenter__(self) -> "GuardedAsyncStream":
+        return self
 
     async def __aexit__(self, *_) -> None:
         await self.aclose()
@@ -284,11 +280,6 @@ class GuardedAsyncStream(AsyncIterator[str], AbstractAsyncContextManager["Guarde
     async def aclose(self) -> None:
         """Ends the stream and its source, for a consumer that goes away."""
         await self._steps.aclose()
-
-    @property
-    def report(self) -> Report:
-        """What became of the response so far."""
-        return self._held.report()
 
 
 def guard_async(

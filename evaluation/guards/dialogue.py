@@ -53,10 +53,8 @@ class Dialogue:
 
 def read_dialogues(examples: Examples, tokenizer: PreTrainedTokenizerFast) -> list[Dialogue]:
     """Turns the examples of a split back into text, with the data folder's tokenizer."""
-    dialogues = []
-    for id_, ids, start in zip(
-        examples.ids, examples.input_ids, examples.response_start, strict=True
-    ):
+    columns, dialogues = (examples.ids, examples.input_ids, examples.response_start), []
+    for id_, ids, start in zip(*columns, strict=True):
         prompt = "".join(token_pieces(tokenizer, ids[:start]))  # leaves [BOS] and [CLS] out
         pieces = token_pieces(tokenizer, ids[start:])
         ends = np.cumsum([len(piece) for piece in pieces])
@@ -127,6 +125,12 @@ class Chat:
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
         return ids
 
+    def prompt_too_long(self, id_: str, limit: int) -> InputError:
+        """Makes the error of a record whose prompt leaves the response no room."""
+        return InputError(
+            f"{self.where}: record '{id_}': its prompt alone fills the context of {limit} tokens"
+        )
+
     def _cover(self, text: str) -> str:
         text = PLACES.sub("\ufffd", text)
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -156,10 +160,3 @@ def token_ends(encoder: TextEncoder, text: str) -> tuple[list[int], np.ndarray]:
     encoded = encoder.encode(text)
     ends = np.array([end for _, end in encoded.offsets], dtype=int)
     return encoded.ids, np.maximum.accumulate(ends)
-
-
-def prompt_too_long(where: str, dialogue: Dialogue, limit: int) -> InputError:
-    """Returns the error of a prompt that leaves the response no room."""
-    return InputError(
-        f"{where}: record '{dialogue.id}': its prompt alone fills the context of {limit} tokens"
-    )

@@ -11,14 +11,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from data.batches import token_budget_batches
-from evaluation.guards.dialogue import (
-    HARM,
-    Dialogue,
-    Judged,
-    load_chat,
-    prompt_too_long,
-    token_ends,
-)
+from evaluation.guards.dialogue import HARM, Dialogue, Judged, load_chat, token_ends
 from evaluation.options import Strictness, Style
 from evaluation.predict import Scores
 from utils.files import InputError
@@ -137,6 +130,6 @@ class GenerativeGuard:
         while len(ids) > self.limit:
             kept -= len(ids) - self.limit
             if kept < 1:
-                raise prompt_too_long(self.where, dialogue, self.limit)
+                raise self.chat.prompt_too_long(dialogue.id, self.limit)
             ids, verdicts = self.question(dialogue.prompt, dialogue.response[: ends[kept - 1]])
         return ids, verdicts, True

@@ -9,15 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel
 
-from evaluation.guards.dialogue import (
-    HARM,
-    Chat,
-    Dialogue,
-    Judged,
-    load_chat,
-    prompt_too_long,
-    token_ends,
-)
+from evaluation.guards.dialogue import HARM, Chat, Dialogue, Judged, load_chat, token_ends
 from evaluation.options import Strictness
 from evaluation.predict import Scores
 from utils.files import InputError
@@ -34,7 +26,6 @@ class StreamGuard:
 
     Args:
         model: Anything with `stream_moderate_from_ids` and `close_stream`.
-        chat: Its chat.
         limit: Tokens of its context.
         strictness: Whether a controversial response counts as harmful.
     """
@@ -58,7 +49,7 @@ class StreamGuard:
             opening, user = self.opening(dialogue.prompt)
             room = self.limit - len(opening)
             if room < 1:
-                raise prompt_too_long(self.where, dialogue, self.limit)
+                raise self.chat.prompt_too_long(dialogue.id, self.limit)
             ids, ends = token_ends(self.chat.encoder, dialogue.response)
             cut += len(ids) > room
             words = stream_verdicts(self.model, opening + ids[:room], user)
