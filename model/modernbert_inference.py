@@ -177,7 +177,7 @@ class ModernBertInference(nn.Module):
         return first
 
     def _rotations(self, ids: Tensor) -> dict[str, Tensor]:
-        """Returns rotary factors by kind of layer, complex (seq_len, 1, head_dim / 2)."""
+        """Returns rotary factors of `ids`, by kind of layer; complex (seq_len, 1, head_dim / 2)."""
         rotations = {}
         for kind in set(self.model.config.layer_types):
             places = torch.arange(len(ids), device=ids.device)[None]

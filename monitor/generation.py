@@ -154,8 +154,8 @@ class MonitorCriteria(StoppingCriteria, AbstractContextManager["MonitorCriteria"
 
     All rows' new tokens are computed in one forward pass of the monitor. If the language model has
     the monitor's tokenizer, generation ends at the very token that the monitor stops at. Otherwise
-    the monitor judges the text, whose last word is not complete: generation may be a word ahead.
-    Only ids leave the language model's device.
+    the monitor judges complete words of the text, and generation may be a word ahead. Only ids
+    leave the language model's device.
 
     Used as a context manager, it is closed at the end; `transcripts` and `verdicts` stay.
 

@@ -10,14 +10,7 @@ if guarded.report.stopped:
 import asyncio
 import inspect
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Generator,
-    Iterable,
-    Iterator,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -141,7 +134,7 @@ def _holds_text(piece: object) -> bool:
 class _Guarded:
     """What both kinds of guarded streams hold: steps that yield text, and what became of it."""
 
-    def __init__(self, steps: Generator | AsyncGenerator, held: HeldText) -> None:
+    def __init__(self, steps: Iterator[str] | AsyncIterator[str], held: HeldText) -> None:
         self._steps, self._held = steps, held
 
     @property
@@ -155,7 +148,7 @@ def _steps(
     monitor: StreamingContentMonitor,
     prompt: str,
     pieces: Iterable[str | bytes | None],
-) -> Generator[str, None, None]:
+) -> Iterator[str]:
     # no method of GuardedStream: its frame would keep that alive after its last user
     iterator = iter(pieces)
     with ExitStack() as ends:
@@ -235,7 +228,7 @@ def guard(
 
 async def _async_steps(
     held: HeldText, batcher: Batcher, prompt: str, pieces: AsyncIterable[str | bytes | None]
-) -> AsyncGenerator[str, None]:
+) -> AsyncIterator[str]:
     """The same as `_steps`."""
     iterator = aiter(pieces)
     async with AsyncExitStack() as ends:

@@ -252,7 +252,8 @@ class Splitter:
         Raises:
             InputError: The model has no such id.
         """
-        ids, spelled = [one for token in ids for one in self._content.get(token, [token])], []
+        spelled = []
+        ids = [one for token in ids for one in self._content.get(token, [token])]
         for token in ids:
             if not 0 <= token < self._vocab_size:
                 raise InputError(

@@ -1,4 +1,4 @@
-"""Another's text classifier as a guard."""
+"""A text classifier that others trained, as a guard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from utils.options import Precision
 
 
 class ClassifierGuard:
-    """A text classifier like HateBERT or ToxDectRoBERTa; its other options are `TextClassifier`'s.
+    """A text classifier like HateBERT or ToxDectRoBERTa; arguments are those of `TextClassifier`.
 
     Args:
         text: What it reads. Of a pair that is too long, the longer text is cut.

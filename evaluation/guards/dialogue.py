@@ -53,7 +53,8 @@ class Dialogue:
 
 def read_dialogues(examples: Examples, tokenizer: PreTrainedTokenizerFast) -> list[Dialogue]:
     """Turns the examples of a split back into text, with the data folder's tokenizer."""
-    columns, dialogues = (examples.ids, examples.input_ids, examples.response_start), []
+    dialogues = []
+    columns = (examples.ids, examples.input_ids, examples.response_start)
     for id_, ids, start in zip(*columns, strict=True):
         prompt = "".join(token_pieces(tokenizer, ids[:start]))  # leaves [BOS] and [CLS] out
         pieces = token_pieces(tokenizer, ids[start:])
@@ -93,10 +94,10 @@ class Chat:
         self.spelled: list[str] = []  # spellings met so far, in the order of their stand-ins
 
     def render(self, turns: Iterable[tuple[str, str]], in_parts: bool = False, **options) -> str:
-        """Fills in the template with (role, text) pairs, up to the answer that follows.
+        """Fills in the template, up to the answer that follows.
 
         Args:
-            turns: The pairs.
+            turns: (role, text) pairs.
             in_parts: Whether the template takes lists of parts.
             options: Of the template.
 

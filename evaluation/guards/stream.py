@@ -112,7 +112,8 @@ def carry_over(verdicts: np.ndarray, guard_ends: np.ndarray, ends: np.ndarray) -
 
     Args:
         verdicts: float [G] after each guard token.
-        guard_ends: int [G], characters up to each guard token's end; see `token_ends`.
+        guard_ends: int [G], characters up to each guard token's end; one that ends within a
+            character counts to that character's end.
         ends: int [T], characters that are out after each token; see `Dialogue`.
 
     Returns:
