@@ -25,14 +25,14 @@ GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho varsigma sigma"
     " tau upsilon phi chi psi omega"
 ).split()
-LATEX = {  # what LaTeX reads as a command, or pdflatex has no letter for
+LATEX = str.maketrans({  # what LaTeX reads as a command, or pdflatex has no letter for
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
     **dict(zip("αβγδεζηθικλμνξπρςστυφχψω", (rf"$\{name}$" for name in GREEK), strict=True)),
     "∞": r"$\infty$", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$",
     "→": r"$\to$", "–": "--", "—": "---", "…": r"\ldots{}", "’": "'", "“": "``", "”": "''",
     "\N{NO-BREAK SPACE}": "~",
-}  # fmt: skip
+})  # fmt: skip
 NOTES = """\
 Percent, on the test split. In brackets the 95 % bootstrap interval, prompts resampled; several runs
 show their mean ± standard deviation over training seeds, and the mean's interval. θ and k were
@@ -67,23 +67,15 @@ class Section:
 
 
 def as_csv(sections: list[Section], table: str) -> str:
-    """Returns all sections' lines of one table; the first four columns tell the section.
+    """Returns all sections' lines of one table, "results", "paired" or "lengths".
 
-    Args:
-        sections: The sections.
-        table: "results", "paired" or "lengths".
+    The first four columns tell the section.
     """
-    lines = [
-        {
-            "section": number,
-            "data": section.data,
-            "test_responses": section.responses,
-            "test_harmful": section.harmful,
-            **line,
-        }
-        for number, section in enumerate(sections, start=1)
-        for line in getattr(section, table)
-    ]
+    lines = []
+    for number, section in enumerate(sections, start=1):
+        about = {"section": number, "data": section.data}
+        about |= {"test_responses": section.responses, "test_harmful": section.harmful}
+        lines += [about | line for line in getattr(section, table)]
 
     def plain(value: Any) -> Any:
         return "; ".join(map(str, value)) if isinstance(value, tuple) else value
@@ -248,7 +240,7 @@ def _latex_table(title: str, columns: str, heads: list[str], lines: list[str]) -
         [
             r"\begin{table*}",
             r"\centering",
-            rf"\caption{{{_escape(title)}. Percent, 95\,\% bootstrap intervals.}}",
+            rf"\caption{{{title.translate(LATEX)}. Percent, 95\,\% bootstrap intervals.}}",
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -263,8 +255,4 @@ def _latex_table(title: str, columns: str, heads: list[str], lines: list[str]) -
 
 
 def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(map(_escape, cells)) + r" \\"
-
-
-def _escape(text: str) -> str:
-    return text.translate(str.maketrans(LATEX))
+    return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"

@@ -62,11 +62,6 @@ def commit_name(git: Commit | None) -> str:
     return git.commit[:7] + (" (dirty)" if git.dirty else "")
 
 
-def training_of(model: Model) -> tuple[int | str, str]:
-    """Returns seed and commit of a model's training; dashes where it was none of ours."""
-    return ("–", "–") if model.seed is None else (model.seed, commit_name(model))
-
-
 def mean_seconds(values: list[float | None]) -> float:
     """Returns the mean, NaN where a run does not know."""
     return float(np.mean(np.array(values, dtype=float)))
@@ -97,7 +92,11 @@ def result_record(row: Row, paper: Paper) -> dict[str, Any]:
 
     runs, first = row.runs, row.runs[0]
     models = [run.record.model or Model() for run in runs]
-    trainings = [training_of(run.record.model) for run in runs if run.record.model]
+    trainings = [  # seed and commit; dashes where a training was none of ours
+        ("–", "–") if model.seed is None else (model.seed, commit_name(model))
+        for model in (run.record.model for run in runs)
+        if model
+    ]
     return {
         "row": first.row,
         "method": row.name,
