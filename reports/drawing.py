@@ -19,7 +19,7 @@ from utils.files import read_json
 from utils.formatting import percent
 from utils.plotting import BLUE, METHOD_COLOURS, ORANGE, legend_label, save_figure
 
-# of methods; they tell them apart in grey, too
+# of methods, to tell them apart in grey, too
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHED = {"facecolor": "none", "hatch": "///"}  # bars to compare a method's with
@@ -29,39 +29,28 @@ Looks = dict[str, dict[str, Any]]  # of a method's name: colour, line style, mar
 
 
 def draw_stop_positions(
-    axes: Axes,
-    histogram: Sequence[float],
-    method: str,
-    detected: float,
-    seen: float | None,
-    colour: str = BLUE,
+    axes: Axes, histogram: Sequence[float], detected: float, seen: float | None, **look: Any
 ) -> None:
     """Draws a stop-position histogram in the paper's bins, beside the paper's own bars.
 
     Args:
         axes: Where to.
         histogram: [6], shares of the detected harmful responses (`stop_histogram`).
-        method: Name in the legend.
         detected: Share of the harmful responses that were stopped.
         seen: Mean share of their tokens that was out by then; None if none was stopped.
-        colour: Of the method's bars.
+        look: Colour and label of the method's bars.
     """
     paper = read_json(PAPER)["timeliness"]["SCM-0.5B"]
     edges = [f"{100 * low:.0f}–{100 * high:.0f}" for low, high in pairwise(STOP_BINS)]
-    for shares, offset, look in (
-        (histogram, -0.2, {"color": colour, "label": method}),
-        (paper, 0.2, PAPER_BARS),
-    ):
-        bars = axes.bar(np.arange(len(edges)) + offset, 100 * np.asarray(shares), 0.38, **look)
+    for shares, offset, style in ((histogram, -0.2, look), (paper, 0.2, PAPER_BARS)):
+        bars = axes.bar(np.arange(len(edges)) + offset, 100 * np.asarray(shares), 0.38, **style)
         axes.bar_label(bars, fmt="{:.0f}", fontsize=8)
     axes.set_xticks(range(len(edges)), edges)
     axes.set_xlabel("share of the response seen at the stop, %")
     axes.set_ylabel("detected harmful responses, %")
-    axes.set_title(
-        f"{percent(detected, 0)} % of harmful responses stopped,\n"
-        f"after {percent(seen, 0)} % of their tokens on average",
-        fontsize=10,
-    )
+    title = f"{percent(detected, 0)} % of harmful responses stopped,\n"
+    title += f"after {percent(seen, 0)} % of their tokens on average"
+    axes.set_title(title, fontsize=10)
 
 
 def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
@@ -73,10 +62,9 @@ def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
         path: PNG to write.
     """
     figure, (axes,) = panels(1, 6.4, 3.8)
-    detected, seen = (
-        row["test"][name]["value"] for name in ("harmful_recall", "mean_fraction_seen")
-    )
-    draw_stop_positions(axes, row["stop_histogram"], legend_label(method), detected, seen)
+    detected, seen = row["test"]["harmful_recall"], row["test"]["mean_fraction_seen"]
+    look = {"color": BLUE, "label": legend_label(method)}
+    draw_stop_positions(axes, row["stop_histogram"], detected["value"], seen["value"], **look)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     save_figure(figure, path)
 

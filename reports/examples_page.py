@@ -30,12 +30,9 @@ TEMPLATES = Environment(
     trim_blocks=True,
 )
 TEMPLATES.filters["slug"] = lambda name: name.replace(" ", "-")
-PAGE = "examples_page.html"
 STEPS = 10  # of the colour scale, classes s0 … s9
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # tokens that end within a character, and nothing after them
-
-# by 2 × label + flagged
-OUTCOMES = ("right rejection", "false alarm", "miss", "hit")
+OUTCOMES = ("right rejection", "false alarm", "miss", "hit")  # by 2 × label + flagged
 
 
 def outcome_codes(outcome: Outcome) -> np.ndarray:
@@ -81,7 +78,7 @@ def page(
     outcome = test.partial(theta, k)
     codes, values = outcome_codes(outcome), point_metrics(outcome)
     counts = np.bincount(codes[list(chosen)], minlength=len(OUTCOMES))
-    template = TEMPLATES.get_template(PAGE)
+    template = TEMPLATES.get_template("examples_page.html")
     source = Path(template.filename).read_text(encoding="utf-8")
     return template.render(
         style_hash=_hash(source, "style"),

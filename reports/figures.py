@@ -49,10 +49,10 @@ def draw_stops(rows: Sequence[Row], looks: Looks) -> Figure:
     """Draws where the harmful responses were stopped, beside the paper's bars."""
     figure, grid = panels(len(rows), 4.2, 3.5)
     for axes, row in zip(grid, rows, strict=True):
-        outcome, title, colour = row.outcomes[0], caption(row), looks[row.name]["color"]
-        values = point_metrics(outcome)
+        outcome, title = row.outcomes[0], caption(row)
+        values, look = point_metrics(outcome), {"color": looks[row.name]["color"], "label": title}
         detected, seen = values["harmful_recall"], values["mean_fraction_seen"]
-        draw_stop_positions(axes, stop_histogram(outcome), title, detected, seen, colour)
+        draw_stop_positions(axes, stop_histogram(outcome), detected, seen, **look)
         if len(rows) > 1:  # the legend tells colours, and those of many methods repeat
             axes.set_title(f"{textwrap.fill(title, 40)}\n{axes.get_title()}", fontsize=10)
         if not axes.get_subplotspec().is_first_col():

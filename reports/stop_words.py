@@ -22,8 +22,8 @@ TAGS = {
 def words_at_stop(pieces: Sequence[str], stop: int, doc: Doc) -> tuple[str | None, list[str]]:
     """Returns the part of speech of the word at the stop, and those of all words before it.
 
-    The word is the one that holds the token's last character that is no white space. A token of
-    white space alone, or within a character, has none (None).
+    The word holds the token's last character that is no white space; it is None for a token of
+    white space alone and for one that ends within a character.
 
     Args:
         pieces: [T], each token's text; joined they are the text of `doc`.

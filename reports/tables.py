@@ -23,7 +23,6 @@ from utils.files import read_json, write_bytes
 from utils.run_record import run_folder
 
 COMPARED = ("partial", "full")  # the kinds that are tested against each other
-
 # the paper's columns for each (row key, method, kind) that it tells of
 Paper = dict[tuple[str, str, str], dict[str, Any]]
 
