@@ -17,17 +17,12 @@ ROWS = {
 
 
 def kind_title(kind: str, target: float | None) -> str:
-    """Names a kind of detection.
-
-    Args:
-        kind: A key of `ROWS`.
-        target: Share of false alarms that θ was calibrated for; None where it was not.
-    """
-    return ROWS[kind].format(target=None if target is None else 100 * target)
+    """Names a kind of detection, a key of `ROWS`; target is the share θ was calibrated for."""
+    return ROWS[kind].format(target=100 * (target or 0))
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Formats metrics.json for the terminal: one line a kind of detection, test split, percent."""
+    """Formats metrics.json for the terminal: one block a kind of detection, test split, percent."""
     test = result["responses"]["test"]
     lines = [
         "",
