@@ -124,8 +124,9 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        names = [name for name in SCORED_SPLITS if any(key.startswith(name) for key in arrays)]
-        return {name: _split(name, arrays) for name in {*names, "test"}}
+        there = {key.split("_")[0] for key in arrays}
+        names = ["test"] if there == {"test"} else SCORED_SPLITS
+        return {name: _split(name, arrays) for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except KeyError as error:

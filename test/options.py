@@ -102,7 +102,6 @@ class CausalTestConfig(ModelTestConfig):
             self.refuse_target("full detection stops no stream")
         if self.settings:
             self.refuse_target("--settings holds the thresholds")
-            self.given_thresholds()
 
     def inputs(self) -> dict[str, Any]:
         inputs = super().inputs()

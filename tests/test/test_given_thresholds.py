@@ -125,9 +125,9 @@ def test_thresholds_can_be_calibrated_on_a_few_responses_of_the_corpus(scm, corp
 def test_settings_that_do_not_fit_are_refused(settings, more, message, tmp_path):
     write_settings(tmp_path / "monitor.json", settings)
     with pytest.raises(InputError, match=message):
-        options(tmp_path, tmp_path, tmp_path, **more)
+        options(tmp_path, tmp_path, tmp_path, **more).given_thresholds()
 
 
 def test_no_settings_is_said_so(tmp_path):
     with pytest.raises(InputError, match="monitor.json: no such file"):
-        options(tmp_path, tmp_path, tmp_path)
+        options(tmp_path, tmp_path, tmp_path).given_thresholds()
