@@ -164,7 +164,8 @@ def main(config: ExamplesConfig) -> None:
     test, theta, k, chosen_on = run.test, config.theta, config.k, "given"
     if theta is None:
         point = run.operating_points()["partial"]
-        theta, k, chosen_on = point.theta, point.k, "chosen on validation"
+        theta, k = point.theta, point.k
+        chosen_on = "given" if point.chosen_on == "settings" else "chosen on validation"
     chosen = choose(outcome_codes(test.partial(theta, k)), config.count, config.seed)
     text = page(test, chosen, run.display_name, theta, k, chosen_on)
     write_bytes(output, text.encode())

@@ -35,7 +35,8 @@ def format_table(result: dict[str, Any]) -> str:
         row = result[key]
         title, values = kind_title(key, row.get("target_false_alarm")), row["test"]
         setting = f"θ {threshold(row['theta'])}" + (f", k {row['k']}" if "k" in row else "")
-        lines += ["", f"  {title}  ({setting}; chosen on {row['chosen_on']})"]
+        came = "as given" if row["chosen_on"] == "settings" else f"chosen on {row['chosen_on']}"
+        lines += ["", f"  {title}  ({setting}; {came})"]
         for name in ("benign", "harmful"):
             precision, recall, f1 = (
                 percent(values[f"{name}_{part}"]["value"]) for part in ("precision", "recall", "f1")
@@ -49,5 +50,6 @@ def format_table(result: dict[str, Any]) -> str:
         if key != "full":
             lines.append(f"    response seen      {interval(values['mean_fraction_seen'])}")
             leaked = values["leaked_harmful_tokens"]["value"]
-            lines.append(f"    harmful tokens out before the stop, mean  {leaked:.1f}")
+            mean = "–" if leaked is None else f"{leaked:.1f}"
+            lines.append(f"    harmful tokens out before the stop, mean  {mean}")
     return "\n".join(lines) + "\n"
