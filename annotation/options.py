@@ -54,6 +54,9 @@ class BuildConfig:
     eval_only: str | None = None
     """FIELD=VALUE: validation and test keep only rows with this value, e.g. label_source=human.
     The other rows of their prompts are dropped and counted."""
+    hold_out: list[str] = field(default_factory=list)
+    """FIELD=VALUE, one or more: rows with such a value are the test split, all of it, e.g.
+    source=gptfuzz source=rbr-gold. Rows of their prompts are in no other split."""
     seed: int = 42
     """Decides which prompts go where."""
     spacy_model: str = SPACY_MODEL
@@ -74,6 +77,9 @@ class BuildConfig:
             raise InputError("--valid-share and --test-share: positive, and below 1 together")
         if self.eval_only is not None and not re.fullmatch(r"[^=]+=.+", self.eval_only):
             raise InputError(f"--eval-only: '{self.eval_only}' is not FIELD=VALUE")
+        for rule in self.hold_out:
+            if not re.fullmatch(r"[^=]+=.+", rule):
+                raise InputError(f"--hold-out: '{rule}' is not FIELD=VALUE")
         if self.num_workers < 0:
             raise InputError(f"--num-workers: {self.num_workers} is negative")
         if not 0.7 <= self.near_duplicates <= 1:
@@ -103,6 +109,7 @@ class BuildConfig:
         named += [("--id-column", self.id_column)] * (self.id_column != DEFAULT_ID)
         named += [("--spans-column", self.spans_column)]
         named += [("--eval-only", (self.eval_only or "").partition("=")[0])]
+        named += [("--hold-out", rule.partition("=")[0]) for rule in self.hold_out]
         return [(option, name) for option, name in named if name]
 
     def inputs(self) -> dict[str, Any]:

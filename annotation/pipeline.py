@@ -25,7 +25,7 @@ from annotation.duplicates import DuplicateIndex
 from annotation.options import BuildConfig
 from annotation.records import AnnotatedRecord, Annotator, ParsedResponse
 from annotation.report import Statistics, plot_statistics, print_statistics
-from annotation.selection import Rejects, check_classes, select
+from annotation.selection import Rejects, check_classes, held_out_prompts, select
 from annotation.sentences import parse
 from annotation.sources import count_rows, read_judged
 from annotation.word_labels import label_words, span_labels
@@ -90,12 +90,14 @@ def parse_all(config: BuildConfig, spool: Path, rejects: Rejects) -> Counter[str
     workers = config.num_workers or os.cpu_count() or 1
     if source.stat().st_size < SMALL:
         workers = 1
+    held_out = held_out_prompts(read_judged(config), config) if config.hold_out else ()
     scratch = spool.with_name("seen.sqlite")
     seen = DuplicateIndex(scratch, config.near_duplicates)
     with open(spool, "w", encoding="utf-8") as file:
         rows = tqdm(read_judged(config), "read and parse", total, unit="row")
         try:
-            for record in parse(select(rows, config, seen, rejects), workers, config.spacy_model):
+            chosen = select(rows, config, seen, rejects, held_out)
+            for record in parse(chosen, workers, config.spacy_model):
                 print(json.dumps(vars(record), ensure_ascii=False), file=file)
                 counts[f"{record.split} {record.label}"] += 1
         except sqlite3.Error as error:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TextIO
 
 from annotation.duplicates import DuplicateIndex, prompt_key
@@ -57,8 +57,34 @@ class Rejects:
         )
 
 
+def held_out_by(row: Row, config: BuildConfig) -> list[str]:
+    """Names the rules of --hold-out that a row meets."""
+    rules = (rule.partition("=") for rule in config.hold_out)
+    return [f"{name}={value}" for name, _, value in rules if str(row.fields.get(name)) == value]
+
+
+def held_out_prompts(rows: Iterable[Row], config: BuildConfig) -> set[str]:
+    """Returns the prompts, as `prompt_key` tells them apart, of the rows that --hold-out names.
+
+    Raises:
+        InputError: A rule names no row.
+    """
+    prompts, met = set(), set()
+    for row in rows:
+        if rules := held_out_by(row, config):
+            met |= {*rules}
+            prompts.add(prompt_key(row.prompt or row.response))
+    if missing := [rule for rule in config.hold_out if rule not in met]:
+        raise InputError(f"{config.input}: --hold-out: no record has {missing[0]}")
+    return prompts
+
+
 def select(
-    rows: Iterable[Row], config: BuildConfig, seen: DuplicateIndex, rejects: Rejects
+    rows: Iterable[Row],
+    config: BuildConfig,
+    seen: DuplicateIndex,
+    rejects: Rejects,
+    held_out: Container[str] = (),
 ) -> Iterator[tuple[Row, str]]:
     """Gives the rows to annotate, each with its split; the others are rejected.
 
@@ -67,6 +93,7 @@ def select(
         config: The options.
         seen: Remembers rows.
         rejects: Takes what is left out.
+        held_out: The prompts of `held_out_prompts`; with --hold-out, no other row is for test.
 
     Raises:
         InputError: Two rows share an id.
@@ -76,10 +103,15 @@ def select(
         seen.check_id(row, config.id_column)
         # without prompts, each response is on its own
         split = split_of(row.prompt or row.response, config)
+        is_held_out = bool(held_out_by(row, config))
+        if config.hold_out:
+            split = "test" if is_held_out else split.replace("test", "train")
         if row.refused:
             rejects.add(row.refused[0], row, row.refused[1])
         elif len(row.response) > MAX_CHARACTERS:
             rejects.add("too long to parse", row, f"{len(row.response)} characters")
+        elif not is_held_out and prompt_key(row.prompt or row.response) in held_out:
+            rejects.add("prompt of a row that is held out", row)
         elif split != "train" and name and str(row.fields.get(name)) != value:
             rejects.add("not for evaluation (--eval-only)", row)
         elif found := seen.duplicate_of(row):

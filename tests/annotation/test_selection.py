@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +113,41 @@ def test_a_split_without_a_class_is_refused(config, tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, benign)))
     with pytest.raises(InputError, match="split 'train' came out without harmful rows"):
         main(config)
+
+
+def test_held_out_rows_are_the_test_split_and_share_no_prompt_with_another(config):
+    """Whoever trains on the rest has never seen their source."""
+    source = Path(config.input)
+    made = [row | {"source": row["id"].split("-")[0]} for row in rows()]
+    made += [  # another source knows a prompt of the one that is held out
+        made[0] | {"id": "again", "prompt": "tell me ABOUT bread", "source": "maps"},
+        made[1] | {"id": "own", "prompt": "Another prompt", "source": "bread"},
+    ]
+    source.write_text("\n".join(map(json.dumps, made)))
+    main(replace(config, hold_out=["source=bread", "source=rain"], near_duplicates=1))
+    splits = {
+        split: {record["id"] for record in records} for split, records in read_out(config).items()
+    }
+    held_out = {row["id"] for row in made if row["source"] in ("bread", "rain")}
+    assert splits["test"] == held_out
+    assert splits["train"] and splits["valid"]
+    assert splits["train"] | splits["valid"] == {row["id"] for row in made} - held_out - {"again"}
+    lines = (Path(config.output_dir) / "rejected.jsonl").read_text().splitlines()
+    assert ("again", "prompt of a row that is held out") in {
+        (row["id"], row["reason"]) for row in map(json.loads, lines)
+    }
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        ("source", "--hold-out: 'source' is not FIELD=VALUE"),
+        ("source=", "--hold-out: 'source=' is not FIELD=VALUE"),
+        ("sourse=bread", "--hold-out: field 'sourse' is in no record"),
+        ("label_source=llm", "--hold-out: no record has label_source=llm"),
+    ],
+)
+def test_a_hold_out_that_names_no_row_is_refused(config, rule, message):
+    with pytest.raises(InputError, match=message):
+        main(replace(config, hold_out=[rule]))
+    assert not Path(config.output_dir).exists()
