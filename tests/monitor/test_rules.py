@@ -16,9 +16,9 @@ from monitor.rules import (
     Policy,
     WindowedMean,
     fail_closed,
-    stop,
     trace,
 )
+from tests.conftest import stop_of
 from utils.files import InputError
 from utils.validation import one_line
 
@@ -62,7 +62,7 @@ def test_log_odds_of_certainty_are_finite():
 
 def test_nothing_said_nothing_stopped():
     for rule in (DelayK(1), ConsecutiveK(1), WindowedMean(1), Cusum(0)):
-        assert trace(rule, []).shape == (0,) and stop(rule, 0.5, []) == MISSED
+        assert trace(rule, []).shape == (0,) and stop_of(rule, 0.5, []) == MISSED
 
 
 @given(some=scores, theta=threshold, k=counts)
@@ -70,8 +70,8 @@ def test_nothing_said_nothing_stopped():
 def test_delay_k_decides_as_the_evaluation_does(some, theta, k):
     some = np.array(some, dtype=np.float32)
     for one in (theta, *some.tolist(), *(np.nextafter(p, 2.0) for p in some.tolist())):
-        assert stop(DelayK(k), one, some) == delay_k(some, one, k)
-        assert stop(DelayK(1), one, some) == stop(ConsecutiveK(1), one, some)
+        assert stop_of(DelayK(k), one, some) == delay_k(some, one, k)
+        assert stop_of(DelayK(1), one, some) == stop_of(ConsecutiveK(1), one, some)
 
 
 @given(some=scores, theta=threshold, k=counts)
@@ -83,7 +83,7 @@ def test_consecutive_k_counts_tokens_in_a_row(some, theta, k):
         if row == k:
             expected = place
             break
-    assert stop(ConsecutiveK(k), theta, some) == expected
+    assert stop_of(ConsecutiveK(k), theta, some) == expected
 
 
 @given(rule=rules, some=scores, more=scores)
@@ -125,7 +125,7 @@ def test_a_score_that_is_no_number_is_certain_harm(rule, some, place):
         certain.insert(place, 1.0)
         np.testing.assert_array_equal(trace(rule, spoilt), trace(rule, certain))
     assert fail_closed(0.25) == 0.25
-    assert stop(DelayK(1), 1.0, [0.1, math.nan]) == 1
+    assert stop_of(DelayK(1), 1.0, [0.1, math.nan]) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "cusum"])
@@ -156,14 +156,13 @@ def test_three_levels_strict_and_loose():
     names = ("safe", "controversial", "unsafe")
     assert [loose.stops(name) for name in names] == [False, False, True]
     assert [strict.stops(name) for name in names] == [False, True, True]
-    assert (loose.stop_threshold, strict.stop_threshold) == (0.8, 0.5)
 
 
 def test_two_levels_where_there_is_one_threshold():
     for mode in ("strict", "loose"):
         policy = Policy(Cusum(0), 5, mode=mode)
         assert [policy.level(one) for one in (4.9, 5.0)] == ["safe", "unsafe"]
-        assert policy.stop_threshold == 5
+        assert [policy.stops(policy.level(one)) for one in (4.9, 5.0)] == [False, True]
 
 
 @given(
@@ -171,9 +170,10 @@ def test_two_levels_where_there_is_one_threshold():
     statistic=st.floats(0, 1),
 )  # fmt: skip
 @settings(deadline=None)
-def test_the_stop_threshold_is_the_least_statistic_that_stops(unsafe, share, mode, statistic):
+def test_the_mode_s_threshold_is_the_least_statistic_that_stops(unsafe, share, mode, statistic):
     policy = Policy(DelayK(2), unsafe, unsafe * share, mode)
-    assert policy.stops(policy.level(statistic)) == (statistic >= policy.stop_threshold)
+    least = policy.controversial if mode == "strict" else unsafe
+    assert policy.stops(policy.level(statistic)) == (statistic >= least)
 
 
 @pytest.mark.parametrize(
