@@ -11,19 +11,10 @@ from utils.files import InputError
 from utils.options import refuse_below_one
 from utils.validation import one_line
 
-READ_BY = {  # the options that one source alone reads
-    "prompt": "llm",
-    "max_new_tokens": "llm",
-    "temperature": "llm",
-    "seed": "llm",
-    "id": "replay",
-    "delay": "replay",
-}
-
-
 OnLimit = Literal["stop", "pass"]
 
-
+OF_LLM = ("prompt", "max_new_tokens", "temperature", "seed")  # options that --replay does not read
+OF_REPLAY = ("id", "delay")  # options that --llm does not read
 SHAPES = {name: info for rule in RULES.values() for name, info in rule.__pydantic_fields__.items()}
 
 
@@ -66,20 +57,18 @@ class CalibrateConfig(make_dataclass("Shape", map(_option, SHAPES))):
 
 @dataclass(kw_only=True)
 class ShowConfig:
-    """Options of run-monitor. Exit status: 0 where all ran through, 3 where one was stopped."""
+    """Options of run-monitor. Exit status 3: an answer was stopped; 0: all ran through."""
 
     model_path: str
     """The monitor: output folder of run-scm.sh."""
     llm: str | None = None
     """Folder of the language model to follow (safetensors). Its chat template is used; without
-    one ChatML, if its tokenizer knows that, else the bare prompt. Exit status 3: an answer was
-    stopped; 0: all ran through."""
+    one ChatML, if its tokenizer knows that, else the bare prompt."""
     replay: str | None = None
     """Instead: file with recorded responses, FineHarm records or any JSON list or lines with
-    the fields prompt and response. Exit status as with --llm."""
+    the fields prompt and response."""
     id: str | None = None
-    """Of --replay: the record's field id, or FILE'S-NAME-N from 0 where it has none; default
-    the first record."""
+    """Of --replay: the record's id, or FILE'S-NAME-N from 0 if it has none; default the first."""
     delay: float = 10.0
     """Of --replay: milliseconds between pieces of 4 characters."""
     prompt: str | None = None
@@ -104,9 +93,9 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if (self.llm is None) == (self.replay is None):
             raise InputError("--llm, --replay: one of the two is needed")
-        source = "replay" if self.llm is None else "llm"
+        source, unread = ("llm", OF_REPLAY) if self.replay is None else ("replay", OF_LLM)
         for one in fields(self):
-            if READ_BY.get(one.name, source) != source and getattr(self, one.name) != one.default:
+            if one.name in unread and getattr(self, one.name) != one.default:
                 raise InputError(f"--{one.name.replace('_', '-')}: --{source} does not read it")
         refuse_below_one(self, "max_new_tokens")
         if self.context is not None:

@@ -190,3 +190,10 @@ class Policy:
     def stops(self, level: Level) -> bool:
         """Tells whether a stream of this level is stopped."""
         return level == "unsafe" or (level == "controversial" and self.mode == "strict")
+
+    @property
+    def stop_threshold(self) -> float:
+        """The least statistic that stops a stream."""
+        if self.mode == "strict" and self.controversial is not None:
+            return self.controversial
+        return self.unsafe

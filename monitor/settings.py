@@ -1,4 +1,4 @@
-"""monitor.json: the settings of a monitor, which lie beside the checkpoint that they belong to."""
+"""monitor.json: the settings of a monitor, kept beside its checkpoint."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ class MonitorSettings:
     Attributes:
         policy: Rule, thresholds and mode.
         score_with: Which of the model's scorers scores the tokens.
-        token_theta: From which score on reports show a token as harmful; decides nothing.
+        token_theta: The least score of a token that reports show as harmful; decides nothing.
         origin: How the settings came about, for people.
     """
 
@@ -31,14 +31,6 @@ class MonitorSettings:
     score_with: ScoreWith
     token_theta: Annotated[float, Field(gt=0, le=1)]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def token_theta_of(policy: Policy) -> float:
-    """Returns the score from which on reports show a token as harmful.
-
-    With delay-k detection that is its own θ; the thresholds of other rules are not of one token.
-    """
-    return policy.unsafe if policy.rule.name == "delay-k" else 0.5
 
 
 def read_settings(path: Path) -> MonitorSettings:
@@ -71,12 +63,9 @@ def write_settings(path: Path, settings: MonitorSettings) -> None:
 
 
 def leave_settings(path: Path, settings: MonitorSettings, overwrite: bool) -> None:
-    """Writes a settings file beside a checkpoint where it does no harm, and says what it did.
+    """Writes a settings file beside a checkpoint and says so; never fails.
 
-    Args:
-        path: The file.
-        settings: What to write.
-        overwrite: Replace a file of other content; else that is left alone.
+    A file that is there already is replaced only with `overwrite`.
     """
     if path.exists() and not overwrite:
         try:
@@ -88,7 +77,6 @@ def leave_settings(path: Path, settings: MonitorSettings, overwrite: bool) -> No
         return
     try:
         write_settings(path, settings)
+        print(f"settings of the monitor: {path}")
     except OSError as error:
         print(f"{path}: cannot be written ({error.strerror}); the monitor has no settings there")
-    else:
-        print(f"settings of the monitor: {path}")

@@ -196,7 +196,7 @@ def test_strict_stops_at_controversial(scm, strict, tmp_path):
         (),
     )
     policy = load_monitor(config).settings.policy
-    assert (policy.mode, policy.controversial) == ("strict", 0.5)
+    assert (policy.mode, policy.stop_threshold) == ("strict", 0.5)
     config.settings = None  # the folder's, which know two levels
     with pytest.raises(InputError, match="--strict: the settings have no field 'controversial'"):
         load_monitor(config)

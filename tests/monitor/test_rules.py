@@ -156,13 +156,14 @@ def test_three_levels_strict_and_loose():
     names = ("safe", "controversial", "unsafe")
     assert [loose.stops(name) for name in names] == [False, False, True]
     assert [strict.stops(name) for name in names] == [False, True, True]
+    assert (loose.stop_threshold, strict.stop_threshold) == (0.8, 0.5)
 
 
 def test_two_levels_where_there_is_one_threshold():
     for mode in ("strict", "loose"):
         policy = Policy(Cusum(0), 5, mode=mode)
         assert [policy.level(one) for one in (4.9, 5.0)] == ["safe", "unsafe"]
-        assert [policy.stops(policy.level(one)) for one in (4.9, 5.0)] == [False, True]
+        assert policy.stop_threshold == 5
 
 
 @given(
@@ -170,10 +171,9 @@ def test_two_levels_where_there_is_one_threshold():
     statistic=st.floats(0, 1),
 )  # fmt: skip
 @settings(deadline=None)
-def test_the_mode_s_threshold_is_the_least_statistic_that_stops(unsafe, share, mode, statistic):
+def test_the_stop_threshold_is_the_least_statistic_that_stops(unsafe, share, mode, statistic):
     policy = Policy(DelayK(2), unsafe, unsafe * share, mode)
-    least = policy.controversial if mode == "strict" else unsafe
-    assert policy.stops(policy.level(statistic)) == (statistic >= least)
+    assert policy.stops(policy.level(statistic)) == (statistic >= policy.stop_threshold)
 
 
 @pytest.mark.parametrize(
