@@ -1,13 +1,14 @@
 """Options of data preparation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from data.fineharm import SPLITS, find_split
+from data.fineharm import find_split
 from utils.files import InputError, sha256_file
 
 Join = Literal["newline", "original"]
+Split = Literal["train", "valid", "test"]
 
 
 @dataclass
@@ -27,6 +28,9 @@ class DataConfig:
     """Longest sequence in tokens, prompt included."""
     word_rule: Literal["given", "all"] = "given"
     """given: words as the records label them. all: each word as its sentence, an ablation."""
+    splits: list[Split] = field(default_factory=lambda: [*get_args(Split)])
+    """Splits to prepare. Of all three each needs both classes; fewer, of which none needs both, do
+    for a test with --settings."""
     num_workers: int = 0
     """Processes; 0 takes every core where the data is worth it."""
     overwrite: bool = False
@@ -35,11 +39,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.max_length < 16:
             raise InputError(f"--max-length: {self.max_length} is below 16 tokens")
+        self.splits = [split for split in get_args(Split) if split in self.splits]
         if self.num_workers < 0:
             raise InputError(f"--num-workers: {self.num_workers} is negative")
 
     def inputs(self) -> dict[str, Any]:
-        """Returns hashes of what is read: the three splits and the tokenizer."""
-        files = [find_split(Path(self.input_dir), split) for split in SPLITS]
+        """Returns hashes of what is read: the splits and the tokenizer."""
+        files = [find_split(Path(self.input_dir), split) for split in self.splits]
         files.append(Path(self.tokenizer_path) / "tokenizer.json")
         return {"inputs": {path.name: sha256_file(path) for path in files}}

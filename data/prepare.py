@@ -116,10 +116,10 @@ def statistics(encoded: list[EncodedRecord]) -> dict[str, int]:
 
 
 def main(config: DataConfig) -> None:
-    """Prepares all three splits; writes nothing unless all of them are good."""
+    """Prepares the splits; writes nothing unless all of them are good."""
     input_dir = Path(config.input_dir)
     with run_folder(config) as folder:
-        paths = {split: find_split(input_dir, split) for split in SPLITS}
+        paths = {split: find_split(input_dir, split) for split in config.splits}
         tokenizer = load_tokenizer(Path(config.tokenizer_path))
         layout = Layout(config.join, config.max_length, tuple(leading_ids(tokenizer)))
 
@@ -134,7 +134,7 @@ def main(config: DataConfig) -> None:
                 records, tokenizer.backend_tokenizer, layout, config.num_workers, split
             )
             counts[split] = statistics(encoded)
-            if not 0 < counts[split]["harmful"] < len(encoded):
+            if len(paths) == len(SPLITS) and not 0 < counts[split]["harmful"] < len(encoded):
                 missing = "harmful" if counts[split]["harmful"] == 0 else "benign"
                 raise InputError(f"{path}: holds no {missing} record; a split needs both classes")
             splits[split] = to_dataset(encoded)

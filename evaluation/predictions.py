@@ -116,7 +116,7 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     """Reads predictions.npz.
 
     Returns:
-        {"valid": …, "test": …}.
+        {"valid": …, "test": …}; a test with given thresholds may lack "valid".
 
     Raises:
         InputError: It cannot be read, is damaged, or lacks an array.
@@ -124,7 +124,9 @@ def load_predictions(path: Path) -> dict[str, Predictions]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        return {name: _split(name, arrays) for name in SCORED_SPLITS}
+        there = {key.split("_")[0] for key in arrays}
+        names = ["test"] if there == {"test"} else SCORED_SPLITS
+        return {name: _split(name, arrays) for name in names}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except KeyError as error:

@@ -23,12 +23,12 @@ class OperatingPoint:
     Attributes:
         theta: θ.
         k: k of delay-k detection; None for full detection.
-        chosen_on: The split that chose them.
+        chosen_on: The split that chose them, or "settings": they were given.
     """
 
     theta: float
     k: int | None
-    chosen_on: Literal["valid", "test"]
+    chosen_on: Literal["valid", "test", "settings"]
 
     def decide(self, split: Predictions) -> Outcome:
         """Judges a split."""
@@ -36,12 +36,18 @@ class OperatingPoint:
 
 
 def choose_operating_points(
-    valid: Predictions, test: Predictions, target_false_alarm: float = 0.0, target_k: int = 4
+    valid: Predictions | None,
+    test: Predictions,
+    target_false_alarm: float = 0.0,
+    target_k: int = 4,
+    given: tuple[float, int] | None = None,
 ) -> dict[str, OperatingPoint]:
     """Chooses the thresholds of every kind of detection that the scores allow.
 
     The arguments are those of `evaluate`.
     """
+    if given is not None:
+        return {"partial": OperatingPoint(*given, "settings")}
     points = {}
     if not np.isnan(valid.response_prob).all():
         theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
@@ -61,23 +67,26 @@ def choose_operating_points(
 
 
 def evaluate(
-    valid: Predictions,
+    valid: Predictions | None,
     test: Predictions,
     resamples: int,
     seed: int,
     target_false_alarm: float = 0.0,
     target_k: int = 4,
+    given: tuple[float, int] | None = None,
 ) -> dict[str, Any]:
     """Chooses thresholds on validation and measures the test split.
 
     Args:
-        valid: Validation split.
+        valid: Validation split; may lack where thresholds are given.
         test: Test split.
         resamples: Bootstrap samples of the 95 % intervals.
         seed: Of the bootstrap.
         target_false_alarm: Adds "partial_conformal": delay-k whose θ promises at most this share
             of false alarms (see `evaluation.conformal`); 0 for none.
         target_k: Its k.
+        given: θ and k of partial detection, from elsewhere: nothing is chosen, and the test split
+            may hold one class alone.
 
     Returns:
         The content of metrics.json; NaN where undefined.
@@ -90,16 +99,17 @@ def evaluate(
                 "prompts": len(set(split.group.tolist())),
             }
             for name, split in (("valid", valid), ("test", test))
+            if split is not None
         }
     }
-    points = choose_operating_points(valid, test, target_false_alarm, target_k)
+    points = choose_operating_points(valid, test, target_false_alarm, target_k, given)
     for key, point in points.items():
         outcome, is_partial = point.decide(test), point.k is not None
         result[key] = {
             "theta": point.theta,
             **({"k": point.k} if is_partial else {}),
             "chosen_on": point.chosen_on,
-            "valid": point_metrics(point.decide(valid)),
+            **({"valid": point_metrics(point.decide(valid))} if valid is not None else {}),
             "test": interval_metrics(outcome, resamples, seed),
             **({"stop_histogram": stop_histogram(outcome).tolist()} if is_partial else {}),
             "by_length": by_length(outcome, test.lengths),

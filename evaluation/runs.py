@@ -53,6 +53,13 @@ class Options(Read):
     stride: int = 1
 
 
+class Settings(Read):
+    """The thresholds that a test was given."""
+
+    theta: float
+    k: int
+
+
 class Record(Read):
     """run.json."""
 
@@ -62,6 +69,7 @@ class Record(Read):
     device: Name
     seconds: float
     model: Model | None = None
+    settings: Settings | None = None
 
 
 class Result(Read):
@@ -83,16 +91,16 @@ class Run:
         row: Key of the row, as in the README.
         method: The method's own name, or what `--name` calls it.
         record: What run.json tells.
-        valid: Scores of the validation split.
         test: Scores of the test split.
+        valid: Scores of the validation split; None where thresholds were given and it lacks.
     """
 
     folder: Path
     row: str
     method: str
     record: Record
-    valid: Predictions
     test: Predictions
+    valid: Predictions | None = None
 
     @property
     def display_name(self) -> str:
@@ -113,7 +121,9 @@ class Run:
 
     def operating_points(self) -> dict[str, OperatingPoint]:
         """Chooses the thresholds of each kind of detection, as the test did."""
-        return choose_operating_points(self.valid, self.test, *(self.target or ()))
+        given = self.record.settings and (self.record.settings.theta, self.record.settings.k)
+        target, k = self.target or (0.0, 0)
+        return choose_operating_points(self.valid, self.test, target, k, given)
 
 
 def ordinal(number: int) -> str:
@@ -132,19 +142,22 @@ def _read(path: Path, content: type[Content]) -> Content:
         raise InputError(f"{path}: {place}{first['msg']}; is it a test's folder?") from None
 
 
-def read_run(folder: Path, partial: bool = False) -> Run:
+def read_run(folder: Path, partial: bool = False, valid: bool = False) -> Run:
     """Reads a test's output folder.
 
     Args:
         folder: The folder.
         partial: Require scores of each token.
+        valid: Require a validation split, whatever thresholds were given.
 
     Raises:
-        InputError: A file or field is missing or of another type, a split is empty, or a test of
-            full detection has no scores of tokens where they are needed.
+        InputError: A file or field is missing or of another type, a split is empty or missing, or a
+            test of full detection has no scores of tokens where they are needed.
     """
     result, record = _read(folder / METRICS, Result), _read(folder / RECORD, Record)
     splits = load_predictions(folder / PREDICTIONS)
+    if "valid" not in splits and (valid or record.settings is None):
+        raise InputError(f"{folder / PREDICTIONS}: split 'valid' is missing")
     for name, split in splits.items():
         if not len(split):
             raise InputError(f"{folder / PREDICTIONS}: split '{name}' holds no response")

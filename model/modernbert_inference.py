@@ -1,22 +1,22 @@
 """ModernBERT's evaluation pass without the work that its judgement does not need.
 
-This does again, for the sake of one baseline's speed, what lies inside transformers' ModernBERT:
-whoever upgrades transformers runs `test_inference_judges_as_transformers_does` in
-tests/model/test_modernbert.py, which holds the scores to those of `ModernBertForFullDetection`, up
-to rounding. What is left out:
+This repeats the inside of transformers' ModernBERT, to make one baseline fast. After an upgrade of
+transformers, run `test_inference_judges_as_transformers_does` in tests/model/test_modernbert.py: it
+compares the scores with those of `ModernBertForFullDetection`, up to rounding. The savings:
 
-- Padding: the tokens of a batch stand in one row, and no attention is masked.
+- No padding: the tokens of a batch stand in one row, (tokens, …), and no attention is masked.
 - In the first layer a token's query, key and value depend on the token alone, and a longer prefix
-  only adds keys: where a batch holds prefixes of one text, they are computed once, and each prefix
-  adds its last keys to an attention over those that all of them share.
+  only adds keys. Where a batch holds prefixes of one text, they are computed once, and each prefix
+  adds its last keys to an attention over the keys that all of them share.
 - Local layers attend block by block to the keys within reach, where transformers computes all pairs
   and masks most of them.
-- Of the last layer the classifier reads the first token alone ("cls" pooling): the others' queries
-  and feed-forward parts are never used, and values can be averaged before they are projected.
+- With "cls" pooling, the classifier reads only the first token of the last layer: the others'
+  queries and feed-forward parts are left out, and values are averaged before they are projected.
 - Rotary embeddings are one complex product of neighbouring features instead of seven passes.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import groupby
 
 import torch
@@ -32,11 +32,9 @@ CACHED_TOKENS = 2048  # tokens whose states stay in a processor's cache from one
 
 
 class ModernBertInference(nn.Module):
-    """Judges batches as the model that it wraps does, faster. It cannot be trained.
+    """Judges batches as a trained model does, but faster. It cannot be trained.
 
-    Args:
-        model: A trained model; it keeps its weights, of which queries', keys' and values'
-            projections are copied.
+    The model's projections of queries, keys and values are copied, its other weights shared.
     """
 
     def __init__(self, model: ModernBertForFullDetection) -> None:
@@ -61,7 +59,7 @@ class ModernBertInference(nn.Module):
         Args:
             input_ids: int (batch, seq_len).
             attention_mask: (batch, seq_len), 0 on padding, which is on the right; default all ones.
-            rest: What only other models read.
+            rest: Inputs of other models, ignored.
 
         Returns:
             holistic_logits alone.
@@ -98,38 +96,19 @@ class ModernBertInference(nn.Module):
         return DualTaskOutput(holistic_logits=logits)
 
     def _first_layer(self, ids: Tensor, rotations: dict[str, Tensor], lengths: list[int]) -> Tensor:
-        """Returns what the first layer makes of prefixes of one text.
-
-        Args:
-            ids: (seq_len,) of the longest prefix.
-            rotations: By kind of layer, see `_rotate`; of that prefix.
-            lengths: [batch] of the prefixes.
-
-        Returns:
-            (sum of the lengths, hidden).
-        """
+        """Computes the first layer of all prefixes of one text; `ids` are the longest one's."""
         layer, projection = self.model.model.layers[0], self.projections[0]
         embedded = self.model.model.embeddings(ids)
         rotation = rotations[layer.attention_type]
         query, key, value = self._split(projection(layer.attn_norm(embedded)), rotation)
-        hidden = torch.cat([embedded[:length] for length in lengths])
+        hidden = torch.cat([embedded[:length] for length in lengths])  # (tokens, hidden)
         _finish(layer, hidden, _attend_prefixes(query, key, value, lengths))
         return hidden
 
     def _pool(
         self, hidden: Tensor, rotations: dict[str, Tensor], lengths: list[int], done: int
     ) -> Tensor:
-        """Computes the layers from number `done` on and pools.
-
-        Args:
-            hidden: (tokens, hidden); overwritten.
-            rotations: By kind of layer, see `_rotate`.
-            lengths: [batch] of the texts.
-            done: Layers that are computed.
-
-        Returns:
-            (batch, hidden).
-        """
+        """Computes the layers after `done` ones, overwriting `hidden`; pools to (batch, hidden)."""
         encoder = self.model.model
         todo = slice(done, self.whole)
         for layer, projection in zip(encoder.layers[todo], self.projections[todo], strict=True):
@@ -143,15 +122,10 @@ class ModernBertInference(nn.Module):
         return torch.stack([text.mean(0) for text in texts])
 
     def _split(self, qkv: Tensor, rotation: Tensor) -> list[Tensor]:
-        """Returns rotated queries and keys, and values, (tokens, heads, head_dim) each.
-
-        Args:
-            qkv: (tokens, 3 · hidden).
-            rotation: See `_rotate`.
-        """
+        """Splits (tokens, 3 · hidden) into queries and keys, both rotated, and values."""
         heads = qkv.unflatten(-1, (3 * self.heads, self.head_dim))
         rotated, value = heads.split([2 * self.heads, self.heads], dim=1)
-        return [*_rotate(rotated, rotation).chunk(2, dim=1), value]
+        return [*_rotate(rotated, rotation).chunk(2, dim=1), value]  # (tokens, heads, head_dim)
 
     def _attend_near(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attends to the tokens within the window, block by block; shapes as in `_attend`."""
@@ -170,10 +144,9 @@ class ModernBertInference(nn.Module):
     def _first_tokens(
         self, hidden: Tensor, rotations: dict[str, Tensor], lengths: list[int]
     ) -> Tensor:
-        """Returns what the last layer makes of each text's first token, (batch, hidden).
+        """Computes the last layer of each text's first token, (batch, hidden); see `_pool`.
 
-        A head's output is W_v · Σ p_i x_i: one projection instead of one a token. Arguments are
-        those of `_pool`.
+        A head's output is W_v · Σ p_i x_i: one projection instead of one a token.
         """
         layer, projection = self.model.model.layers[-1], self.projections[-1]
         rotation = rotations[layer.attention_type]
@@ -204,11 +177,7 @@ class ModernBertInference(nn.Module):
         return first
 
     def _rotations(self, ids: Tensor) -> dict[str, Tensor]:
-        """Returns each kind of layer's rotary factors, complex (seq_len, 1, head_dim / 2).
-
-        Args:
-            ids: (seq_len,) of the longest text.
-        """
+        """Returns rotary factors of `ids`, by kind of layer; complex (seq_len, 1, head_dim / 2)."""
         rotations = {}
         for kind in set(self.model.config.layer_types):
             places = torch.arange(len(ids), device=ids.device)[None]
@@ -220,56 +189,37 @@ class ModernBertInference(nn.Module):
 
     @torch.no_grad()
     def _interleaved(self, projection: nn.Linear) -> nn.Linear:
-        """Copies a projection, making neighbours of the features that rotary embeddings pair.
+        """Copies a projection so that features that rotary embeddings pair become neighbours.
 
         Queries and keys are permuted alike, which changes no product of the two.
         """
-        order = torch.arange(self.head_dim).view(2, -1).t().flatten()
-
-        def permuted(tensor: Tensor) -> nn.Parameter:
-            heads = tensor.detach().unflatten(0, (3, self.heads, self.head_dim)).clone()
-            heads[:2] = heads[:2, :, order]
-            return nn.Parameter(heads.flatten(0, 2))
-
-        copy = nn.Linear(1, 1, bias=projection.bias is not None, device="meta")
-        copy.weight = permuted(projection.weight)
-        if projection.bias is not None:
-            copy.bias = permuted(projection.bias)
-        return copy
+        neighbours = torch.arange(self.head_dim).view(2, -1).t().flatten()
+        order = torch.arange(len(projection.weight)).view(3, self.heads, self.head_dim)
+        order[:2] = order[:2, :, neighbours]
+        projection = deepcopy(projection)
+        for parameter in projection.parameters():
+            parameter.copy_(parameter[order.flatten()])
+        return projection
 
 
 def _finish(layer: ModernBertEncoderLayer, hidden: Tensor, attended: Tensor) -> None:
-    """Adds to `hidden`, in place, what a layer makes of its attention, both (tokens, hidden)."""
+    """Completes a layer: adds its attention and feed-forward part to `hidden`, in place."""
     hidden += layer.attn.Wo(attended)
     activated, gate = layer.mlp.Wi(layer.mlp_norm(hidden)).chunk(2, dim=-1)
     hidden += layer.mlp.Wo(layer.mlp.act(activated).mul_(gate))
 
 
 def _near(window: int) -> Tensor:
-    """Returns what a block of queries sees of the keys in reach of any of them.
+    """Returns the mask of a block of queries, 0 within the window to either side, else −∞.
 
-    Args:
-        window: Tokens to either side, and of a block.
-
-    Returns:
-        (window, 3 · window), a block's queries and the keys from one window before it to one after
-        it: 0 for those in a query's reach, −∞ for others.
+    It is (window, 3 · window): the keys begin one window before the block and end one after it.
     """
     too_far = (torch.arange(window)[:, None] - torch.arange(-window, 2 * window)).abs() > window
     return torch.zeros(too_far.shape).masked_fill_(too_far, -torch.inf)
 
 
 def _by_length(attend: Callable[..., Tensor], states: list[Tensor], lengths: list[int]) -> Tensor:
-    """Attends within each text; neighbours of one length in one call.
-
-    Args:
-        attend: `_attend`, or what takes and returns the same.
-        states: Queries, keys and values, (tokens, heads, head_dim) each.
-        lengths: [batch] of the texts.
-
-    Returns:
-        (tokens, heads · head_dim).
-    """
+    """Attends within each text, (tokens, heads · head_dim); neighbours of one length together."""
     attended, start = [], 0
     for length, texts in groupby(lengths):
         end = start + length * len(list(texts))
@@ -280,35 +230,17 @@ def _by_length(attend: Callable[..., Tensor], states: list[Tensor], lengths: lis
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attends.
-
-    Args:
-        query: (batch, queries, heads, head_dim).
-        key: (batch, keys, heads, head_dim).
-        value: As key.
-        mask: (queries, keys), 0 where a query sees a key, else −∞; None where it sees all.
-
-    Returns:
-        As query.
-    """
+    """Attends; states are (batch, queries or keys, heads, head_dim), the mask (queries, keys)."""
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def _attend_prefixes(query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
-    """Attends within each prefix of one text.
+    """Attends within each prefix of one text; (sum of the lengths, heads · head_dim).
 
-    Every softmax is taken apart into the keys of the shortest prefix, once, and those beyond, each
-    part with the largest score so far subtracted.
-
-    Args:
-        query: (seq_len, heads, head_dim), of the longest prefix.
-        key: As query.
-        value: As query.
-        lengths: [batch] of the prefixes.
-
-    Returns:
-        (sum of the lengths, heads · head_dim).
+    Every softmax is split into the keys of the shortest prefix, computed once, and those beyond,
+    each part with the largest score so far subtracted. States are (seq_len, heads, head_dim) of the
+    longest prefix.
     """
     dtype, scale, common = query.dtype, query.shape[-1] ** -0.5, min(lengths)
     with torch.autocast(query.device.type, enabled=False):
@@ -335,11 +267,6 @@ def _attend_prefixes(query: Tensor, key: Tensor, value: Tensor, lengths: list[in
 
 
 def _rotate(states: Tensor, rotation: Tensor) -> Tensor:
-    """Applies rotary embeddings, in float32, to interleaved features.
-
-    Args:
-        states: (tokens, heads, head_dim).
-        rotation: complex (tokens, 1, head_dim / 2).
-    """
+    """Applies rotary factors, in float32, to interleaved features (tokens, heads, head_dim)."""
     pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(states.dtype)

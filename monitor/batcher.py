@@ -8,6 +8,7 @@ async with Batcher(monitor, max_streams=32) as batcher:
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 
 from monitor.stream import Stream, StreamClosed, StreamingContentMonitor, Verdict
 from utils.files import InputError
@@ -22,16 +23,15 @@ class Batcher:
 
     Memory is bounded: at most `max_streams` streams, each with keys and values of at most the
     monitor's context. Back-pressure: `open` waits for a place, `feed` for its verdict. Leaving the
-    `async with` block ends all streams; it may be entered again, in another event loop, too. It
-    has a thread of its own, which a fork leaves behind: a child process must load its own monitor.
+    `async with` block ends all streams; it may be entered again, even in another event loop. Steps
+    run in a thread, which a fork leaves behind: a child process must load its own monitor.
 
     Args:
-        monitor: The monitor.
         max_streams: Streams that may be open at a time.
         max_queued: Calls of `open` that may wait for a place at a time.
         open_timeout: Seconds that each of them waits.
         idle_timeout: Seconds without `feed` after which a stream is closed and its place given
-            away: its consumer or its source has stalled.
+            away, since its consumer or its source has stalled.
 
     Raises:
         InputError: A limit is too low.
@@ -65,7 +65,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "batcher")  # the application's may all be busy
         self._places = asyncio.Semaphore(self._max_streams)
-        self._streams: dict[Stream, asyncio.TimerHandle] = {}  # with the ends of their patience
+        self._streams: dict[Stream, asyncio.TimerHandle] = {}  # with their idle timers
         self._waiting: dict[Stream, asyncio.Future] = {}  # first come, first served
         self._working: set[Stream] = set()
         self._left: set[Stream] = set()  # closed while they were at work
@@ -84,10 +84,8 @@ class Batcher:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(StreamClosed("the batcher has ended"))
-        for stream, timer in self._streams.items():
-            timer.cancel()
-            stream.free()
-        self._streams.clear()
+        for stream in [*self._streams]:
+            self._free(stream)
         self._thread.shutdown(wait=False)
         for _ in range(self._queued):  # whoever waits for a place finds the batcher closed
             self._places.release()
@@ -101,7 +99,7 @@ class Batcher:
         """
         stream = await self.admit(prompt)
         try:
-            await self.compute(stream.stream)
+            await self.compute(stream.stream, lambda: None)
         except BaseException:
             stream.leave()
             raise
@@ -138,20 +136,19 @@ class Batcher:
         """Leaves a stream alone until its next piece, but not for good."""
         self._streams[stream] = self._loop.call_later(self._idle_timeout, self.leave, stream)
 
-    async def idle(self, stream: Stream) -> None:
-        """Waits until no step is at work on a stream; a cancelled call may have left it there."""
-        self._refuse_stopped()
-        while stream in self._working:
-            await self._step_over.wait()
-
-    async def compute(self, stream: Stream) -> None:
-        """Waits until all that a stream has waiting is computed.
+    async def compute(self, stream: Stream, receive: Callable[[], None]) -> Verdict:
+        """Lets a stream receive something and waits until all of it is computed.
 
         Raises:
-            StreamClosed: The batcher is not running, or the stream was closed meanwhile.
+            StreamClosed: The batcher is not running, or the stream is or was closed meanwhile.
             Exception: The model's.
         """
         self._refuse_stopped()
+        while stream in self._working:  # a cancelled call may have left it there
+            await self._step_over.wait()
+        if stream not in self._streams:
+            raise StreamClosed("the stream is closed, or was not fed for the idle_timeout")
+        receive()
         self._streams[stream].cancel()
         future = self._loop.create_future()
         try:
@@ -165,6 +162,7 @@ class Batcher:
             del future  # its error holds this frame
             if stream in self._streams:
                 self._rest(stream)
+        return stream.verdict()
 
     def leave(self, stream: Stream) -> None:
         """Frees a stream and gives its place away, after the step that it may take part in."""
@@ -177,7 +175,7 @@ class Batcher:
             self._free(stream)
 
     def drop(self, stream: Stream) -> None:
-        """The same as `leave` for a stream that nobody refers to, from any thread."""
+        """Calls `leave` from any thread, for a stream that nobody refers to."""
         if (loop := self._loop) is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.leave, stream)
 
@@ -247,7 +245,7 @@ async def _outlast(work: asyncio.Future) -> None:
         raise asyncio.CancelledError
 
 
-class BatchedStream:
+class BatchedStream(AbstractAsyncContextManager["BatchedStream"]):
     """One response among many. Made by `Batcher.open`; used like `monitor.stream.Stream`."""
 
     def __init__(self, batcher: Batcher, stream: Stream) -> None:
@@ -258,9 +256,6 @@ class BatchedStream:
     def __del__(self) -> None:
         if not self._gone:
             self._batcher.drop(self.stream)
-
-    async def __aenter__(self) -> "BatchedStream":
-        return self
 
     async def __aexit__(self, *_) -> None:
         self.leave()
@@ -284,15 +279,9 @@ class BatchedStream:
 
     def leave(self) -> None:
         """Ends the stream without judging what is left of it, and gives its place away."""
-        if not self._gone:
-            self._gone = True
-            self._batcher.leave(self.stream)
+        self._gone = True
+        self._batcher.leave(self.stream)
 
     async def _after(self, receive: Callable[[], None]) -> Verdict:
         async with self._one_at_a_time:
-            await self._batcher.idle(self.stream)
-            if self._gone or self.stream.closed:
-                raise StreamClosed("the stream is closed, or was not fed for the idle_timeout")
-            receive()
-            await self._batcher.compute(self.stream)
-            return self.stream.verdict()
+            return await self._batcher.compute(self.stream, receive)

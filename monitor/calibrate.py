@@ -96,7 +96,7 @@ def main(config: CalibrateConfig) -> None:
     """
     folder, output, rule = Path(config.metrics_dir), Path(config.output_file), config.make_rule()
     refuse_file(output, config.overwrite)
-    run = read_run(folder, partial=True)
+    run = read_run(folder, partial=True, valid=True)
     if run.row not in SCORERS:
         raise InputError(
             f"{folder / METRICS}: field 'row': no monitor scores tokens as {run.row!r} does;"

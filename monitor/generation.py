@@ -12,6 +12,7 @@ back, is refused.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -25,8 +26,8 @@ from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
 
 BROKEN = 32  # tokens of bytes that are no text
-UNFINISHED = 3  # tokens that may still come of a character's bytes
-# What SmolLM2 and many others are trained on; for tokenizers that know it but bring no template.
+UNFINISHED = 3  # tokens that may hold the first bytes of a character
+# SmolLM2 and many others are trained on this; for tokenizers that know it but bring no template.
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PLACE = "\ue000"  # stands for a prompt in its template
 
@@ -57,22 +58,15 @@ def as_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, Tensor
 
 @dataclass
 class Transcript:
-    """All that the verdicts on one response have brought so far. Positions are characters.
+    """All that the verdicts on one response have brought so far."""
 
-    Attributes:
-        verdict: The last one.
-        text: The response as far as it was received.
-        scores: Of each token judged.
-        starts: Where each of them begins.
-    """
-
-    verdict: Verdict
-    text: str = ""
-    scores: list[float] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
+    verdict: Verdict  # the last one
+    text: str = ""  # the response as far as it was received
+    scores: list[float] = field(default_factory=list)  # of each token judged
+    starts: list[int] = field(default_factory=list)  # the first character of each of them
 
     def add(self, verdict: Verdict) -> None:
-        """Takes the next verdict."""
+        """Adds the next verdict's news."""
         self.verdict = verdict
         self.text += verdict.text
         self.scores += verdict.scores.tolist()
@@ -80,26 +74,23 @@ class Transcript:
 
     @property
     def released(self) -> str:
-        """What may be shown: the verified text.
-
-        With `on_limit="pass"` also, though nobody judged it, what lies beyond the context.
-        """
+        """What may be shown: verified text and, with `on_limit="pass"`, text beyond the context."""
         return self.text if self.verdict.beyond_context else self.text[: self.verdict.verified]
 
 
 class GrowingDecode:
     """Turns token ids of any tokenizer into text, whole characters at a time.
 
-    The algorithm of tokenizers' own DecodeStream. That one raises on what a model may well write:
-    with byte fallback, bytes that are no UTF-8 change what the bytes before them are decoded to.
-    And it waits for the end of bytes that never become text; here `BROKEN` tokens of them are
-    enough, but for those that may still belong to a character.
+    The algorithm is that of tokenizers' DecodeStream, which fails in two cases: it raises on bytes
+    that are no UTF-8 with byte fallback, where they change how the bytes before them are decoded;
+    and it waits endlessly for bytes that never become text. Here `BROKEN` tokens of such bytes are
+    given out, except the last ones, which may belong to a character.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._decode = partial(tokenizer.backend_tokenizer.decode, skip_special_tokens=False)
-        self._ids: list[int] = []  # from the last ones given out, whose text decides on spaces
-        self._given = 0  # how many of these have been given out
+        self._ids: list[int] = []  # from the last ones given out on: their text decides on spaces
+        self._given = 0  # ids of them that have been given out
 
     def feed(self, ids: Sequence[int]) -> str:
         """Adds ids; returns the characters that are complete now."""
@@ -129,7 +120,7 @@ class _Row:
     """One row of a generation: its stream, and what came out of it."""
 
     def __init__(self, stream: Stream, decode: GrowingDecode | None) -> None:
-        self.stream, self._decode = stream, decode  # none where the ids are the monitor's own
+        self.stream, self._decode = stream, decode  # None: the ids are the monitor's own
         self.transcript = Transcript(stream.verdict())
         self.ends: list[int] = []  # tokens at the end that end the answer, if nothing follows
 
@@ -141,21 +132,15 @@ class _Row:
             self.stream.receive(self._decode.feed(ids))
 
     def receive_end(self) -> None:
-        """Takes the end without computing; if more comes nevertheless, it is judged as well."""
+        """Takes the end without computing; what follows nevertheless is judged as well."""
         if self._decode is not None:
             self.stream.receive(self._decode.finish())
         self.stream.receive_end()
 
-    def take_verdict(self) -> None:
-        """Adds the news to the transcript; frees the memory of a row that was stopped."""
-        self.transcript.add(self.stream.verdict())
-        if self.transcript.verdict.stopped:
-            self.stream.free()
-
 
 @lru_cache(maxsize=8)
 def _fingerprint(tokenizer: PreTrainedTokenizerFast, size: int) -> str:
-    """Remembers fingerprints, which take a second; `size` tells a tokenizer that has grown."""
+    """Remembers fingerprints, which take a second; `size` tells whether the tokenizer grew."""
     return tokenizer_fingerprint(tokenizer)
 
 
@@ -164,26 +149,25 @@ def same_tokenizer(one: PreTrainedTokenizerFast, other: PreTrainedTokenizerFast)
     return one is other or _fingerprint(one, len(one)) == _fingerprint(other, len(other))
 
 
-class MonitorCriteria(StoppingCriteria):
+class MonitorCriteria(StoppingCriteria, AbstractContextManager["MonitorCriteria"]):
     """Stops each row of one `model.generate` where the monitor says so.
 
     All rows' new tokens are computed in one forward pass of the monitor. If the language model has
-    the monitor's tokenizer, its ids are followed as they are and generation ends at the very token
-    that the monitor stops at. Else they become text, of which the monitor judges complete words, so
-    that generation may be a word ahead. Only ids leave the language model's device.
+    the monitor's tokenizer, generation ends at the very token that the monitor stops at. Otherwise
+    the monitor judges complete words of the text, and generation may be a word ahead. Only ids
+    leave the language model's device.
 
     Used as a context manager, it is closed at the end; `transcripts` and `verdicts` stay.
 
     Args:
-        monitor: The monitor.
         prompts: What was asked: one text a row, without chat template.
         tokenizer: The language model's.
         prompt_length: Tokens of a row before its answer: `input_ids.shape[1]`, padding included; 0
             with `inputs_embeds`.
-        num_return_sequences: As in `generate`, for several answers to each prompt.
-        eos_token_id: Tokens that end an answer, if it is not the tokenizer's own; pass
-            `model.generation_config.eos_token_id`. Should `generate` go on after one, what it
-            writes is judged as well.
+        num_return_sequences: As in `generate`.
+        eos_token_id: Tokens that end an answer, if not the tokenizer's own; pass
+            `model.generation_config.eos_token_id`. If `generate` goes on after one, the rest is
+            judged as well.
 
     Raises:
         InputError: The tokenizer is no fast one; in `generate`, also if tokens that were read
@@ -217,16 +201,10 @@ class MonitorCriteria(StoppingCriteria):
         ]
         monitor.advance([row.stream for row in self._rows])
 
-    def __enter__(self) -> "MonitorCriteria":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            for row in self._rows:
-                row.stream.free()
+        if kind is not None:
+            self._free()  # nothing more is judged
+        self.close()
 
     def __call__(self, input_ids: Tensor, scores: object, **_) -> Tensor:
         """Reads the new tokens of (rows, length); returns bool (rows,), true to stop."""
@@ -254,9 +232,14 @@ class MonitorCriteria(StoppingCriteria):
 
     def close(self) -> None:
         """Ends all answers: judges what was not settled yet and frees the memory."""
-        for row in self._followed:
-            row.receive_end()
-        self._judge()
+        try:
+            for row in self._followed:
+                row.receive_end()
+            self._judge()
+        finally:
+            self._free()
+
+    def _free(self) -> None:
         for row in self._rows:
             row.stream.free()
 
@@ -277,7 +260,7 @@ class MonitorCriteria(StoppingCriteria):
         return new
 
     def _receive(self, row: _Row, ids: Sequence[int]) -> None:
-        """Takes a row's next ids; an end that other tokens follow was none, whatever it is."""
+        """Takes a row's next ids; an end token that others follow has ended nothing."""
         ids = [*row.ends, *ids]
         count = len(ids)
         while count and ids[count - 1] in self._silent:
@@ -298,13 +281,15 @@ class MonitorCriteria(StoppingCriteria):
             self._monitor.advance([row.stream for row in followed])
         finally:
             for row in followed:
-                row.take_verdict()
+                row.transcript.add(row.stream.verdict())
+                if row.transcript.verdict.stopped:
+                    row.stream.free()
 
 
 class MonitorStreamer(BaseStreamer):
-    """Streams the answer of a generation of one row, but only text that the monitor has verified.
+    """Streams the answer of a one-row generation as far as the monitor has verified it.
 
-    It computes nothing itself, and shows nothing unless `generate` gets the criteria, too:
+    It shows nothing unless `generate` gets the criteria, too, which do the work:
 
         criteria = MonitorCriteria(monitor, prompt, tokenizer, length)
         streamer = MonitorStreamer(criteria)

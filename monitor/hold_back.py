@@ -12,7 +12,7 @@ import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import regex
@@ -22,8 +22,8 @@ from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
 
 LONGEST_SENTENCE = 512  # characters; of a longer one whole words are passed on
-# Where a line or a sentence has ended, whatever follows. A mark that numbers, addresses and code
-# hold, too, ends a sentence before white space alone; a mark of another script always does.
+# Matches where a line or a sentence has ended, whatever follows. A mark that also stands in
+# numbers, addresses and code ends a sentence only before white space; other scripts' marks always.
 SENTENCE_END = regex.compile(
     r"""(?V1xs) \R
     | (?<![\p{STerm}…]) [\p{STerm}…]++ CLOSING*+ (?=\s)
@@ -42,10 +42,9 @@ class Report:
     Attributes:
         verdict: The last verdict; None if there was none before the stream broke off.
         released: Characters passed on.
-        withheld: Text that was received and not passed on. It may be harmful. A piece at work when
-            its task was cancelled is not in it.
-        complete: The response came to its own end and was judged to it; false where it was stopped
-            or broke off.
+        withheld: Text that was received and not passed on. It may be harmful. It lacks a piece that
+            was being judged when its task was cancelled.
+        complete: The response came to its own end and was judged up to it.
     """
 
     verdict: Verdict | None
@@ -62,12 +61,8 @@ class Report:
 class HeldText:
     """Text that waits until it is verified.
 
-    Args:
-        hold_back: How many verified tokens are held back beyond the unverified ones, or
-            "sentence": all after the last sentence or line that is verified to its end.
-
     Raises:
-        InputError: It is neither.
+        InputError: `hold_back` is not as `guard` describes it.
     """
 
     def __init__(self, hold_back: HoldBack) -> None:
@@ -75,35 +70,29 @@ class HeldText:
             raise InputError(
                 f"hold_back: {hold_back!r} is neither a number of tokens nor 'sentence'"
             )
-        self._hold_back, self._text = hold_back, ""
+        self._hold_back = hold_back
         # of the last tokens, as many as are held back
         self._starts: deque[int] = deque(maxlen=0 if hold_back == "sentence" else hold_back)
-        self.released, self._complete = 0, False
-        self.verdict: Verdict | None = None
+        self.report = Report(None, released=0, withheld="", complete=False)
 
     def take(self, verdict: Verdict, final: bool = False) -> str:
-        """Takes a verdict and returns what may be passed on now.
-
-        Args:
-            verdict: The next one of the stream.
-            final: The response is complete, nothing need wait for what follows.
-        """
-        self.verdict, self._complete = verdict, final and not verdict.stopped
-        self._text += verdict.text
-        limit = verdict.verified - self.released
-        if verdict.beyond_context:  # lets pass what cannot be judged
-            limit = len(self._text)
-        elif verdict.stopped or not final:
-            limit = min(limit, self._bound(verdict) - self.released)
-        ready, self._text = self._text[: max(limit, 0)], self._text[max(limit, 0) :]
-        self.released += len(ready)
+        """Takes a verdict, the last one of a response if `final`; returns what may be passed on."""
+        text, released = self.report.withheld + verdict.text, self.report.released
+        verified = text[: max(verdict.verified - released, 0)]
+        complete = final and not verdict.stopped
+        if verdict.beyond_context:  # what cannot be judged may pass
+            ready = text
+        elif complete:
+            ready = verified
+        elif self._hold_back == "sentence":
+            ready = verified[: whole_sentences(verified)]
+        else:
+            ready = verified[: max(self._bound(verdict) - released, 0)]
+        self.report = Report(verdict, released + len(ready), text[len(ready) :], complete)
         return ready
 
     def _bound(self, verdict: Verdict) -> int:
-        """The character up to which holding back allows release."""
-        if self._hold_back == "sentence":
-            verified = self._text[: max(verdict.verified - self.released, 0)]
-            return self.released + whole_sentences(verified)
+        """Returns the character before which the last `hold_back` tokens begin."""
         if not self._hold_back:
             return verdict.verified
         passed = verdict.starts[:-1] if verdict.reason == "harmful" else verdict.starts
@@ -112,19 +101,15 @@ class HeldText:
 
     def break_off(self, verdict: Verdict) -> None:
         """Takes the verdict at which a stream broke off; nothing more is passed on."""
-        self.verdict, self._text = verdict, self._text + verdict.text
-
-    @property
-    def report(self) -> Report:
-        """What became of it so far."""
-        return Report(self.verdict, self.released, self._text, self._complete)
+        withheld = self.report.withheld + verdict.text
+        self.report = replace(self.report, verdict=verdict, withheld=withheld)
 
 
 def whole_sentences(text: str) -> int:
-    """Returns how many characters of a text are whole sentences and lines.
+    """Returns how many characters of a text are whole sentences and lines, whatever follows.
 
-    What comes later changes nothing of it. Of a sentence beyond `LONGEST_SENTENCE` whole words
-    count, and where it has no white space all its characters.
+    Of a sentence beyond `LONGEST_SENTENCE` characters, whole words count; without white space, all
+    of its characters do.
     """
     end = 0
     while True:
@@ -140,47 +125,21 @@ def whole_sentences(text: str) -> int:
 
 
 def _holds_text(piece: object) -> bool:
-    """Says whether a piece holds text; None does not, which LLM servers send between others.
-
-    Raises:
-        InputError: It is of another type.
-    """
+    """Tells text from None, which LLM servers send between pieces; refuses other types."""
     if piece is not None and not isinstance(piece, str | bytes | bytearray):
         raise InputError(f"a piece of type {type(piece).__name__}: a response is str or bytes")
     return piece is not None
 
 
-class GuardedStream(Iterator[str]):
-    """See `guard`."""
+class _Guarded:
+    """What both kinds of guarded streams hold: steps that yield text, and what became of it."""
 
-    def __init__(
-        self,
-        monitor: StreamingContentMonitor,
-        prompt: str,
-        pieces: Iterable[str | bytes | None],
-        hold_back: HoldBack,
-    ) -> None:
-        self._held = HeldText(hold_back)
-        # a function's, not a method's: a frame that held this object would outlive its last user
-        self._steps = _steps(self._held, monitor, prompt, pieces)
-        next(self._steps)
-
-    def __next__(self) -> str:
-        return next(self._steps)
-
-    def __enter__(self) -> "GuardedStream":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the stream and its source; for a consumer that goes away."""
-        self._steps.close()
+    def __init__(self, steps: Iterator[str] | AsyncIterator[str], held: HeldText) -> None:
+        self._steps, self._held = steps, held
 
     @property
     def report(self) -> Report:
-        """What became of it so far."""
+        """What became of the response so far."""
         return self._held.report
 
 
@@ -190,6 +149,7 @@ def _steps(
     prompt: str,
     pieces: Iterable[str | bytes | None],
 ) -> Iterator[str]:
+    # no method of GuardedStream: its frame would keep that alive after its last user
     iterator = iter(pieces)
     with ExitStack() as ends:
         for owner in _owners(iterator, pieces):
@@ -218,6 +178,23 @@ def _owners(iterator: object, pieces: object) -> list[object]:
     return [pieces] if iterator is pieces else [pieces, iterator]
 
 
+class GuardedStream(_Guarded, Iterator[str]):
+    """See `guard`."""
+
+    def __next__(self) -> str:
+        return next(self._steps)
+
+    def __enter__(self) -> "GuardedStream":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the stream and its source, for a consumer that goes away."""
+        self._steps.close()
+
+
 def guard(
     monitor: StreamingContentMonitor,
     prompt: str,
@@ -227,59 +204,26 @@ def guard(
     """Passes on a response only as far as it was judged, and ends its source on a stop.
 
     Args:
-        monitor: The monitor.
         prompt: What the response answers.
-        pieces: The response, cut anywhere; None is skipped. When the stream ends in any way, its
-            iterator and then itself are closed, where they have a `close`. A
+        pieces: The response, cut anywhere; None is skipped. However the stream ends, the iterator
+            of `pieces` and then `pieces` itself are closed, if they have a `close`. A
             `TextIteratorStreamer` has none: its `generate` runs on unless you stop it.
         hold_back: Verified tokens that wait nevertheless, since a rule like delay-k takes several
             tokens to fire; or "sentence": only whole sentences and lines are passed on, and of one
-            that grows too long whole words.
+            beyond 512 characters whole words.
 
     Returns:
-        An iterator over text, whose `report` tells what was withheld and why. What the source
-        or the model raises passes through it. It ends when nobody refers to it any more; a `with`
-        block or `close` ends it for certain, not from another thread while it is at work.
+        An iterator over text, whose `report` tells what was withheld and why. Errors of the source
+        and the model pass through it. It ends once nobody refers to it; a `with` block or `close`
+        ends it for certain, but not from another thread while it is at work.
 
     Raises:
-        InputError: `hold_back` is no such thing; while it runs: a piece is neither str nor bytes.
+        InputError: `hold_back` is neither; while it runs: a piece is neither str nor bytes.
     """
-    return GuardedStream(monitor, prompt, pieces, hold_back)
-
-
-class GuardedAsyncStream(AsyncIterator[str]):
-    """See `guard_async`."""
-
-    def __init__(
-        self,
-        batcher: Batcher,
-        prompt: str,
-        pieces: AsyncIterable[str | bytes | None],
-        hold_back: HoldBack,
-    ) -> None:
-        asyncio.get_running_loop()  # which ends a generator that nobody refers to
-        self._held = HeldText(hold_back)
-        self._steps = _async_steps(self._held, batcher, prompt, pieces)
-        with suppress(StopIteration):
-            anext(self._steps).send(None)
-
-    async def __anext__(self) -> str:
-        return await anext(self._steps)
-
-    async def __aenter__(self) -> "GuardedAsyncStream":
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Ends the stream and its source; for a consumer that goes away."""
-        await self._steps.aclose()
-
-    @property
-    def report(self) -> Report:
-        """What became of it so far."""
-        return self._held.report
+    held = HeldText(hold_back)
+    steps = _steps(held, monitor, prompt, pieces)
+    next(steps)
+    return GuardedStream(steps, held)
 
 
 async def _async_steps(
@@ -314,6 +258,23 @@ async def _end(owner: object) -> None:
         await ended
 
 
+class GuardedAsyncStream(_Guarded, AsyncIterator[str]):
+    """See `guard_async`."""
+
+    async def __anext__(self) -> str:
+        return await anext(self._steps)
+
+    async def __aenter__(self) -> "GuardedAsyncStream":
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Ends the stream and its source, for a consumer that goes away."""
+        await self._steps.aclose()
+
+
 def guard_async(
     batcher: Batcher,
     prompt: str,
@@ -322,19 +283,17 @@ def guard_async(
 ) -> GuardedAsyncStream:
     """The same as `guard` for asyncio, beside all other streams of a batcher.
 
-    Args:
-        batcher: Of the monitor; the event loop never waits for the model.
-        prompt: As in `guard`.
-        pieces: As in `guard`, asynchronous; closed by `aclose` or `close`.
-        hold_back: As in `guard`.
-
-    Returns:
-        An asynchronous iterator over text like that of `guard`. It belongs to the task that reads
-        it: to end it from another one, cancel that task.
+    The event loop never waits for the model. Pieces are closed by `aclose` or `close`. The iterator
+    belongs to the task that reads it: to end it from another one, cancel that task.
 
     Raises:
-        RuntimeError: No event loop is running, so nobody could end it.
+        RuntimeError: No event loop is running, so nobody could end the stream.
         InputError: As in `guard`.
         NoPlace: While it runs: see `Batcher.open`.
     """
-    return GuardedAsyncStream(batcher, prompt, pieces, hold_back)
+    asyncio.get_running_loop()  # it ends a generator that nobody refers to
+    held = HeldText(hold_back)
+    steps = _async_steps(held, batcher, prompt, pieces)
+    with suppress(StopIteration):
+        anext(steps).send(None)
+    return GuardedAsyncStream(steps, held)

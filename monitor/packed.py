@@ -1,17 +1,12 @@
 """Many streams in one forward pass, each against a key-value cache of its own.
 
 All streams' new tokens lie side by side in one sequence without padding: the weights are read once
-for all of them, and only attention looks at each stream by itself. A stream alone is the same code
-with one stream in it.
-
-Why not what transformers has: `DynamicCache` copies everything at each token, `StaticCache` attends
-to its full capacity and pads ragged lengths; continuous batching samples tokens inside its loop and
-hands out no hidden states.
+for all of them, and only attention looks at each stream by itself. Nothing of transformers does
+that; docs/monitor.md says why.
 """
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,12 +23,7 @@ SMALLEST_CACHE = 64  # tokens
 
 
 class KeyValues:
-    """Keys and values of one stream, in memory that doubles when it is full.
-
-    Args:
-        layers: Of the backbone.
-        limit: Most tokens it will ever hold.
-    """
+    """Keys and values of one stream, at most `limit` tokens, in memory that doubles when full."""
 
     def __init__(self, layers: int, limit: int) -> None:
         self._layers: list[Tensor | None] = [None] * layers  # (2, kv_heads, capacity, head_dim)
@@ -41,7 +31,7 @@ class KeyValues:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes."""
+        """Bytes that it takes."""
         return sum(layer.nbytes for layer in self._layers if layer is not None)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,10 +42,8 @@ class KeyValues:
         heads, new, size = key.shape
         end, stored = self.length + new, self._layers[layer]
         if stored is None or end > stored.shape[2]:
-            capacity = SMALLEST_CACHE
-            while capacity < end:
-                capacity *= 2
-            grown = key.new_empty(2, heads, min(capacity, max(self._limit, end)), size)
+            capacity = max(SMALLEST_CACHE, 1 << (end - 1).bit_length())  # a power of two
+            grown = key.new_empty(2, heads, min(capacity, self._limit), size)
             if stored is not None:
                 grown[:, :, : self.length] = stored[:, :, : self.length]
             self._layers[layer] = stored = grown
@@ -67,16 +55,6 @@ class KeyValues:
         self._layers, self.length = [None] * len(self._layers), 0
 
 
-@dataclass
-class _Part:
-    """One stream's place in the packed sequence."""
-
-    cache: KeyValues
-    start: int
-    end: int
-    mask: Tensor | None  # bool (group × new, length), true where a token may look
-
-
 def _attend(
     module: nn.Module,
     query: Tensor,  # (1, heads, tokens, head_dim)
@@ -84,20 +62,22 @@ def _attend(
     value: Tensor,
     attention_mask: None,
     scaling: float,
-    packed: Sequence[_Part],
+    packed: Sequence[tuple[KeyValues, slice, Tensor | None]],
     **_,
 ) -> tuple[Tensor, None]:
-    """Lets each stream's new tokens look at their own past; (1, tokens, heads, head_dim)."""
+    """Lets each stream's new tokens look at their own past; (1, tokens, heads, head_dim).
+
+    `packed` holds each stream's cache, its place in the sequence, and its mask, see `_mask`.
+    """
     _, heads, tokens, size = query.shape
     groups = key.shape[1]
     output = query.new_empty(heads, tokens, size)
-    for part in packed:
-        here = slice(part.start, part.end)
-        keys, values = part.cache.append(module.layer_idx, key[0, :, here], value[0, :, here])
+    for cache, here, mask in packed:
+        keys, values = cache.append(module.layer_idx, key[0, :, here], value[0, :, here])
         # the heads that share keys stand below each other: nothing is repeated in memory
         grouped = query[0, :, here].reshape(1, groups, -1, size)
         attended = scaled_dot_product_attention(
-            grouped, keys[None], values[None], attn_mask=part.mask, scale=scaling
+            grouped, keys[None], values[None], attn_mask=mask, scale=scaling
         )
         output[:, here] = attended.view(heads, -1, size)
     return output.transpose(0, 1)[None], None
@@ -114,7 +94,7 @@ class Scorer:
         score_with: Which scorer gives the token probabilities.
 
     Raises:
-        InputError: A backbone whose attention slides over a window.
+        InputError: The backbone's attention slides over a window.
     """
 
     def __init__(self, model: QwenForDualTask, score_with: ScoreWith) -> None:
@@ -122,9 +102,8 @@ class Scorer:
             raise InputError("config.json: field 'layer_types': only full attention is followed")
         model.set_attn_implementation(ATTENTION)
         self._backbone, self._lock = model.eval().model, threading.Lock()
-        token_scorer = score_with == "token"
-        self._head = model.token_classifier if token_scorer else model.sequence_classifier
-        self._config = model.config
+        heads = {"token": model.token_classifier, "holistic": model.sequence_classifier}
+        self._head, self._config = heads[score_with], model.config
 
     @property
     def context(self) -> int:
@@ -147,28 +126,29 @@ class Scorer:
         """
         device = self._backbone.embed_tokens.weight.device
         with self._lock:
-            bounds = np.cumsum([0, *(len(ids) for _, ids in chunks)])
-            ids = np.concatenate([np.asarray(ids, dtype=np.int64) for _, ids in chunks])
+            ends = np.cumsum([len(new) for _, new in chunks])
+            ids = np.concatenate([np.asarray(new, dtype=np.int64) for _, new in chunks])
             positions = np.concatenate(
-                [np.arange(cache.length, cache.length + len(ids)) for cache, ids in chunks]
+                [np.arange(cache.length, cache.length + len(new)) for cache, new in chunks]
             )
-            parts = [
-                _Part(cache, start, end, self._mask(cache.length, end - start, device))
-                for (cache, _), start, end in zip(chunks, bounds[:-1], bounds[1:], strict=True)
+            packed = [
+                (cache, slice(end - len(new), end), self._mask(cache.length, len(new), device))
+                for (cache, new), end in zip(chunks, ends, strict=True)
             ]
             hidden = self._backbone(
                 input_ids=torch.from_numpy(ids).to(device)[None],
                 position_ids=torch.from_numpy(positions).to(device)[None],
                 attention_mask={"full_attention": None},
                 use_cache=False,
-                packed=parts,
+                packed=packed,
             ).last_hidden_state  # (1, tokens, hidden)
-            for part in parts:
-                part.cache.length += part.end - part.start
+            for cache, new in chunks:
+                cache.length += len(new)
             probs = self._head(hidden)[0].float().softmax(-1)[:, 1].cpu().numpy()  # (tokens,)
-        return np.split(probs, bounds[1:-1])
+        return np.split(probs, ends[:-1])
 
     def _mask(self, past: int, new: int, device: torch.device) -> Tensor | None:
+        """Returns bool (group × new, past + new), true where a token may look; None for all."""
         if new == 1:
             return None
         mask = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)

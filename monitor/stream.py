@@ -12,7 +12,9 @@ was cut into pieces, and every token is computed once, against a key-value cache
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import RLock
 from typing import Literal
@@ -47,19 +49,18 @@ class Verdict:
     """What is known after a piece. Positions are of the response, which starts at 0.
 
     Attributes:
-        text: Characters the piece added; what was invalid in it, or the tokenizer cannot spell, has
-            become U+FFFD.
+        text: Characters the piece added. U+FFFD stands for invalid ones and for those that the
+            tokenizer cannot spell.
         scores: float32 [new tokens], probability of harm at each token judged since the last
-            verdict, the one it was stopped at included.
+            verdict, the one that stopped the stream included.
         starts: [new tokens], where the characters of each begin.
         tokens: Tokens judged so far.
         harmful: How many of them reached the settings' `token_theta`; NaN counts as harmful.
-        level: "safe", "controversial" or "unsafe": the worst so far.
-        stopped: The response must not go on. It stays so.
-        reason: Why: "harmful"; "context" where the context is full; or "error" where computing
-            failed: what cannot be judged does not go on.
-        stop_token: Index of the token it was stopped at.
-        stop_character: Where that token begins; what comes before may have been shown already.
+        level: The worst so far.
+        stopped: The response must not go on. This never changes back.
+        reason: "harmful"; "context" where the context is full; "error" where computing failed.
+        stop_token: Index of the token at which the stream was stopped.
+        stop_character: Where that token begins; text before it may have been shown already.
         verified: Characters that were judged and let pass; never beyond `stop_character`.
         beyond_context: The context is full and the rest passes unjudged (`on_limit="pass"`).
     """
@@ -85,9 +86,9 @@ class StreamingContentMonitor:
         model: The model; it belongs to the monitor from now on.
         tokenizer: Its tokenizer.
         settings: Stopping rule and thresholds.
-        context: Most tokens of a stream, prompt included; default all that the model has room for.
-        on_limit: What happens to a stream that outgrows the context: "stop" it, or "pass", which
-            lets the rest through unjudged and says so.
+        context: Most tokens of a stream, prompt included; default the model's context.
+        on_limit: What happens to a stream that outgrows the context: "stop" it, or "pass" the rest
+            unjudged, which its verdicts tell.
 
     Raises:
         InputError: Options that make no sense, or a model that cannot be followed.
@@ -130,14 +131,13 @@ class StreamingContentMonitor:
         Args:
             folder: Output folder of scripts/run-scm.sh, or a released checkpoint.
             settings: Thresholds, or a file of scripts/calibrate-monitor.sh; default the folder's
-                monitor.json, which `scripts/run-scm.sh test` writes.
+                monitor.json.
             device: Default the first GPU, or the CPU.
-            bf16: Hold the weights in bfloat16; scores then depend on the chunking a little.
-            context: See the class.
-            on_limit: See the class.
+            bf16: Hold the weights in bfloat16; scores then depend slightly on the chunking.
+            context: As in the class, like `on_limit`.
 
         Raises:
-            InputError: Something of it is missing or unfit.
+            InputError: A file is missing or unfit.
         """
         folder = Path(folder)
         if settings is None and not (folder / FILE).is_file():
@@ -147,40 +147,35 @@ class StreamingContentMonitor:
             )
         if not isinstance(settings, MonitorSettings):
             settings = read_settings(Path(settings or folder / FILE))
-        model = load_dual_task(folder).to(device or default_device())
-        model = model.to(torch.bfloat16) if bf16 else model
-        tokenizer = load_tokenizer(folder)
-        return cls(model, tokenizer, settings, context=context, on_limit=on_limit)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        model = load_dual_task(folder).to(device or default_device(), dtype)
+        return cls(model, load_tokenizer(folder), settings, context=context, on_limit=on_limit)
 
     def open(self, prompt: str) -> "Stream":
-        """Starts to follow the response to a prompt, and reads the prompt.
-
-        Of a prompt that fills more than half of the context the last tokens count.
-        """
+        """Starts to follow the response to a prompt, and reads the prompt."""
         stream = Stream(self, prompt)
         self.advance([stream])
         return stream
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Returns the tokens a response is laid after."""
+        """Returns a prompt's tokens: the last ones, if it fills more than half of the context."""
         room = self.context - len(self._opening)
         ids = self.splitter.last_ids(join_surrogates(prompt) + "\n\n", room // 2)
         return [*self._opening, *ids]
 
     def advance(self, streams: Sequence["Stream"]) -> None:
-        """Computes all that these streams have waiting, side by side.
-
-        Raises:
-            Exception: The model's; the streams of the failed step are stopped then.
-        """
+        """Computes all that these streams have waiting; the model's errors pass through."""
         while waiting := [stream for stream in streams if stream.waiting]:
             self.step(waiting)
 
     def step(self, streams: Sequence["Stream"]) -> list["Stream"]:
-        """Computes the next tokens of streams that wait, in one forward pass.
+        """Computes the next tokens of waiting streams in one forward pass.
 
         Returns:
-            The streams that had a part in it, the first ones: a pass has a budget of tokens.
+            The streams that fitted into the pass: it has a budget of tokens.
+
+        Raises:
+            Exception: The model's; the streams of the failed pass are stopped.
         """
         chunks, budget = [], TOKEN_BUDGET
         for stream in streams:
@@ -201,12 +196,12 @@ class StreamingContentMonitor:
         return [stream for stream, _ in chunks]
 
 
-class Stream:
+class Stream(AbstractContextManager["Stream"]):
     """One response that is being followed. Made by `StreamingContentMonitor.open`.
 
     `feed`, `feed_ids` and `close` are what a caller needs; calls from several threads take turns.
-    The other methods are the steps they are made of, for whoever computes many streams side by
-    side, one thread at a time. A monitor does not survive a fork: make it in the new process.
+    The other methods are their steps, for code that computes many streams side by side in one
+    thread at a time. A monitor does not survive a fork: make it in the new process.
     """
 
     def __init__(self, monitor: StreamingContentMonitor, prompt: str) -> None:
@@ -215,20 +210,17 @@ class Stream:
         prompt_ids = monitor.prompt_ids(prompt)
         self.prompt_tokens = len(prompt_ids)
         """Tokens of the prompt that the response is judged after."""
-        self._unread_prompt = deque(prompt_ids)
-        self._unjudged: deque[tuple[int, int]] = deque()  # (id, first character)
-        self._computing: list[int] = []  # first characters of the tokens at work; -1 for a prompt's
+        # (id, first character) of tokens to compute or at work; -1 is a prompt token's character
+        self._queue = deque((token, -1) for token in prompt_ids)
         self.cache = monitor.scorer.new_cache(monitor.context)
         self._state = self._settings.policy.rule.start()
         self._tokens = self._harmful = 0
         self._level: Level = "safe"
         self._stop: tuple[Reason, int, int] | None = None
         self._limit_at: int | None = None  # first character beyond the context
-        self._news: tuple[list[str], list[float], list[int]] = ([], [], [])
+        # what is new since the last verdict
+        self._text, self._scores, self._starts = "", [], []
         self.closed, self._turn = False, RLock()
-
-    def __enter__(self) -> "Stream":
-        return self
 
     def __exit__(self, *_) -> None:
         self.free()
@@ -276,7 +268,7 @@ class Stream:
     @property
     def waiting(self) -> bool:
         """Whether there is something to compute."""
-        return not self.closed and bool(self._unread_prompt or self._unjudged)
+        return not self.closed and bool(self._queue)
 
     @property
     def failed(self) -> bool:
@@ -307,91 +299,82 @@ class Stream:
         self._accept(*self._input.feed(piece))
 
     def _accept(self, text: str, ids: Sequence[int], starts: Sequence[int]) -> None:
-        self._news[0].append(text)
+        self._text += text
         if self._stop is None and self._limit_at is None:
-            self._unjudged.extend(zip(ids, starts, strict=True))
+            self._queue.extend(zip(ids, starts, strict=True))
 
     def next_ids(self, limit: int) -> list[int]:
-        """Takes out what is to be computed next, at most `limit` tokens."""
+        """Returns what to compute next, at most `limit` tokens; `judge` takes their scores."""
         room = self._monitor.context - self.cache.length
-        if self._unjudged and not room:
-            self._reach_limit(self._unjudged[0][1])
-        limit = min(limit, room)
-        ids = [self._unread_prompt.popleft() for _ in range(min(limit, len(self._unread_prompt)))]
-        self._computing = [-1] * len(ids)
-        for _ in range(min(limit - len(ids), len(self._unjudged))):
-            token, start = self._unjudged.popleft()
-            ids.append(token)
-            self._computing.append(start)
-        return ids
+        if self._queue and not room:
+            place = self._queue[0][1]
+            if self._monitor.on_limit == "stop":
+                self._end("context", place)
+            else:
+                self._limit_at = place
+                self._queue.clear()
+        return [token for token, _ in islice(self._queue, min(limit, room))]
 
     def judge(self, scores: np.ndarray) -> None:
-        """Takes the scores of the tokens that `next_ids` gave out."""
-        policy, (_, new_scores, new_starts) = self._settings.policy, self._news
-        for score, start in zip(scores.tolist(), self._computing, strict=True):
-            if start < 0:
-                continue
-            certain = fail_closed(score)
-            self._state, statistic = policy.rule.step(self._state, certain)
-            self._harmful += certain >= self._settings.token_theta
-            new_scores.append(score)
-            new_starts.append(start)
-            self._level = max(self._level, policy.level(statistic), key=LEVELS.index)
-            if policy.stops(self._level):
-                self._end(("harmful", self._tokens, start))
-            self._tokens += 1
-            if self._stop:
-                break
-        self._computing = []
-
-    def _reach_limit(self, place: int) -> None:
-        if self._monitor.on_limit == "stop":
-            self._end(("context", self._tokens, place))
-        else:
-            self._limit_at = place
-            self._unjudged.clear()
+        """Takes the scores of the tokens that `next_ids` returned."""
+        policy = self._settings.policy
+        with self._turn:
+            for score in scores.tolist():
+                _, start = self._queue.popleft()
+                if start < 0:
+                    continue
+                certain = fail_closed(score)
+                self._state, statistic = policy.rule.step(self._state, certain)
+                self._harmful += certain >= self._settings.token_theta
+                self._scores.append(score)
+                self._starts.append(start)
+                self._level = max(self._level, policy.level(statistic), key=LEVELS.index)
+                stops = policy.stops(self._level)
+                if stops:
+                    self._end("harmful", start)
+                self._tokens += 1
+                if stops:
+                    break
 
     def fail(self) -> None:
         """Stops the stream where computing failed."""
-        self._end(("error", self._tokens, self._first_unjudged() or 0))
+        self._end("error", self._first_unjudged() or 0)
 
     def _first_unjudged(self) -> int | None:
         """Where the tokens that are not judged yet begin; None if there are none."""
-        at_work = (start for start in self._computing if start >= 0)
-        return next(at_work, self._unjudged[0][1] if self._unjudged else None)
+        return next((start for _, start in self._queue if start >= 0), None)
 
-    def _end(self, stop: tuple[Reason, int, int]) -> None:
-        self._stop, self._computing = stop, []
-        self._unread_prompt.clear()
-        self._unjudged.clear()
+    def _end(self, reason: Reason, character: int) -> None:
+        self._stop = (reason, self._tokens, character)
+        self._queue.clear()
         self.cache.free()
 
     def verdict(self) -> Verdict:
         """Returns what is known, with the news since the last verdict."""
-        text, scores, starts = self._news
-        self._news = ([], [], [])
-        reason, stop_token, stop_character = self._stop or (None, None, None)
-        verified = self._input.settled if self._input else 0
-        for bound in (stop_character, self._limit_at, self._first_unjudged()):
-            verified = verified if bound is None else bound
-        return Verdict(
-            text="".join(text),
-            scores=np.array(scores, dtype=np.float32),
-            starts=tuple(starts),
-            tokens=self._tokens,
-            harmful=self._harmful,
-            level=self._level,
-            stopped=self._stop is not None,
-            reason=reason,
-            stop_token=stop_token,
-            stop_character=stop_character,
-            verified=verified,
-            beyond_context=self._limit_at is not None,
-        )
+        with self._turn:
+            reason, stop_token, stop_character = self._stop or (None, None, None)
+            verified = self._input.settled if self._input else 0
+            for bound in (stop_character, self._limit_at, self._first_unjudged()):
+                verified = verified if bound is None else bound
+            verdict = Verdict(
+                text=self._text,
+                scores=np.array(self._scores, dtype=np.float32),
+                starts=tuple(self._starts),
+                tokens=self._tokens,
+                harmful=self._harmful,
+                level=self._level,
+                stopped=self._stop is not None,
+                reason=reason,
+                stop_token=stop_token,
+                stop_character=stop_character,
+                verified=verified,
+                beyond_context=self._limit_at is not None,
+            )
+            self._text, self._scores, self._starts = "", [], []
+            return verdict
 
     def free(self) -> None:
         """Frees the memory; nothing can be fed any more."""
         with self._turn:
-            self.closed = True  # what waits is kept: it marks the end of what is verified
-            self._unread_prompt.clear()
+            self.closed = True  # the queue stays: it marks the end of what is verified
             self.cache.free()

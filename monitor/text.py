@@ -1,12 +1,11 @@
-"""Tokens of a text that still grows: given out once no further text can change them.
+"""Tokens of a text that still grows, given out once they are settled: no later text changes them.
 
-A byte-level BPE tokenizer splits text by a regular expression and encodes each part by itself. So
-where every such expression we know splits, whatever comes later, the text before that place has its
-tokens for good, and the text after it gets the tokens it would get in the whole. A monitor that
-computes only settled tokens computes each of them once and never has to take one back; the price is
-a lag of one unfinished word, of a few dozen characters in a very long one, and of a whole run of
-signs, emoji or white space, which is settled by what comes after it, or once it is `LONGEST_RUN`
-characters long: there it is cut, and its tokens may differ from the whole's.
+A byte-level BPE tokenizer splits text by a regular expression and encodes each part by itself.
+Where every such expression we know splits, whatever comes later, the tokens before that place are
+final, and the text after it gets the tokens that it would get in the whole. So a monitor computes
+each token once and takes none back. The price is a lag: one unfinished word; a few dozen characters
+in a very long one; and a whole run of signs, emoji or white space, which the text after it settles.
+A run is cut after `LONGEST_RUN` characters, where its tokens may differ from the whole's.
 """
 
 import codecs
@@ -33,7 +32,7 @@ LONG_WORD = 64  # characters from which on a word is settled piece by piece
 LONG_WORD_STEP = 16  # and how many further characters it takes to try again
 
 JAMO = (("\u1100", "\u11ff"), ("\ua960", "\ua97f"), ("\ud7b0", "\ud7ff"))
-GREEDY = ("lstrip", "rstrip", "single_word")  # what makes an added word take from its neighbours
+GREEDY = ("lstrip", "rstrip", "single_word")  # let an added word take from its neighbours
 # kinds of characters
 LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, INVISIBLE, OTHER = "LNSM nix"
 LONGEST_RUN = 8192  # characters that may wait for what settles them
@@ -44,18 +43,16 @@ SLICE = 128  # characters of a long piece looked at together
 def kind(character: str) -> str:
     """Returns what a splitting expression takes a character for.
 
-    INVISIBLE are control and format characters, rarer white space, and marks that stay by
-    themselves; they end a word as a space does. MARK are those that NFC may join to the letter
-    before them. OTHER settles nothing: characters that NFC takes apart, jamo, code points without a
-    character.
+    INVISIBLE are control and format characters, rarer white space, and marks that NFC leaves alone;
+    they end a word as a space does. MARK are marks that NFC may join to the letter before them.
+    OTHER settles nothing: characters that NFC takes apart, jamo, code points without a character.
     """
     if character in "\r\n":
         return NEWLINE
     if character in " \t\u3000":
         return SPACE
-    if any(first <= character <= last for first, last in JAMO):
-        return OTHER
-    if not unicodedata.is_normalized("NFC", character):
+    is_jamo = any(first <= character <= last for first, last in JAMO)
+    if is_jamo or not unicodedata.is_normalized("NFC", character):
         return OTHER
     category = unicodedata.category(character)
     if category in ("Cc", "Cf") or category[0] == "Z":
@@ -99,12 +96,7 @@ def join_surrogates(text: str) -> str:
 
 
 class GrowingText:
-    """Turns pieces of a text into token ids that no further text can change.
-
-    Args:
-        splitter: Of the tokenizer, which is used without special tokens around the text.
-        most: Ids that are of use. Whatever comes after so many is not encoded any more.
-    """
+    """Turns pieces of a text into settled token ids; text after the first `most` is not encoded."""
 
     def __init__(self, splitter: "Splitter", most: int = sys.maxsize) -> None:
         self._splitter, self._wanted = splitter, most
@@ -114,21 +106,12 @@ class GrowingText:
         self.settled = 0
         """Characters whose tokens have been given out."""
 
-    @property
-    def received(self) -> int:
-        """Characters received, without a half one at the end."""
-        return self.settled + len(self._tail)
-
     def feed(self, piece: str | bytes) -> tuple[str, list[int], list[int]]:
-        """Adds a piece, which may split words, surrogate pairs or, as bytes, characters.
-
-        Args:
-            piece: Text, or UTF-8 bytes.
+        """Adds a piece, which may split words, surrogate pairs or, as UTF-8 bytes, characters.
 
         Returns:
-            The text that was added, with U+FFFD for what is invalid and for characters that the
-            tokenizer lacks; the ids that are settled now and where in the whole text the characters
-            of each begin.
+            The text that was added, with U+FFFD for invalid characters and those that the tokenizer
+            lacks; the ids that are settled now; and where in the whole text each of them begins.
         """
         text, ids, starts, place = self._characters(piece), [], [], 0
         while place < len(text) and self._wanted > 0:
@@ -186,13 +169,9 @@ class GrowingText:
 
 
 class GrowingIds:
-    """Turns token ids into the text they spell; all of them are settled at once.
+    """Turns token ids into the text they spell; the first `most` of them are settled at once.
 
     A control token counts as the text that it stands for, as if that had been fed.
-
-    Args:
-        splitter: Of their tokenizer.
-        most: Ids that are of use. Of those after them nothing but the text is given out.
     """
 
     def __init__(self, splitter: "Splitter", most: int = sys.maxsize) -> None:
@@ -207,9 +186,9 @@ class GrowingIds:
         Raises:
             InputError: An id that the model does not have.
         """
-        ids = [one for token in ids for one in self._splitter.as_content(token)]
-        parts, starts = [], []
-        for raw in [self._splitter.spell(token) for token in ids]:
+        spelled = self._splitter.spell(ids)
+        ids, parts, starts = [token for token, _ in spelled], [], []
+        for _, raw in spelled:
             starts.append(self.settled)
             parts.append(self._decoder.decode(raw))
             self.settled += len(parts[-1])
@@ -225,14 +204,13 @@ class GrowingIds:
 
 
 class Splitter:
-    """What has to be known of a tokenizer to settle its tokens early.
+    """Knows what settles the tokens of a byte-level BPE tokenizer.
 
     Args:
-        tokenizer: A byte-level BPE tokenizer.
         vocab_size: Rows of the model's embedding matrix; default the tokenizer's own size.
 
     Raises:
-        InputError: A tokenizer that splits text in a way this module does not know.
+        InputError: The tokenizer splits text in a way this module does not know.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0) -> None:
@@ -256,12 +234,7 @@ class Splitter:
         self.merges_alone = not state["model"].get("ignore_merges")
 
     def last_ids(self, text: str, count: int) -> list[int]:
-        """Returns the last ids of a text without looking at much more than they need.
-
-        Args:
-            text: Of any length.
-            count: How many of its ids are wanted.
-        """
+        """Returns the last `count` ids of a text without encoding much more than they need."""
         for characters in (8, 64):  # an id; text that has fewer ids than that loses some in front
             start = max(0, len(text) - characters * count)
             places = range(start, min(start + LONGEST_RUN, len(text)))
@@ -271,27 +244,30 @@ class Splitter:
                 break
         return ids[-count:]
 
-    def as_content(self, token: int) -> list[int]:
-        """Returns what stands for an id in a response: a control token's text, else itself."""
-        return self._content.get(token, [token])
+    def spell(self, ids: Sequence[int]) -> list[tuple[int, bytes]]:
+        """Returns ids with the bytes that each stands for, a control token's as its text's ids.
 
-    def spell(self, token: int) -> bytes:
-        """Returns the bytes a token id stands for; none for ids that only fill up the matrix.
+        Ids that only fill up the embedding matrix stand for nothing.
 
         Raises:
             InputError: The model has no such id.
         """
-        if not 0 <= token < self._vocab_size:
-            raise InputError(
-                f"token id {token}: the model has ids from 0 to {self._vocab_size - 1}"
-            )
-        if token in self._added:
-            return self._added[token].encode()
-        value = self._tokenizer.id_to_token(token) or ""
-        return bytes(BYTE_OF[character] for character in value)
+        spelled = []
+        ids = [one for token in ids for one in self._content.get(token, [token])]
+        for token in ids:
+            if not 0 <= token < self._vocab_size:
+                raise InputError(
+                    f"token id {token}: the model has ids from 0 to {self._vocab_size - 1}"
+                )
+            if token in self._added:
+                raw = self._added[token].encode()
+            else:
+                raw = bytes(BYTE_OF[one] for one in self._tokenizer.id_to_token(token) or "")
+            spelled.append((token, raw))
+        return spelled
 
     def splits_at(self, text: str, place: int) -> bool:
-        """Says whether the text before a place has its tokens for good, and what follows, too."""
+        """Says whether every known expression splits at a place and no added word spans it."""
         return splits(text[place - 1], text[place]) and not self._in_added(text, place)
 
     def added_in(self, text: str) -> bool:
@@ -310,18 +286,13 @@ class Splitter:
         return False
 
     def settled_of_word(self, tail: str) -> int:
-        """Finds how much of a long word, which may go on, has its tokens for good.
+        """Finds how many characters are settled of a long word, which may go on.
 
         Merges never cross a boundary of the final tokens, so the tokens before such a boundary are
         those of the text before it alone. The whole word's tokens have a boundary somewhere in the
-        last bytes that are here, no further back than the longest token: what all encodings that
-        end there begin with is settled.
-
-        Args:
-            tail: A text that begins where an expression splits.
-
-        Returns:
-            Characters; 0 where the tail is not one word of letters after at most one sign.
+        last bytes of `tail`, no further back than the longest token. So what all encodings that end
+        there begin with is settled. None is, where `tail` is no word of letters after at most one
+        sign.
         """
         if not self.merges_alone or kind(tail[0]) not in (LETTER, SIGN, SPACE):
             return 0
@@ -351,33 +322,29 @@ def _in_word(token: str) -> bool:
 
 
 def _unknown(state: dict, words: list[dict]) -> str:
-    """Returns the field of a tokenizer's state that `splits` does not cover, or nothing.
-
-    Args:
-        state: Content of a tokenizer.json.
-        words: Those of its added tokens that are looked for in content.
-    """
-    if state["model"].get("type") != "BPE" or state["model"].get("byte_fallback"):
+    """Returns the field of a tokenizer.json that `splits` does not cover, or ""."""
+    model, normalizer = state["model"], state["normalizer"] or {"type": "NFC"}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
         return "model"
-    if state["model"].get("dropout"):
+    if model.get("dropout"):
         return "model.dropout"
-    if (state["normalizer"] or {"type": "NFC"}) != {"type": "NFC"}:
+    if normalizer != {"type": "NFC"}:
         return "normalizer"
     if any(word[flag] for word in words for flag in GREEDY):
         return "added_tokens"
     parts = state["pre_tokenizer"] or {"type": None}
-    parts = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
-    *before, last = parts
+    *before, last = parts["pretokenizers"] if parts["type"] == "Sequence" else [parts]
     if last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return "pre_tokenizer"
-    patterns = [part for part in before if part["type"] == "Split"]
-    for part in before:
-        known = part["type"] == "Digits" or (
-            part["type"] == "Split"
-            and part["pattern"].get("Regex") in KNOWN_PATTERNS
-            and part["behavior"] == "Isolated"
-            and not part["invert"]
-        )
-        if not known:
-            return "pre_tokenizer"
-    return "" if patterns or last["use_regex"] else "pre_tokenizer"
+    splits_words = last["use_regex"] or any(part["type"] == "Split" for part in before)
+    return "" if splits_words and all(map(_is_known, before)) else "pre_tokenizer"
+
+
+def _is_known(part: dict) -> bool:
+    """Says whether `splits` covers a part of a pre-tokenizer that stands before ByteLevel."""
+    return part["type"] == "Digits" or (
+        part["type"] == "Split"
+        and part["pattern"].get("Regex") in KNOWN_PATTERNS
+        and part["behavior"] == "Isolated"
+        and not part["invert"]
+    )

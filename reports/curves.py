@@ -1,7 +1,4 @@
-"""The curves that the figures show, each from predictions.npz alone.
-
-Thresholds are chosen on its validation split, what is shown is its test split.
-"""
+"""The curves that the figures show, all of one test split."""
 
 import numpy as np
 
@@ -9,14 +6,11 @@ from evaluation.decisions import Outcome
 
 
 def cumulative_share(values: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts up how many values there are so far.
+    """Returns x, rising from 0, and which share of `total` is at most x.
 
     Args:
         values: float [N], none below 0.
-        total: What is 100 %; at least N.
-
-    Returns:
-        x, rising from 0, and the share of `total` that is at most x; NaN if the total is 0.
+        total: What is 100 %, at least N; if it is 0, all shares are NaN.
     """
     x, counts = np.unique(values, return_counts=True)
     if not len(x) or x[0] > 0:
@@ -25,10 +19,9 @@ def cumulative_share(values: np.ndarray, total: int) -> tuple[np.ndarray, np.nda
 
 
 def stopped_over_seen(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which share of all harmful responses is stopped once a share x of them is out.
+    """Returns x, from 0 to 1, and which share of all harmful responses is stopped by then.
 
-    Returns:
-        x from 0 to 1, and shares that end at the recall.
+    x is the share of a response that is out. The last share is the recall.
     """
     harmful = outcome.label == 1
     x, share = cumulative_share(outcome.seen[harmful & outcome.flagged], int(harmful.sum()))
@@ -36,7 +29,7 @@ def stopped_over_seen(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
 
 
 def leaked_tokens(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which share of all harmful responses leaks at most x harmful tokens.
+    """Returns x and which share of all harmful responses leaks at most x harmful tokens.
 
     A response that is not stopped leaks all it has.
     """
@@ -48,18 +41,17 @@ def trade_off(score: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Returns false-alarm rate and recall at each threshold, from the highest down.
 
     Args:
-        score: float [N]; responses are flagged whose score reaches the threshold, never those of
-            -inf (shorter than k). Equal scores are flagged together.
+        score: float [N]; a response is flagged if its score reaches the threshold. None reaches
+            -inf, the score of a response shorter than k.
         label: int [N].
 
     Returns:
-        Two float arrays, beginning at 0, 0: nothing flagged. NaN where a class is missing.
+        Two float arrays that begin at 0: nothing flagged. NaN where a class is missing.
     """
-    order = np.argsort(-score, kind="stable")
-    ranked, harmful = score[order], np.asarray(label)[order] == 1
-    last_of_tie = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
-    points = np.flatnonzero(last_of_tie & (ranked > -np.inf))
-    rates = [
-        np.append(0, np.cumsum(one)[points]) / (one.sum() or np.nan) for one in (~harmful, harmful)
-    ]
-    return rates[0], rates[1]
+    thresholds = np.append(np.inf, np.unique(score[score > -np.inf])[::-1])
+
+    def rate(scores: np.ndarray) -> np.ndarray:
+        below = np.searchsorted(np.sort(scores), thresholds)
+        return (len(scores) - below) / (len(scores) or np.nan)
+
+    return rate(score[label != 1]), rate(score[label == 1])

@@ -17,70 +17,40 @@ from reports.rows import Row
 from reports.summary import PAPER
 from utils.files import read_json
 from utils.formatting import percent
-from utils.plotting import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    legend_label,
-    save_figure,
-)
+from utils.plotting import BLUE, METHOD_COLOURS, ORANGE, legend_label, save_figure
 
-# of methods; orange is the paper's. Line styles tell them apart in grey, too.
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK, GREY)
+# of methods, to tell them apart in grey, too
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
+HATCHED = {"facecolor": "none", "hatch": "///"}  # bars to compare a method's with
+PAPER_BARS = {**HATCHED, "edgecolor": ORANGE, "label": "SCM-0.5B, paper (on FineHarm)"}
 
 Looks = dict[str, dict[str, Any]]  # of a method's name: colour, line style, marker
 
 
 def draw_stop_positions(
-    axes: Axes,
-    histogram: Sequence[float],
-    method: str,
-    detected: float,
-    seen: float | None,
-    colour: str = BLUE,
+    axes: Axes, histogram: Sequence[float], detected: float, seen: float | None, **look: Any
 ) -> None:
     """Draws a stop-position histogram in the paper's bins, beside the paper's own bars.
 
     Args:
         axes: Where to.
         histogram: [6], shares of the detected harmful responses (`stop_histogram`).
-        method: Name in the legend.
         detected: Share of the harmful responses that were stopped.
         seen: Mean share of their tokens that was out by then; None if none was stopped.
-        colour: Of the method's bars.
+        look: Colour and label of the method's bars.
     """
     paper = read_json(PAPER)["timeliness"]["SCM-0.5B"]
     edges = [f"{100 * low:.0f}–{100 * high:.0f}" for low, high in pairwise(STOP_BINS)]
-    places = np.arange(len(edges))
-    ours = axes.bar(places - 0.2, 100 * np.asarray(histogram), 0.38, color=colour, label=method)
-    theirs = axes.bar(
-        places + 0.2,
-        100 * np.asarray(paper),
-        0.38,
-        facecolor="none",
-        edgecolor=ORANGE,
-        hatch="///",
-        label="SCM-0.5B, paper (on FineHarm)",
-    )
-    for bars in (ours, theirs):
+    for shares, offset, style in ((histogram, -0.2, look), (paper, 0.2, PAPER_BARS)):
+        bars = axes.bar(np.arange(len(edges)) + offset, 100 * np.asarray(shares), 0.38, **style)
         axes.bar_label(bars, fmt="{:.0f}", fontsize=8)
-    axes.set_xticks(places, edges)
+    axes.set_xticks(range(len(edges)), edges)
     axes.set_xlabel("share of the response seen at the stop, %")
     axes.set_ylabel("detected harmful responses, %")
-    axes.set_title(
-        f"{percent(detected, 0)} % of harmful responses stopped,\n"
-        f"after {percent(seen, 0)} % of their tokens on average",
-        fontsize=10,
-    )
-    axes.spines[["top", "right"]].set_visible(False)
+    title = f"{percent(detected, 0)} % of harmful responses stopped,\n"
+    title += f"after {percent(seen, 0)} % of their tokens on average"
+    axes.set_title(title, fontsize=10)
 
 
 def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
@@ -91,18 +61,17 @@ def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
         method: Name in the legend.
         path: PNG to write.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    detected, seen = (
-        row["test"][name]["value"] for name in ("harmful_recall", "mean_fraction_seen")
-    )
-    draw_stop_positions(axes, row["stop_histogram"], legend_label(method), detected, seen)
+    figure, (axes,) = panels(1, 6.4, 3.8)
+    detected, seen = row["test"]["harmful_recall"], row["test"]["mean_fraction_seen"]
+    look = {"color": BLUE, "label": legend_label(method)}
+    draw_stop_positions(axes, row["stop_histogram"], detected["value"], seen["value"], **look)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     save_figure(figure, path)
 
 
 def looks_of(rows: Sequence[Row]) -> Looks:
     """Gives each name a colour, a line style and a marker, none of them all shared."""
-    parts = {"color": COLOURS, "linestyle": LINES, "marker": MARKERS}
+    parts = {"color": METHOD_COLOURS, "linestyle": LINES, "marker": MARKERS}
     return {
         name: {part: some[number % len(some)] for part, some in parts.items()}
         for number, name in enumerate(dict.fromkeys(row.name for row in rows))
@@ -110,20 +79,25 @@ def looks_of(rows: Sequence[Row]) -> Looks:
 
 
 def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """Makes a grid of up to 6 panels; width and height are those of one, in inches."""
+    """Makes a grid of up to 6 panels.
+
+    Args:
+        count: How many.
+        width: Of each, in inches; a single one is 6.4 wide.
+        height: Of each, in inches.
+    """
     rows = 1 if count <= 3 else 2
     columns = -(-count // rows)
+    size = (width * columns if count > 1 else 6.4, height * rows)
     figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), layout="constrained",
-        squeeze=False, sharex=True, sharey=True,
-    )  # fmt: skip
-    axes = grid.flat[:count]
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
     for spare in grid.flat[count:]:
         spare.remove()
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelbottom=True)
-    return figure, list(axes)
+    for axes in grid.flat[:count]:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelbottom=True)
+    return figure, list(grid.flat[:count])
 
 
 def legend_below(figure: Figure) -> None:

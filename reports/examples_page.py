@@ -6,13 +6,13 @@ page's security policy runs no script and applies no style but the template's ow
 
 import base64
 import hashlib
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.decisions import MISSED, Outcome, delay_k, reaches
@@ -30,13 +30,9 @@ TEMPLATES = Environment(
     trim_blocks=True,
 )
 TEMPLATES.filters["slug"] = lambda name: name.replace(" ", "-")
-PAGE = "examples_page.html"
 STEPS = 10  # of the colour scale, classes s0 … s9
 NO_TEXT = "\N{REPLACEMENT CHARACTER}"  # tokens that end within a character, and nothing after them
-
-# by 2 × label + flagged
-OUTCOMES = ("right rejection", "false alarm", "miss", "hit")
-FILTERS = (3, 2, 1, 0)  # the order of the buttons
+OUTCOMES = ("right rejection", "false alarm", "miss", "hit")  # by 2 × label + flagged
 
 
 def outcome_codes(outcome: Outcome) -> np.ndarray:
@@ -45,32 +41,29 @@ def outcome_codes(outcome: Outcome) -> np.ndarray:
 
 
 def choose(codes: np.ndarray, count: int, seed: int) -> list[int]:
-    """Chooses responses to show, as many of each outcome as there are enough.
+    """Chooses responses to show, as many of each outcome as far as there are enough.
+
+    With one seed, a larger count adds responses to those of a smaller.
 
     Args:
         codes: int [N], outcomes as in `OUTCOMES`.
         count: How many to choose, if there are so many.
-        seed: Of the choice; with one seed, a larger count adds responses to those of a smaller.
+        seed: Of the choice.
 
     Returns:
         Indices, the benign responses first, each half in the split's order.
     """
     shuffled = np.random.default_rng(seed).permutation(len(codes))
-    rank = np.empty(len(codes), dtype=int)  # of a response among those of its outcome
-    for code in range(len(OUTCOMES)):
-        members = shuffled[codes[shuffled] == code]
-        rank[members] = np.arange(len(members))
-    chosen = np.lexsort((-codes, rank))[:count]  # the first of each outcome, the second of each, …
-    return sorted(chosen.tolist(), key=lambda index: (codes[index] // 2, index))
+    responses = pd.DataFrame({"outcome": codes[shuffled]}, index=shuffled)
+    responses["rank"] = responses.groupby("outcome").cumcount()
+    # the first of each outcome, the second of each, …
+    ranked = responses.sort_values(["rank", "outcome"], ascending=[True, False])
+    chosen = ranked.index[:count].tolist()
+    return sorted(chosen, key=lambda index: (codes[index] // 2, index))
 
 
 def page(
-    test: Predictions,
-    chosen: Sequence[int],
-    method: str,
-    theta: float,
-    k: int,
-    chosen_on: str,
+    test: Predictions, chosen: Sequence[int], method: str, theta: float, k: int, chosen_on: str
 ) -> str:
     """Returns the HTML page.
 
@@ -85,7 +78,7 @@ def page(
     outcome = test.partial(theta, k)
     codes, values = outcome_codes(outcome), point_metrics(outcome)
     counts = np.bincount(codes[list(chosen)], minlength=len(OUTCOMES))
-    template = TEMPLATES.get_template(PAGE)
+    template = TEMPLATES.get_template("examples_page.html")
     source = Path(template.filename).read_text(encoding="utf-8")
     return template.render(
         style_hash=_hash(source, "style"),
@@ -99,7 +92,7 @@ def page(
             ("macro F1", _share(values["macro_f1"]), "on the whole test split"),
             ("false alarms", _share(values["false_alarm_rate"]), "of its benign responses"),
         ],
-        filters=[("all", len(chosen))] + [(OUTCOMES[code], counts[code]) for code in FILTERS],
+        filters=[("all", len(chosen)), *zip(OUTCOMES[::-1], counts[::-1], strict=True)],
         articles=[_article(test, index, codes[index], theta, k) for index in chosen],
     )
 
@@ -111,12 +104,12 @@ def _hash(template: str, tag: str) -> str:
 
 
 def _share(value: float, digits: int = 1) -> str:
-    return f"{percent(None if math.isnan(value) else value, digits)}\N{NO-BREAK SPACE}%"
+    return f"{percent(value, digits)}\N{NO-BREAK SPACE}%"
 
 
 def _article(test: Predictions, index: int, code: int, theta: float, k: int) -> dict[str, Any]:
     """Returns what the page says of one response: what became of it, its tokens, the stop."""
-    probs = test.token_probs[index]  # (T,)
+    probs, pieces = test.token_probs[index], test.pieces[index]  # (T,)
     over, stop = reaches(probs, theta), delay_k(probs, theta, k)
     tokens, harmful = len(probs), bool(code > 1)
     if stop == MISSED:
@@ -132,30 +125,18 @@ def _article(test: Predictions, index: int, code: int, theta: float, k: int) -> 
         "harmful": harmful,
         "verdict": f"{'harmful' if harmful else 'benign'}, {verdict}",
         "stop": place,
-        "shown": _spans(test.pieces[index], probs, over, 0, end, stop),
-        "rest": _spans(test.pieces[index], probs, over, end, tokens, stop),
+        "shown": _spans(pieces, probs, over, range(end), stop),
+        "rest": _spans(pieces, probs, over, range(end, tokens), stop),
     }
 
 
 def _spans(
-    pieces: list[str], probs: np.ndarray, over: np.ndarray, start: int, end: int, stop: int
+    pieces: list[str], probs: np.ndarray, over: np.ndarray, tokens: range, stop: int
 ) -> list[dict[str, str]]:
-    """Returns tokens start … end - 1; those without text of their own join the next that has it.
-
-    Args:
-        pieces: [T] str.
-        probs: float [T].
-        over: bool [T], at or above θ.
-        start: First token.
-        end: One after the last.
-        stop: The token at which the response was stopped.
-
-    Returns:
-        The classes, title and text of each span.
-    """
-    counts, spans, first = np.cumsum(over), [], start
-    for token in range(start, end):
-        if not pieces[token] and token + 1 < end:
+    """Returns classes, title and text of each span; a token without text joins the next with it."""
+    counts, spans, first = np.cumsum(over), [], tokens.start
+    for token in tokens:
+        if not pieces[token] and token != tokens[-1]:
             continue
         group, text = slice(first, token + 1), pieces[token]
         classes = [f"s{min(int(probs[group].max() * STEPS), STEPS - 1)}"]
@@ -183,7 +164,8 @@ def main(config: ExamplesConfig) -> None:
     test, theta, k, chosen_on = run.test, config.theta, config.k, "given"
     if theta is None:
         point = run.operating_points()["partial"]
-        theta, k, chosen_on = point.theta, point.k, "chosen on validation"
+        theta, k = point.theta, point.k
+        chosen_on = "given" if point.chosen_on == "settings" else "chosen on validation"
     chosen = choose(outcome_codes(test.partial(theta, k)), config.count, config.seed)
     text = page(test, chosen, run.display_name, theta, k, chosen_on)
     write_bytes(output, text.encode())

@@ -2,58 +2,52 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from utils.files import InputError, sha256_file
-
-
-def tests_read(runs_dir: Path) -> dict[str, Any]:
-    """Returns hashes of what reports read: the tests in a folder and below it."""
-    from evaluation.predictions import PREDICTIONS  # datasets: seconds
-    from evaluation.runs import find_tests
-
-    files = [folder / PREDICTIONS for folder in find_tests(runs_dir)]
-    return {"tests": {str(path.parent): sha256_file(path) for path in files}}
+from utils.options import refuse_below_one
 
 
 @dataclass
-class TablesConfig:
-    """Options of the tables."""
-
-    runs_dir: str
-    """Folder that holds the tests' output folders."""
-    output_dir: str = ""
-    """Folder for the tables; default RUNS_DIR/tables."""
-    paper_backbone: Literal["0.5b", "1.5b", "7b"] = "0.5b"
-    """Which of the paper's backbones stands beside ours."""
-    overwrite: bool = False
-    """Replace the output folder."""
-
-    def __post_init__(self) -> None:
-        self.output_dir = self.output_dir or str(Path(self.runs_dir) / "tables")
-
-    def inputs(self) -> dict[str, Any]:
-        """Returns hashes of what is read."""
-        return tests_read(Path(self.runs_dir))
-
-
-@dataclass
-class FigureConfig:
-    """Options of the figures."""
+class RunsConfig:
+    """Options that tables and figures share."""
 
     runs_dir: str
     """Folder in which test folders are looked for."""
     output_dir: str = ""
-    """Folder for the figures; default RUNS_DIR/figures."""
+    """Folder to write; default RUNS_DIR/tables for tables, RUNS_DIR/figures for figures."""
     overwrite: bool = False
     """Replace the output folder."""
 
+    kind: ClassVar[str]
+
     def __post_init__(self) -> None:
-        self.output_dir = self.output_dir or str(Path(self.runs_dir) / "figures")
+        self.output_dir = self.output_dir or str(Path(self.runs_dir) / self.kind)
 
     def inputs(self) -> dict[str, Any]:
-        """Returns hashes of what is read."""
-        return tests_read(Path(self.runs_dir))
+        """Returns hashes of the tests that are read."""
+        from evaluation.predictions import PREDICTIONS  # datasets: seconds
+        from evaluation.runs import find_tests
+
+        folders = find_tests(Path(self.runs_dir))
+        return {"tests": {str(one): sha256_file(one / PREDICTIONS) for one in folders}}
+
+
+@dataclass
+class TablesConfig(RunsConfig):
+    """Options of the tables."""
+
+    paper_backbone: Literal["0.5b", "1.5b", "7b"] = "0.5b"
+    """Which of the paper's backbones stands beside ours."""
+
+    kind: ClassVar[str] = "tables"
+
+
+@dataclass
+class FigureConfig(RunsConfig):
+    """Options of the figures."""
+
+    kind: ClassVar[str] = "figures"
 
 
 @dataclass
@@ -76,13 +70,12 @@ class ExamplesConfig:
     """Replace the file."""
 
     def __post_init__(self) -> None:
+        refuse_below_one(self, "count")
         if (self.theta is None) != (self.k is None):
             raise InputError("--theta and --k: give both or neither")
-        if self.theta is not None and not 0 < self.theta <= 1:
-            raise InputError(f"--theta: {self.theta} is not above 0 and at most 1")
-        for name in ("count", "k"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name}: {value} is below 1")
+        if self.theta is not None:
+            refuse_below_one(self, "k")
+            if not 0 < self.theta <= 1:
+                raise InputError(f"--theta: {self.theta} is not above 0 and at most 1")
         if self.seed < 0:
             raise InputError(f"--seed: {self.seed} is below 0")

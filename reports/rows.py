@@ -15,18 +15,9 @@ from utils.files import InputError
 
 # Order of the rows. An ablation is SCM under another name; guards are all keys "guard-…".
 ORDER = (
-    "scm",
-    "qwen-full",
-    "qwen-partial",
-    "modernbert-full",
-    "modernbert-partial",
-    "ablation",
-    "scm-holistic",
-    "classifier",
-    "guard",
-    "tfidf",
-    "length",
-)
+    "scm", "qwen-full", "qwen-partial", "modernbert-full", "modernbert-partial", "ablation",
+    "scm-holistic", "classifier", "guard", "tfidf", "length",
+)  # fmt: skip
 KINDS = ("partial", "partial_paper_protocol", "partial_conformal", "full")
 
 # Row key and the method's own name → the paper's name and kind of detection. A run under another
@@ -48,21 +39,14 @@ PAPER_ROWS = {
 
 @dataclass
 class Row:
-    """A method by one kind of detection: one run, or one for each seed of the training.
+    """A method by one kind of detection."""
 
-    Attributes:
-        name: The method's.
-        kind: One of `KINDS`.
-        target: Share of false alarms that θ was calibrated for; None where it was not.
-        runs: One a seed; operating points and outcomes on the test split are theirs.
-    """
-
-    name: str
-    kind: str
-    target: float | None
-    runs: list[Run]
-    points: list[OperatingPoint]
-    outcomes: list[Outcome]
+    name: str  # the method's
+    kind: str  # one of `KINDS`
+    target: float | None  # share of false alarms that θ was calibrated for; None where it was not
+    runs: list[Run]  # one for each seed of the training
+    points: list[OperatingPoint]  # of each run
+    outcomes: list[Outcome]  # of each run on the test split
 
 
 def rank(run: Run) -> tuple:
@@ -97,12 +81,12 @@ def _refuse_mixture(runs: list[Run]) -> None:
 
     seeds: dict[int | None, Run] = {}
     for run in runs:
-        other = seeds.setdefault(run.seed, run)
-        if other is not run:
-            fault = "and of the same seed"
-        elif origin(run) != origin(other := runs[0]):
-            fault = "but not of the same data and backbone"
+        if run.seed in seeds:
+            other, fault = seeds[run.seed], "and of the same seed"
+        elif origin(run) != origin(runs[0]):
+            other, fault = runs[0], "but not of the same data and backbone"
         else:
+            seeds[run.seed] = run
             continue
         raise InputError(
             f"{other.folder} and {run.folder}: both are called '{run.display_name}' {fault};"
@@ -116,20 +100,18 @@ def _rows_of(runs: list[Run]) -> list[Row]:
     Calibrated detection has a row for each share of false alarms and k that it was calibrated for.
     """
     _refuse_mixture(runs)
-    row, found = runs[0].row, {}
+    found: dict[tuple, Row] = {}
     for run in runs:
         for kind, point in run.operating_points().items():
+            if kind == "full" and (run.row.endswith("-partial") or run.row == "scm-holistic"):
+                continue  # the same scorer on the same responses as in the row "…-full" or "scm"
             target = run.target if kind == "partial_conformal" else None
-            found.setdefault((KINDS.index(kind), target), []).append((run, point))
-    rows = []
-    for (place, target), chosen in sorted(found.items()):
-        if KINDS[place] == "full" and (row.endswith("-partial") or row == "scm-holistic"):
-            continue  # the same scorer on the same responses as in the row "…-full" or "scm"
-        same, points = map(list, zip(*chosen, strict=True))
-        outcomes = [point.decide(run.test) for run, point in chosen]
-        name, share = runs[0].display_name, target and target[0]
-        rows.append(Row(name, KINDS[place], share, same, points, outcomes))
-    return rows
+            new = Row(run.display_name, kind, target and target[0], [], [], [])
+            row = found.setdefault((KINDS.index(kind), target), new)
+            row.runs.append(run)
+            row.points.append(point)
+            row.outcomes.append(point.decide(run.test))
+    return [row for _, row in sorted(found.items())]
 
 
 def sections_of(runs: list[Run]) -> list[list[Row]]:

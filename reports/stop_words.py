@@ -20,25 +20,23 @@ TAGS = {
 
 
 def words_at_stop(pieces: Sequence[str], stop: int, doc: Doc) -> tuple[str | None, list[str]]:
-    """Finds the word at which a response was stopped, and those before it.
+    """Returns the part of speech of the word at the stop, and those of all words before it.
+
+    The word holds the token's last character that is no white space; it is None for a token of
+    white space alone and for one that ends within a character.
 
     Args:
         pieces: [T], each token's text; joined they are the text of `doc`.
-        stop: The token at which it was stopped.
+        stop: The token at which the response was stopped.
         doc: The response in words.
-
-    Returns:
-        The part of speech of the word that the token's last character lies in, white space apart
-        (None for a token of white space alone, or of no whole character), and those of all words
-        before that word (that token).
     """
     start = sum(map(len, pieces[:stop]))
     last = start + len(pieces[stop].rstrip()) - 1
     words = [word for word in doc if not word.is_space]
     if last < start:
         return None, [word.pos_ for word in words if word.idx + len(word) <= start]
-    place = max(place for place, word in enumerate(words) if word.idx <= last)
-    return words[place].pos_, [word.pos_ for word in words[:place]]
+    *before, at = (word.pos_ for word in words if word.idx <= last)
+    return at, before
 
 
 def tag_shares(tags: Iterable[str]) -> np.ndarray:
@@ -49,17 +47,11 @@ def tag_shares(tags: Iterable[str]) -> np.ndarray:
 
 @dataclass
 class StopWords:
-    """Parts of speech in the harmful responses that a method stopped.
+    """Parts of speech in the harmful responses that a method stopped."""
 
-    Attributes:
-        at: Of the word at which each was stopped.
-        before: Of all words before those, of all responses together.
-        wordless: Responses stopped at white space or within a character, which are left out.
-    """
-
-    at: list[str]
-    before: list[str]
-    wordless: int
+    at: list[str]  # of the word at which each was stopped
+    before: list[str]  # of all words before those
+    wordless: int  # responses left out: stopped at white space or within a character
 
 
 def stop_words(

@@ -17,17 +17,12 @@ ROWS = {
 
 
 def kind_title(kind: str, target: float | None) -> str:
-    """Names a kind of detection.
-
-    Args:
-        kind: A key of `ROWS`.
-        target: Share of false alarms that θ was calibrated for; None where it was not.
-    """
-    return ROWS[kind].format(target=None if target is None else 100 * target)
+    """Names a kind of detection, a key of `ROWS`; target is the share θ was calibrated for."""
+    return ROWS[kind].format(target=100 * (target or 0))
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Formats metrics.json for the terminal: one line a kind of detection, test split, percent."""
+    """Formats metrics.json for the terminal: one block a kind of detection, test split, percent."""
     test = result["responses"]["test"]
     lines = [
         "",
@@ -40,7 +35,8 @@ def format_table(result: dict[str, Any]) -> str:
         row = result[key]
         title, values = kind_title(key, row.get("target_false_alarm")), row["test"]
         setting = f"θ {threshold(row['theta'])}" + (f", k {row['k']}" if "k" in row else "")
-        lines += ["", f"  {title}  ({setting}; chosen on {row['chosen_on']})"]
+        came = "as given" if row["chosen_on"] == "settings" else f"chosen on {row['chosen_on']}"
+        lines += ["", f"  {title}  ({setting}; {came})"]
         for name in ("benign", "harmful"):
             precision, recall, f1 = (
                 percent(values[f"{name}_{part}"]["value"]) for part in ("precision", "recall", "f1")
@@ -54,5 +50,6 @@ def format_table(result: dict[str, Any]) -> str:
         if key != "full":
             lines.append(f"    response seen      {interval(values['mean_fraction_seen'])}")
             leaked = values["leaked_harmful_tokens"]["value"]
-            lines.append(f"    harmful tokens out before the stop, mean  {leaked:.1f}")
+            mean = "–" if leaked is None else f"{leaked:.1f}"
+            lines.append(f"    harmful tokens out before the stop, mean  {mean}")
     return "\n".join(lines) + "\n"

@@ -25,29 +25,14 @@ GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho varsigma sigma"
     " tau upsilon phi chi psi omega"
 ).split()
-LATEX = {  # what LaTeX reads as a command, or pdflatex has no letter for
-    "\\": r"\textbackslash{}",
+LATEX = str.maketrans({  # what LaTeX reads as a command, or pdflatex has no letter for
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{mark: f"\\{mark}" for mark in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{
-        letter: rf"$\{name}$"
-        for letter, name in zip("αβγδεζηθικλμνξπρςστυφχψω", GREEK, strict=True)
-    },
-    "∞": r"$\infty$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "≤": r"$\leq$",
-    "≥": r"$\geq$",
-    "→": r"$\to$",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "’": "'",
-    "“": "``",
-    "”": "''",
+    **dict(zip("αβγδεζηθικλμνξπρςστυφχψω", (rf"$\{name}$" for name in GREEK), strict=True)),
+    "∞": r"$\infty$", "±": r"$\pm$", "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "→": r"$\to$", "–": "--", "—": "---", "…": r"\ldots{}", "’": "'", "“": "``", "”": "''",
     "\N{NO-BREAK SPACE}": "~",
-}
+})  # fmt: skip
 NOTES = """\
 Percent, on the test split. In brackets the 95 % bootstrap interval, prompts resampled; several runs
 show their mean ± standard deviation over training seeds, and the mean's interval. θ and k were
@@ -67,23 +52,14 @@ protocols."""
 
 @dataclass
 class Section:
-    """The tables of one test split.
+    """The tables of one test split."""
 
-    Attributes:
-        data: Name of the data folder.
-        responses: Test responses.
-        harmful: Harmful ones among them.
-        results: Lines of table.csv.
-        paired: Lines of paired.csv; the first compares the section's first row with itself.
-        lengths: Lines of lengths.csv.
-    """
-
-    data: str
-    responses: int
-    harmful: int
-    results: list[dict[str, Any]]
-    paired: list[dict[str, Any]]
-    lengths: list[dict[str, Any]]
+    data: str  # name of the data folder
+    responses: int  # in the test split
+    harmful: int  # of those
+    results: list[dict[str, Any]]  # lines of table.csv
+    paired: list[dict[str, Any]]  # of paired.csv; the first compares the first row with itself
+    lengths: list[dict[str, Any]]  # of lengths.csv
 
     @property
     def title(self) -> str:
@@ -91,33 +67,20 @@ class Section:
 
 
 def as_csv(sections: list[Section], table: str) -> str:
-    """Returns all sections' lines of one table; the first four columns tell the section.
+    """Returns all sections' lines of one table, "results", "paired" or "lengths".
 
-    Args:
-        sections: The sections.
-        table: "results", "paired" or "lengths".
+    The first four columns tell the section.
     """
+    lines = []
+    for number, section in enumerate(sections, start=1):
+        about = {"section": number, "data": section.data}
+        about |= {"test_responses": section.responses, "test_harmful": section.harmful}
+        lines += [about | line for line in getattr(section, table)]
 
     def plain(value: Any) -> Any:
         return "; ".join(map(str, value)) if isinstance(value, tuple) else value
 
-    lines = [
-        {
-            "section": number,
-            "data": section.data,
-            "test_responses": section.responses,
-            "test_harmful": section.harmful,
-            **{name: plain(value) for name, value in line.items()},
-        }
-        for number, section in enumerate(sections, start=1)
-        for line in getattr(section, table)
-    ]
-    return pd.DataFrame(lines).to_csv(index=False)
-
-
-def _share(value: float | None) -> str:
-    """Formats a share as percent, an undefined or absent one as a dash."""
-    return percent(None if value is None or math.isnan(value) else value)
+    return pd.DataFrame(lines).map(plain).to_csv(index=False)
 
 
 def _spread(line: dict[str, Any], metric: str) -> str:
@@ -125,10 +88,9 @@ def _spread(line: dict[str, Any], metric: str) -> str:
     metrics = {part: line[f"{metric}_{part}"] for part in ("value", "low", "high")}
     if math.isnan(metrics["value"]):
         return percent(None)
-    if line["runs"] == 1:
-        return interval(metrics)
     value, bounds = interval(metrics).split(maxsplit=1)
-    return f"{value} ± {_share(line[f'{metric}_std'])} {bounds}"
+    deviation = f" ± {percent(line[f'{metric}_std'])}" if line.get("runs", 1) > 1 else ""
+    return f"{value}{deviation} {bounds}"
 
 
 def _duration(seconds: float) -> str:
@@ -156,9 +118,9 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
         "θ, k": "; ".join(dict.fromkeys(thetas)),
         "macro F1": _spread(line, "macro_f1"),
         "false alarms": _spread(line, "false_alarm_rate"),
-        "seen": _share(line["mean_fraction_seen_value"]),
-        "AUROC": _share(line["auroc_value"]),
-        "AUROC at equal length": _share(line["auroc_at_equal_length_value"]),
+        "seen": percent(line["mean_fraction_seen_value"]),
+        "AUROC": percent(line["auroc_value"]),
+        "AUROC at equal length": percent(line["auroc_at_equal_length_value"]),
         **paper,
         "commit": "; ".join(f"{what} {', '.join(one)}" for what, one in commits.items() if one),
         "device": ", ".join(line["device"]),
@@ -170,25 +132,24 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
 def _class_rows(line: dict[str, Any]) -> list[dict[str, str]]:
     """Formats a line of the result table by the paper's columns: our values, then the paper's."""
     columns = {**BY_CLASS, "macro F1": "macro_f1"}
-    detection, rows = _cells(line)["detection"], []
+    cells, rows = _cells(line), []
     if line["runs"]:
         ours = {head: _spread(line, metric) for head, metric in columns.items()}
-        rows.append({"method": _cells(line)["method"], "detection": detection, **ours})
+        rows.append({"method": cells["method"], "detection": cells["detection"], **ours})
     if "paper_model" in line:
+        name = f"paper: {line['paper_model']}"
         paper = {head: percent(line[f"paper_{metric}"], 2) for head, metric in columns.items()}
-        rows.append({"method": f"paper: {line['paper_model']}", "detection": detection, **paper})
+        rows.append({"method": name, "detection": cells["detection"], **paper})
     return rows
 
 
 def _paired_cells(line: dict[str, Any]) -> dict[str, str]:
-    value, low, high = (line[f"macro_f1_difference_{part}"] for part in ("value", "low", "high"))
     return {
         "method": line["method"],
         "detection": ROWS[line["detection"]],
-        "difference in macro F1": "–" if math.isnan(value) else
-        interval({"value": value, "low": low, "high": high}),
+        "difference in macro F1": _spread(line, "macro_f1_difference"),
         "p": "–" if math.isnan(line["p"]) else f"{line['p']:.4f}",
-    }  # fmt: skip
+    }
 
 
 def _length_cells(line: dict[str, Any]) -> dict[str, str]:
@@ -197,10 +158,10 @@ def _length_cells(line: dict[str, Any]) -> dict[str, str]:
         "detection": ROWS[line["detection"]],
         "tokens": f"{line['from_tokens']}–{line['to_tokens']}",
         "responses": str(line["responses"]),
-        "harmful": _share(line["harmful_share"]),
-        "macro F1": _share(line["macro_f1"]),
-        "false alarms": _share(line["false_alarm_rate"]),
-        "harmful recall": _share(line["harmful_recall"]),
+        "harmful": percent(line["harmful_share"]),
+        "macro F1": percent(line["macro_f1"]),
+        "false alarms": percent(line["false_alarm_rate"]),
+        "harmful recall": percent(line["harmful_recall"]),
     }
 
 
@@ -208,6 +169,13 @@ def as_markdown(sections: list[Section]) -> str:
     """Returns all tables; of the paired tests only those against each section's first row."""
     blocks = ["# Results", NOTES]
     for section in sections:
+        itself, *paired = section.paired
+        first = itself["method"], itself["detection"]
+        against = [
+            _paired_cells(line)
+            for line in paired
+            if (line["against"], line["against_detection"]) == first
+        ]
         blocks += [
             f"## {section.title}",
             markdown_table([_cells(line) for line in section.results]),
@@ -215,18 +183,12 @@ def as_markdown(sections: list[Section]) -> str:
             "Precision, recall and F1 with their intervals; the paper's line below ours.",
             markdown_table([row for line in section.results for row in _class_rows(line)]),
         ]
-        first = section.paired[0]["method"], section.paired[0]["detection"]
-        against = [
-            _paired_cells(line)
-            for line in section.paired
-            if (line["against"], line["against_detection"]) == first
-        ][1:]  # not against itself
         if against:
             blocks += [
                 f"### Against {first[0]}, {ROWS[first[1]]}: paired bootstrap",
-                f"Percentage points; the same {section.paired[0]['resamples']} resamples of the"
-                " prompts for both rows; p is two-sided. Several runs count with their mean. Every"
-                " pair of rows is in paired.csv.",
+                f"Percentage points; the same {itself['resamples']} resamples of the prompts for"
+                " both rows; p is two-sided. Several runs count with their mean. Every pair of rows"
+                " is in paired.csv.",
                 markdown_table(against),
             ]
         blocks += [
@@ -237,22 +199,16 @@ def as_markdown(sections: list[Section]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
 def as_latex(sections: list[Section]) -> str:
     """Returns two booktabs tables of each section: the results, and P, R and F1 of both classes.
 
     Commit, device and times are comments at a line's end of the first; in the second the paper's
     line stands below ours.
     """
-    tables = [
-        table
-        for section in sections
-        for table in (_latex_results(section), _latex_by_class(section))
-    ]
-    return "\n\n".join([r"% needs \usepackage{booktabs,graphicx}", *tables]) + "\n"
+    tables = [r"% needs \usepackage{booktabs,graphicx}"]
+    for section in sections:
+        tables += [_latex_results(section), _latex_by_class(section)]
+    return "\n\n".join(tables) + "\n"
 
 
 def _latex_results(section: Section) -> str:
@@ -260,11 +216,11 @@ def _latex_results(section: Section) -> str:
     heads = [head for head in rows[0] if head not in PROVENANCE]
     lines = []
     for cells in rows:
-        lines.append(_latex_line([cells.get(head, "") for head in heads]))
-        if PROVENANCE[0] in cells:
-            lines[-1] += " % " + ", ".join(f"{name} {cells[name]}" for name in PROVENANCE)
-    numbers = len(heads) - heads.index("macro F1")
-    columns = "l" * (len(heads) - numbers) + "r" * numbers
+        told = ", ".join(f"{name} {cells[name]}" for name in PROVENANCE if name in cells)
+        line = _latex_line(cells.get(head, "") for head in heads)
+        lines.append(f"{line} % {told}" if told else line)
+    texts = heads.index("macro F1")
+    columns = "l" * texts + "r" * (len(heads) - texts)
     return _latex_table(section.title, columns, [_latex_line(heads)], lines)
 
 
@@ -273,7 +229,7 @@ def _latex_by_class(section: Section) -> str:
     heads = [
         r" & & \multicolumn{3}{c}{benign} & \multicolumn{3}{c}{harmful} & \\",
         r"\cmidrule(lr){3-5} \cmidrule(lr){6-8}",
-        _latex_line([head.split()[-1] if head in BY_CLASS else head for head in rows[0]]),
+        _latex_line(head.split()[-1] if head in BY_CLASS else head for head in rows[0]),
     ]
     lines = [_latex_line(row.values()) for row in rows]
     return _latex_table(f"{section.title}, by class", "llrrrrrrr", heads, lines)
@@ -284,7 +240,7 @@ def _latex_table(title: str, columns: str, heads: list[str], lines: list[str]) -
         [
             r"\begin{table*}",
             r"\centering",
-            rf"\caption{{{_escape(title)}. Percent, 95\,\% bootstrap intervals.}}",
+            rf"\caption{{{title.translate(LATEX)}. Percent, 95\,\% bootstrap intervals.}}",
             r"\resizebox{\linewidth}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -299,4 +255,4 @@ def _latex_table(title: str, columns: str, heads: list[str], lines: list[str]) -
 
 
 def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(map(_escape, cells)) + r" \\"
+    return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"

@@ -23,6 +23,8 @@ from utils.files import read_json, write_bytes
 from utils.run_record import run_folder
 
 COMPARED = ("partial", "full")  # the kinds that are tested against each other
+# the paper's columns for each (row key, method, kind) that it tells of
+Paper = dict[tuple[str, str, str], dict[str, Any]]
 
 
 def metric_columns(row: Row) -> dict[str, float]:
@@ -35,13 +37,9 @@ def metric_columns(row: Row) -> dict[str, float]:
 
     def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
         """Returns float [runs, B] of each metric."""
-        runs = [
-            {
-                **metrics(outcome, weights),
-                "auroc_at_equal_length": auroc_at_equal_length(outcome, lengths, weights),
-            }
-            for outcome in row.outcomes
-        ]
+        runs = [metrics(outcome, weights) for outcome in row.outcomes]
+        for run, outcome in zip(runs, row.outcomes, strict=True):
+            run["auroc_at_equal_length"] = auroc_at_equal_length(outcome, lengths, weights)
         return {name: np.stack([run[name] for run in runs]) for name in runs[0]}
 
     def means(weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -63,22 +61,13 @@ def commit_name(git: Commit | None) -> str:
     return git.commit[:7] + (" (dirty)" if git.dirty else "")
 
 
-def training_of(model: Model) -> tuple[int | str, str]:
-    """Returns seed and commit of a model's training; dashes where it was none of ours."""
-    return ("–", "–") if model.seed is None else (model.seed, commit_name(model))
-
-
 def mean_seconds(values: list[float | None]) -> float:
-    """The mean, NaN where a run does not know."""
-    return float(np.mean([np.nan if value is None else value for value in values]))
+    """Returns the mean, NaN where a run does not know."""
+    return float(np.mean(np.array(values, dtype=float)))
 
 
-def paper_values(size: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Returns the paper's columns for each (row key, method, kind) that it tells of.
-
-    Args:
-        size: Of the paper's backbone, "0.5b", "1.5b" or "7b".
-    """
+def paper_values(size: str) -> Paper:
+    """Returns the paper's columns; of its backbones those of size "0.5b", "1.5b" or "7b"."""
     published = {(row["model"], row["detection"]): row for row in read_json(PAPER)["rows"]}
     result = {}
     for key, (name, kind) in PAPER_ROWS.items():
@@ -94,7 +83,7 @@ def paper_values(size: str) -> dict[tuple[str, str, str], dict[str, Any]]:
     return result
 
 
-def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, Any]:
+def result_record(row: Row, paper: Paper) -> dict[str, Any]:
     """Returns one line of table.csv; what differs between runs is a tuple."""
 
     def distinct(values: Iterable[str]) -> tuple[str, ...]:
@@ -102,7 +91,11 @@ def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -
 
     runs, first = row.runs, row.runs[0]
     models = [run.record.model or Model() for run in runs]
-    trainings = [training_of(run.record.model) for run in runs if run.record.model]
+    trainings = [  # seed and commit; dashes where a training was none of ours
+        ("–", "–") if model.seed is None else (model.seed, commit_name(model))
+        for model in (run.record.model for run in runs)
+        if model
+    ]
     return {
         "row": first.row,
         "method": row.name,
@@ -125,18 +118,15 @@ def result_record(row: Row, paper: dict[tuple[str, str, str], dict[str, Any]]) -
     }
 
 
-def not_run(
-    sections: list[list[Row]], paper: dict[tuple[str, str, str], dict[str, Any]]
-) -> list[dict[str, Any]]:
+def not_run(sections: list[list[Row]], paper: Paper) -> list[dict[str, Any]]:
     """Returns lines of table.csv for the paper's rows that nobody has run."""
     done = {(row.runs[0].row, row.runs[0].method) for rows in sections for row in rows}
-    absent = []
-    for key, (_, kind) in PAPER_ROWS.items():
-        if key not in done:
-            told = paper[*key, kind]
-            line = {"row": key[0], "method": told["paper_model"], "detection": kind, "runs": 0}
-            absent.append(line | told)
-    return absent
+    absent = [(*key, kind) for key, (_, kind) in PAPER_ROWS.items() if key not in done]
+    return [
+        {"row": one[0], "method": paper[one]["paper_model"], "detection": one[2], "runs": 0}
+        | paper[one]
+        for one in absent
+    ]
 
 
 def paired_records(rows: list[Row]) -> list[dict[str, Any]]:
@@ -149,30 +139,26 @@ def paired_records(rows: list[Row]) -> list[dict[str, Any]]:
         Lines of paired.csv: a row, the row it is compared with (itself, too), the difference, p.
     """
     config = rows[0].runs[0].record.config
-    values, samples = [], []
+    measured = []  # each row with its macro F1, on the responses themselves and on each sample
     for row in rows:
-        values.append(np.mean([point_metrics(one)["macro_f1"] for one in row.outcomes]))
+        value = np.mean([point_metrics(one)["macro_f1"] for one in row.outcomes])
         drawn = [
-            bootstrap(partial(metrics, one), one.group, config.bootstrap, config.seed)
+            bootstrap(partial(metrics, one), one.group, config.bootstrap, config.seed)["macro_f1"]
             for one in row.outcomes
         ]
-        samples.append(np.mean([one["macro_f1"] for one in drawn], axis=0))
+        measured.append((row, value, np.mean(drawn, axis=0)))
     records = []
-    for one, other in itertools.product(range(len(rows)), repeat=2):
-        tested = paired_test(float(values[one] - values[other]), samples[one] - samples[other])
-        records.append(
-            {
-                "method": rows[one].name,
-                "detection": rows[one].kind,
-                "against": rows[other].name,
-                "against_detection": rows[other].kind,
-                **{
-                    f"macro_f1_difference_{part}": tested[part] for part in ("value", "low", "high")
-                },
-                "p": tested["p"],
-                "resamples": config.bootstrap,
-            }
-        )
+    for (one, value, drawn), (other, base, base_drawn) in itertools.product(measured, repeat=2):
+        record = {
+            "method": one.name,
+            "detection": one.kind,
+            "against": other.name,
+            "against_detection": other.kind,
+        }
+        tested = paired_test(float(value - base), drawn - base_drawn)
+        for part in ("value", "low", "high"):
+            record[f"macro_f1_difference_{part}"] = tested[part]
+        records.append({**record, "p": tested["p"], "resamples": config.bootstrap})
     return records
 
 
@@ -198,7 +184,7 @@ def length_records(row: Row) -> list[dict[str, Any]]:
     ]
 
 
-def section_tables(rows: list[Row], paper: dict[tuple[str, str, str], dict[str, Any]]) -> Section:
+def section_tables(rows: list[Row], paper: Paper) -> Section:
     """Computes all tables of one section."""
     test = rows[0].runs[0].test
     folders = dict.fromkeys(run.record.data.folder for row in rows for run in row.runs)

@@ -12,7 +12,7 @@ from data.meta import data_summary
 from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores, predict
-from evaluation.predictions import PREDICTIONS, SCORED_SPLITS, load_predictions
+from evaluation.predictions import PREDICTIONS, load_predictions
 from model.frozen import read_frozen_layers
 from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
@@ -20,7 +20,7 @@ from monitor.calibrate import tested_settings
 from monitor.settings import FILE as SETTINGS
 from monitor.settings import leave_settings
 from test.options import CausalTestConfig
-from test.testing import run_evaluation
+from test.testing import run_evaluation, scored_splits
 from utils.device import default_device, use_bf16
 from utils.files import InputError
 from utils.run_record import RECORD, read_record, run_folder
@@ -79,7 +79,8 @@ def main(config: CausalTestConfig) -> None:
             raise InputError(f"--score-with: {config.model_path}/{untrained}")
         bf16 = use_bf16(config.precision, device)
         if config.frozen_cache:
-            read_frozen(model, config, [load_examples(data, name) for name in SCORED_SPLITS])
+            names = scored_splits(config, data)
+            read_frozen(model, config, [load_examples(data, name) for name in names])
         token_scorer = config.row == "scm" and config.score_with == "token"
 
         def score(examples: Examples, split: str) -> Scores:
@@ -100,7 +101,7 @@ def main(config: CausalTestConfig) -> None:
         is_variant = config.row == "scm" and not token_scorer
         row = "scm-holistic" if is_variant else config.row
         result = run_evaluation(config, data, row, NAMES[row], score, folder)
-        if row == "scm":  # a deployed monitor reads what was chosen here
+        if row == "scm" and not config.settings:  # a deployed monitor reads what was chosen here
             valid = load_predictions(folder / PREDICTIONS)["valid"]
             settings = tested_settings(result, valid, data_summary(data.folder))
             leave_settings(Path(config.model_path) / SETTINGS, settings, config.overwrite)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from data.meta import data_summary
 from evaluation.options import Strictness, Style
 from model.options import Function, ScoreWith
+from monitor.rules import DelayK
+from monitor.settings import FILE, read_settings
 from utils.files import InputError, sha256_file
 from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
 from utils.run_record import model_summary
@@ -45,6 +47,10 @@ class EvaluationConfig:
         """Returns hashes of what is read."""
         return {"data": data_summary(self.data_dir)}
 
+    def given_thresholds(self) -> tuple[float, int] | None:
+        """Returns θ and k where they are not to be chosen anew."""
+        return None
+
     def refuse_target(self, reason: str) -> None:
         """Raises InputError where θ is to be calibrated for a share of false alarms."""
         if self.target_false_alarm or self.target_k != EvaluationConfig.target_k:
@@ -81,6 +87,9 @@ class CausalTestConfig(ModelTestConfig):
     score_with: ScoreWith = "token"
     """Of the row scm. token: the token scorer, as in the paper. holistic: the holistic scorer
     at every token, as in the released code."""
+    settings: str = ""
+    """Of the row scm: a monitor.json, or its folder, whose θ and k judge the test split; nothing is
+    chosen anew, and the split test alone will do (run-data.sh --splits test)."""
     frozen_cache: str = ""
     """Of a checkpoint trained with --last-layers: folder to keep the frozen layers' output in,
     shared by the tests of all such checkpoints on the same text."""
@@ -91,6 +100,37 @@ class CausalTestConfig(ModelTestConfig):
             raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
         if self.row == "qwen-full":
             self.refuse_target("full detection stops no stream")
+        if self.settings:
+            self.refuse_target("--settings holds the thresholds")
+
+    def inputs(self) -> dict[str, Any]:
+        inputs = super().inputs()
+        if given := self.given_thresholds():
+            sha256 = sha256_file(self._settings_file)
+            inputs["settings"] = {"sha256": sha256, "theta": given[0], "k": given[1]}
+        return inputs
+
+    @property
+    def _settings_file(self) -> Path:
+        path = Path(self.settings)
+        return path / FILE if path.is_dir() else path
+
+    def given_thresholds(self) -> tuple[float, int] | None:
+        if not self.settings:
+            return None
+        settings = read_settings(self._settings_file)
+        rule = settings.policy.rule
+        if not isinstance(rule, DelayK):
+            raise InputError(
+                f"{self._settings_file}: field 'rule': a test stops by {DelayK.name}, not by"
+                f" {rule.name}"
+            )
+        if self.row != "scm" or settings.score_with != self.score_with:
+            raise InputError(
+                f"{self._settings_file}: field 'score_with': its thresholds are of the"
+                f" {settings.score_with} scorer of the row scm"
+            )
+        return settings.policy.stop_threshold, rule.k
 
 
 @dataclass

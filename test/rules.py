@@ -122,7 +122,7 @@ def main(config: RulesConfig) -> None:
     """
     with run_folder(config) as folder:
         source = Path(config.metrics_dir)
-        tested = read_run(source, partial=True)
+        tested = read_run(source, partial=True, valid=True)
         splits = {"valid": tested.valid, "test": tested.test}
         for name, split in splits.items():
             if len(set(split.label.tolist())) < 2:

@@ -20,6 +20,12 @@ from utils.formatting import printable
 Scorer = Callable[[Examples, str], Scores]
 
 
+def scored_splits(config: EvaluationConfig, data: ProcessedData) -> list[str]:
+    """Names the splits that a test scores; those of given thresholds may lack validation."""
+    lacks_valid = config.given_thresholds() is not None and "valid" not in data.splits
+    return ["test"] if lacks_valid else [*SCORED_SPLITS]
+
+
 def run_evaluation(
     config: EvaluationConfig,
     data: ProcessedData,
@@ -42,16 +48,16 @@ def run_evaluation(
         The content of metrics.json.
     """
     tokenizer = load_tokenizer(data.folder / "tokenizer")
-    splits = {}
-    for name in SCORED_SPLITS:
+    splits, given = {}, config.given_thresholds()
+    for name in scored_splits(config, data):
         examples = load_examples(data, name)
-        if len(set(examples.response_label.tolist())) < 2:
+        if given is None and len(set(examples.response_label.tolist())) < 2:
             raise InputError(f"{data.folder}: split '{name}' lacks a class")
         splits[name] = collect(examples, score(examples, name), tokenizer)
     method = printable(config.name or method)
     result = {"row": row, "method": method} | evaluate(
-        splits["valid"], splits["test"], config.bootstrap, config.seed,
-        config.target_false_alarm, config.target_k,
+        splits.get("valid"), splits["test"], config.bootstrap, config.seed,
+        config.target_false_alarm, config.target_k, given,
     )  # fmt: skip
     write_json(folder / METRICS, result)
     result = read_json(folder / METRICS)  # NaN has become null

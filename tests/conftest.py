@@ -259,5 +259,6 @@ def monitors(tokenizers, tmp_path_factory):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest file first, so that the processes that share the files end together."""
-    items.sort(key=lambda item: item.path.name != "test_table.py")
+    """Puts slow files first, so that the processes that share the files end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

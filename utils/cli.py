@@ -13,6 +13,8 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -65,7 +67,7 @@ def parse(options: Options, words: Sequence[str], positional: Sequence[str] = ()
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             config, unknown = tyro.cli(
                 options,
-                prog=os.path.basename(sys.argv[0]),
+                prog=_program(),
                 args=[*named, *rest],
                 return_unknown_args=True,
                 config=(tyro.conf.HelptextFromCommentsOff,),
@@ -78,6 +80,12 @@ def parse(options: Options, words: Sequence[str], positional: Sequence[str] = ()
     if unknown and not hasattr(config, "passed_on"):
         raise InputError(f"unknown option {unknown[0]}; --help lists what there is")
     return dataclasses.replace(config, passed_on=tuple(unknown)) if unknown else config
+
+
+def _program() -> str:
+    """Returns the command as one would type it: `python -m test guard stream`."""
+    words = takewhile(lambda word: not word.startswith("-"), sys.argv[1:])
+    return " ".join(["python -m", Path(sys.argv[0]).parent.name, *words])
 
 
 def _choose(named: Mapping[str, Any], words: Sequence[str]) -> tuple[Any, Sequence[str]]:

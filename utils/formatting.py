@@ -1,5 +1,6 @@
 """Numbers, names and tables as text."""
 
+import math
 import unicodedata
 
 DIRECTIONS = set("LRE RLE LRO RLO PDF LRI RLI FSI PDI".split())  # they reorder what follows
@@ -22,8 +23,8 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Formats a share as percent; undefined ones as a dash."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    """Formats a share as percent; undefined ones, None or NaN, as a dash."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
 def interval(metric: dict[str, float | None], digits: int = 1) -> str:

@@ -16,6 +16,7 @@ matplotlib.use("Agg")  # no screen
 # Okabe and Ito's colours, distinct for every kind of colour vision
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#999999"
 VERMILION, GREEN, PURPLE, SKY, BLACK = "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000"
+METHOD_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY, BLACK, GREY)  # orange is the paper's
 
 
 def legend_label(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A text classifier of others as a guard."""
+"""A text classifier that others trained, as a guard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +13,10 @@ from utils.options import Precision
 
 
 class ClassifierGuard:
-    """A text classifier, HateBERT's or ToxDectRoBERTa's like, reads the response, or the pair.
+    """A text classifier like HateBERT or ToxDectRoBERTa; arguments are those of `TextClassifier`.
 
     Args:
-        folder: See `TextClassifier`.
-        text: What it reads. Of a pair that is too long, the longer one is cut.
-        options: Of `TextClassifier`.
-
-    Raises:
-        InputError: See `TextClassifier`.
+        text: What it reads. Of a pair that is too long, the longer text is cut.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Dialogue:
         id: Of the record.
         prompt: Without the two newlines that the data format puts after it.
         response: What its tokens spell.
-        ends: int [T], the characters of the response that are out after each token; a token that
+        ends: int [T], the characters of the response that are out after each token. A token that
             ends within a character has not brought it yet.
     """
 
@@ -52,16 +52,10 @@ class Dialogue:
 
 
 def read_dialogues(examples: Examples, tokenizer: PreTrainedTokenizerFast) -> list[Dialogue]:
-    """Turns the examples of a split back into text.
-
-    Args:
-        examples: N examples.
-        tokenizer: The data folder's.
-    """
+    """Turns the examples of a split back into text, with the data folder's tokenizer."""
     dialogues = []
-    for id_, ids, start in zip(
-        examples.ids, examples.input_ids, examples.response_start, strict=True
-    ):
+    columns = (examples.ids, examples.input_ids, examples.response_start)
+    for id_, ids, start in zip(*columns, strict=True):
         prompt = "".join(token_pieces(tokenizer, ids[:start]))  # leaves [BOS] and [CLS] out
         pieces = token_pieces(tokenizer, ids[start:])
         ends = np.cumsum([len(piece) for piece in pieces])
@@ -71,7 +65,7 @@ def read_dialogues(examples: Examples, tokenizer: PreTrainedTokenizerFast) -> li
 
 @dataclass
 class Judged:
-    """What a guard thinks of a split, and how many responses it did not read to their end."""
+    """A guard's scores of a split, and the number of responses that it did not read to the end."""
 
     scores: Scores
     cut: int
@@ -81,8 +75,8 @@ class Chat:
     """Writes dialogues as a guard's chat template wants them.
 
     Prompt and response are text: where they spell a control token, such as "<|im_end|>", the guard
-    reads its letters, so that no response can close its turn. The template's own are control
-    tokens. While the template is filled in, a character of private use stands for such a spelling.
+    reads its letters, so that no response can close its turn. While the template is filled in, a
+    private-use character stands for such a spelling.
 
     Args:
         tokenizer: The guard's.
@@ -97,7 +91,7 @@ class Chat:
             raise InputError(f"{where}: its tokenizer has no chat template")
         self.tokenizer, self.where = tokenizer, where
         self.encoder = TextEncoder(tokenizer.backend_tokenizer)
-        self.spelled: list[str] = []  # the spellings that were met, in the order of their stand-ins
+        self.spelled: list[str] = []  # spellings met so far, in the order of their stand-ins
 
     def render(self, turns: Iterable[tuple[str, str]], in_parts: bool = False, **options) -> str:
         """Fills in the template, up to the answer that follows.
@@ -132,6 +126,12 @@ class Chat:
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
         return ids
 
+    def prompt_too_long(self, id_: str, limit: int) -> InputError:
+        """Makes the error of a record whose prompt leaves the response no room."""
+        return InputError(
+            f"{self.where}: record '{id_}': its prompt alone fills the context of {limit} tokens"
+        )
+
     def _cover(self, text: str) -> str:
         text = PLACES.sub("\ufffd", text)
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -148,10 +148,7 @@ class Chat:
 def load_chat(
     folder: Path, auto_class: Any, kind: str, precision: Precision, **options: Any
 ) -> tuple[PreTrainedModel, Chat, int]:
-    """Loads a guard; returns it, its chat, and the tokens of its context.
-
-    Args: see `load_checkpoint`; weights and computation are in the precision.
-    """
+    """Loads a guard, see `load_checkpoint`; returns it, its chat, and the tokens of its context."""
     device = default_device()
     dtype = torch.bfloat16 if use_bf16(precision, device) else torch.float32
     model, tokenizer = load_checkpoint(folder, auto_class, kind, OPTION, dtype=dtype, **options)
@@ -164,10 +161,3 @@ def token_ends(encoder: TextEncoder, text: str) -> tuple[list[int], np.ndarray]:
     encoded = encoder.encode(text)
     ends = np.array([end for _, end in encoded.offsets], dtype=int)
     return encoded.ids, np.maximum.accumulate(ends)
-
-
-def prompt_too_long(where: str, dialogue: Dialogue, limit: int) -> InputError:
-    """Returns the error of a prompt that leaves the response no room."""
-    return InputError(
-        f"{where}: record '{dialogue.id}': its prompt alone fills the context of {limit} tokens"
-    )

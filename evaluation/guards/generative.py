@@ -11,20 +11,13 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from data.batches import token_budget_batches
-from evaluation.guards.dialogue import (
-    HARM,
-    Dialogue,
-    Judged,
-    load_chat,
-    prompt_too_long,
-    token_ends,
-)
+from evaluation.guards.dialogue import HARM, Dialogue, Judged, load_chat, token_ends
 from evaluation.options import Strictness, Style
 from evaluation.predict import Scores
 from utils.files import InputError
 from utils.options import Precision
 
-# What a generative guard says before its verdict, and the words of it.
+# What a generative guard writes before its verdict, and the words it chooses from.
 # Source: the model cards of Llama-Guard-3-8B and Qwen3Guard-Gen.
 VERDICTS: dict[Style, tuple[str, tuple[str, ...]]] = {
     "llama-guard": ("\n\n", ("safe", "unsafe")),
@@ -33,16 +26,15 @@ VERDICTS: dict[Style, tuple[str, tuple[str, ...]]] = {
 
 
 class GenerativeGuard:
-    """A language model that answers with a verdict; its score is what it expects that word to be.
+    """A language model that answers with a verdict; its score is the verdict's probability of harm.
 
-    The probability of harm is a softmax over the first tokens in which the verdict words differ, in
-    one pass: nothing is generated. A response that does not fit into the context is cut at its end.
+    That is a softmax over the first tokens in which the verdict words differ, in one pass: nothing
+    is generated. A response that does not fit into the context is cut at its end.
 
     Args:
         folder: Checkpoint with safetensors, its tokenizer with a chat template beside it.
         style: How it answers.
         strictness: Whether a controversial response counts as harmful.
-        precision: Of weights and computation.
         token_budget: Padded tokens a batch.
 
     Raises:
@@ -69,15 +61,17 @@ class GenerativeGuard:
         if "Controversial" in words:
             self.about["strictness"] = strictness
         # Llama-Guard-3-1B's template takes lists of parts and drops a plain string silently
-        self.content_in_parts = False
-        if not self._shows_both():
-            self.content_in_parts = True
-            if not self._shows_both():
-                raise InputError(f"{self.where}: its chat template leaves prompt or response out")
+        for in_parts in (False, True):
+            self.content_in_parts = in_parts
+            rendered = self.render("some prompt", "some response")
+            if "some prompt" in rendered and "some response" in rendered:
+                break
+        else:
+            raise InputError(f"{self.where}: its chat template leaves prompt or response out")
         self.question("some prompt", "some response")  # verdict words that begin alike show now
 
     def render(self, prompt: str, response: str) -> str:
-        """Writes the dialogue as the guard's chat template wants it, up to the guard's answer."""
+        """Fills in the guard's chat template, up to the guard's answer."""
         turns = [("user", prompt), ("assistant", response)]
         return self.chat.render(turns, self.content_in_parts)
 
@@ -88,7 +82,7 @@ class GenerativeGuard:
         """
         before, words = VERDICTS[self.style]
         rendered = self.render(prompt, response)
-        # some templates bring Llama Guard's newlines along: only what is missing is put there
+        # some templates end with Llama Guard's newlines: only the missing ones are added
         there = next(n for n in range(len(before), -1, -1) if rendered.endswith(before[:n]))
         opening = rendered + before[there:]
         ids = [self.chat.encode(opening + word) for word in words]
@@ -136,10 +130,6 @@ class GenerativeGuard:
         while len(ids) > self.limit:
             kept -= len(ids) - self.limit
             if kept < 1:
-                raise prompt_too_long(self.where, dialogue, self.limit)
+                raise self.chat.prompt_too_long(dialogue.id, self.limit)
             ids, verdicts = self.question(dialogue.prompt, dialogue.response[: ends[kept - 1]])
         return ids, verdicts, True
-
-    def _shows_both(self) -> bool:
-        rendered = self.render("some prompt", "some response")
-        return "some prompt" in rendered and "some response" in rendered

@@ -9,15 +9,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModel
 
-from evaluation.guards.dialogue import (
-    HARM,
-    Chat,
-    Dialogue,
-    Judged,
-    load_chat,
-    prompt_too_long,
-    token_ends,
-)
+from evaluation.guards.dialogue import HARM, Chat, Dialogue, Judged, load_chat, token_ends
 from evaluation.options import Strictness
 from evaluation.predict import Scores
 from utils.files import InputError
@@ -25,7 +17,7 @@ from utils.options import Precision
 
 
 class StreamGuard:
-    """Qwen3Guard-Stream: a verdict after each of its tokens, through its own public call.
+    """Qwen3Guard-Stream, through the calls that its own code offers.
 
     Its verdicts are words, so its probabilities are 0 or 1. A response that does not fit into the
     context is cut at its end and keeps its last verdict.
@@ -33,8 +25,7 @@ class StreamGuard:
     Source: the model card's example, https://github.com/QwenLM/Qwen3Guard.
 
     Args:
-        model: Anything with its `stream_moderate_from_ids` and `close_stream`.
-        chat: Its chat.
+        model: Anything with `stream_moderate_from_ids` and `close_stream`.
         limit: Tokens of its context.
         strictness: Whether a controversial response counts as harmful.
     """
@@ -58,18 +49,19 @@ class StreamGuard:
             opening, user = self.opening(dialogue.prompt)
             room = self.limit - len(opening)
             if room < 1:
-                raise prompt_too_long(self.where, dialogue, self.limit)
+                raise self.chat.prompt_too_long(dialogue.id, self.limit)
             ids, ends = token_ends(self.chat.encoder, dialogue.response)
             cut += len(ids) > room
             words = stream_verdicts(self.model, opening + ids[:room], user)
-            words = words[len(opening) - user :]  # the answer's opening is no response
-            for word in words:
+            verdicts = []
+            for word in words[len(opening) - user :]:  # the answer's opening is no response
                 if str(word).lower() not in self.harm:
                     raise InputError(
                         f"{self.where}: record '{dialogue.id}': unknown verdict '{word}'"
                     )
-            verdicts = np.array([self.harm[word.lower()] for word in words], dtype=np.float32)
-            token_probs.append(carry_over(verdicts, ends[:room], dialogue.ends))
+                verdicts.append(self.harm[word.lower()])
+            known = carry_over(np.array(verdicts, np.float32), ends[:room], dialogue.ends)
+            token_probs.append(known)
         last = np.array([probs[-1] for probs in token_probs], dtype=np.float32)
         return Judged(Scores(token_probs, last), cut)
 
@@ -77,13 +69,7 @@ class StreamGuard:
 def load_stream_guard(
     folder: Path, strictness: Strictness, precision: Precision, trust_remote_code: bool
 ) -> StreamGuard:
-    """Loads Qwen3Guard-Stream, whose code comes with its weights.
-
-    Args:
-        folder: Checkpoint with safetensors, tokenizer and Python code.
-        strictness: See `StreamGuard`.
-        precision: Of weights and computation.
-        trust_remote_code: Without it the folder's code is not run, and nothing loads.
+    """Loads Qwen3Guard-Stream, whose code comes with its weights: it must be trusted to load.
 
     Raises:
         InputError: The folder is no such checkpoint.
@@ -99,15 +85,10 @@ def load_stream_guard(
 
 @torch.no_grad()
 def stream_verdicts(model: Any, ids: Sequence[int], user: int) -> list[str]:
-    """Feeds a dialogue to Qwen3Guard-Stream, the user's turn at once, then token by token.
-
-    Args:
-        model: See `StreamGuard`.
-        ids: [L] of user's turn and answer.
-        user: Tokens of the user's turn.
+    """Feeds L tokens to Qwen3Guard-Stream, the `user` first ones at once; always closes the stream.
 
     Returns:
-        [L - user] the verdict after each later token. The stream is closed in any case.
+        [L - user] the verdict after each later token.
     """
     tokens, words, state = torch.tensor(ids), [], None
     try:
@@ -126,15 +107,14 @@ def stream_verdicts(model: Any, ids: Sequence[int], user: int) -> list[str]:
 def carry_over(verdicts: np.ndarray, guard_ends: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Gives each token of one tokenizer the verdict on another's, by characters.
 
-    What a monitor would know once so much text is out: the verdict on the last guard token that
-    ends there or before, 0 before any. Half a character is no text yet.
+    It is what a monitor would know once the token is out: the verdict on the last guard token that
+    ends there or before, 0 before any.
 
     Args:
         verdicts: float [G] after each guard token.
-        guard_ends: int [G], characters of the text up to each guard token's end; a guard token
-            that ends within a character counts to that character's end.
-        ends: int [T], characters that are out after each token; a token that ends within a
-            character has not brought it yet.
+        guard_ends: int [G], characters up to each guard token's end; one that ends within a
+            character counts to that character's end.
+        ends: int [T], characters that are out after each token; see `Dialogue`.
 
     Returns:
         float [T].

@@ -184,6 +184,7 @@ def build(server, tmp_path, *more: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_pipeline_goes_on_and_says_who_got_no_verdict(server, tmp_path):
     write_rows(tmp_path / "rows.jsonl")
 
@@ -216,6 +217,7 @@ def test_a_killed_pipeline_goes_on_and_says_who_got_no_verdict(server, tmp_path)
     again.communicate()
 
 
+@pytest.mark.slow
 def test_policy_and_temperature_of_the_command_line_reach_the_endpoint(server, tmp_path):
     write_rows(tmp_path / "rows.jsonl")
     policy = tmp_path / "policy.txt"
@@ -233,6 +235,7 @@ def test_policy_and_temperature_of_the_command_line_reach_the_endpoint(server, t
         assert "temperature" not in call.body
 
 
+@pytest.mark.slow
 def test_a_refused_endpoint_is_one_line_and_writes_nothing(server, tmp_path):
     write_rows(tmp_path / "rows.jsonl")
     server.script = lambda call: Reply(status=401)

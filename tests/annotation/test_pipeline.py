@@ -90,6 +90,7 @@ def test_duplicates_are_left_out_and_told(config, tmp_path):
     assert stats["rejected"] == {"exact duplicate": 5} and stats["parsed"] == 60
 
 
+@pytest.mark.slow
 def test_mil_through_the_shell_and_its_statistics(config, tmp_path):
     done = run(
         "bash", "scripts/run-annotate.sh", "mil", "--input", config.input, "--output-dir",

@@ -217,6 +217,7 @@ def trained(encoder, encoder_data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_full_and_partial_from_the_scripts(trained, encoder_data, tmp_path):
     for row in ("full", "partial"):
         run(
@@ -237,6 +238,7 @@ def test_full_and_partial_from_the_scripts(trained, encoder_data, tmp_path):
     assert not any("token_loss" in entry for entry in log)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_a_plain_classifier(trained, encoder_data):
     examples = load_examples(load_processed(encoder_data, None), "test")
     plain = AutoModelForSequenceClassification.from_pretrained(trained).eval()

@@ -159,6 +159,7 @@ def test_thresholds_keep_their_promise_on_validation(words, rule, token_theta, t
         assert "strictly only for a detector that these did not choose" in text
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_same(tmp_path):
     folder, paths = metrics_dir(tmp_path / "scm"), [tmp_path / name for name in ("a", "b")]
     calibrate(config_of(folder, paths[0]))

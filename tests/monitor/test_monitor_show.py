@@ -70,6 +70,7 @@ def show(scm, *words: str, check: bool = True, **environment: str):
     )
 
 
+@pytest.mark.slow
 def test_a_recorded_response_runs_through_without_escape_codes(scm, recorded):
     first, *shown, last = show(scm, "--replay", recorded, "--delay", "1").stdout.splitlines()
     assert first == "prompt> How is \\x1b[2Jit?"
@@ -80,6 +81,7 @@ def test_a_recorded_response_runs_through_without_escape_codes(scm, recorded):
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_response_says_so_and_exits_with_3(scm, recorded, strict):
     monitor = StreamingContentMonitor.from_pretrained(scm, settings=strict)
     with monitor.open(PROMPT) as stream:
@@ -102,6 +104,7 @@ def test_a_stopped_response_says_so_and_exits_with_3(scm, recorded, strict):
     assert scale.startswith("scores from 0 ")
 
 
+@pytest.mark.slow
 def test_a_language_model_is_followed_on_a_terminal_and_elsewhere(scm, tiny, strict):
     words = ("--llm", tiny, "--max-new-tokens", "30", "--temperature", "1", "--prompt", "And how?")
     ours, theirs = os.openpty()
@@ -134,6 +137,7 @@ def read_on(terminal) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(scm, recorded):
     done = show(scm, "--replay", recorded, "--id", "r7", check=False)
     assert (done.returncode, done.stdout) == (2, "")

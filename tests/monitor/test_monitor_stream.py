@@ -73,7 +73,9 @@ def follow(monitor: StreamingContentMonitor, pieces, prompt: str = PROMPT):
     return np.array([*scores, *verdict.scores]), (*starts, *verdict.starts), verdict
 
 
-@pytest.mark.parametrize("name", BYTE_LEVEL)
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in BYTE_LEVEL[1:])]
+)
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -288,6 +290,7 @@ def test_threads_that_feed_one_stream_take_turns(monitor):
     assert verdicts[-1].verified == len(text)
 
 
+@pytest.mark.slow
 def test_ten_thousand_streams_leave_memory_where_it_was(monitor):
     def some(count: int) -> int:
         for number in range(count):

@@ -79,7 +79,7 @@ def test_any_chunking_gives_the_ids_of_the_whole(encoders, splitters, name, text
     ids, starts, growing = in_pieces(splitters(name), pieces_of(text, seed, longest))
     assert ids == whole.ids
     assert starts == [start for start, _ in whole.offsets]
-    assert growing.settled == growing.received == len(text)
+    assert growing.settled == len(text) and not growing._tail
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +102,7 @@ def test_long_words_are_settled_before_they_end(tokenizers, splitters, name):
         growing, given_out = GrowingText(splitters(name)), []
         for character in word:
             given_out += growing.feed(character)[1]
-        assert growing.received - growing.settled < 3 * LONG_WORD
+        assert len(growing._tail) < 3 * LONG_WORD
         given_out += growing.finish()[1]
         backend = tokenizers(name).backend_tokenizer
         assert given_out == backend.encode(word, add_special_tokens=False).ids
@@ -135,7 +135,7 @@ def test_text_without_spaces_is_settled_as_it_comes(splitters, name, unit):
     growing = GrowingText(splitters(name))
     for character in unit * 100:
         growing.feed(character)
-        assert growing.received - growing.settled < 3 * LONG_WORD
+        assert len(growing._tail) < 3 * LONG_WORD
 
 
 @pytest.mark.parametrize("unit", ["🙂", " ", "-", "\n", "\u200b", "1", "\u1100"])
@@ -145,7 +145,7 @@ def test_what_nothing_settles_is_cut_at_the_same_place_however_it_comes(splitter
         growing, ids = GrowingText(splitters("tiny")), []
         for piece in pieces_of(text, 0, longest):
             ids += growing.feed(piece)[1]
-            assert growing.received - growing.settled <= LONGEST_RUN
+            assert len(growing._tail) <= LONGEST_RUN
         found.append(ids + growing.finish()[1])
         assert growing.settled == len(text)
     assert found[0] == found[1] == found[2]

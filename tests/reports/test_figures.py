@@ -243,6 +243,7 @@ def drawn(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_script_draws_all_figures(tmp_path):
     split = random_split(60, 5)
     write_run(tmp_path / "scm", valid=split, test=split)

@@ -257,6 +257,7 @@ def test_nothing_to_read_and_nowhere_to_write(tmp_path):
         main(TablesConfig(str(runs)))
 
 
+@pytest.mark.slow
 def test_the_script(tmp_path):
     write_run(tmp_path / "runs" / "scm")
     out = tmp_path / "out"

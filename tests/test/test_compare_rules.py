@@ -232,6 +232,7 @@ def metrics_dir(tmp_path_factory):
     return write_run(folder, valid=random_split(60, 0), test=random_split(60, 1))
 
 
+@pytest.mark.slow
 def test_the_comparison_agrees_with_its_predictions(metrics_dir, tmp_path):
     words = (str(metrics_dir), "--output-dir", str(tmp_path / "out"), "--targets", "0.1", "0.3")
     shown = run("bash", "scripts/compare-rules.sh", *words, "--bootstrap", "50").stdout

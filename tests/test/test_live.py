@@ -31,6 +31,7 @@ def check(scm, metrics, *words, check=True):
     return run(*command, check=check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longest", [3, 400])
 def test_decisions_are_those_of_the_test(tested, small_fineharm, tmp_path, longest):
     output = tmp_path / "live.json"
@@ -43,12 +44,14 @@ def test_decisions_are_those_of_the_test(tested, small_fineharm, tmp_path, longe
     assert setting["test"]["miss_rate"]["value"] < 1  # some are stopped
 
 
+@pytest.mark.slow
 def test_the_checkpoint_got_its_settings(tested):
     setting = json.loads((tested[1] / "metrics.json").read_text())["partial"]
     monitor = json.loads((tested[0] / "monitor.json").read_text())
     assert (monitor["unsafe"], monitor["k"]) == (setting["theta"], setting["k"])
 
 
+@pytest.mark.slow
 def test_another_model_decides_otherwise(tested, small_fineharm, tokenizers, tmp_path):
     tokenizer = tokenizers("tiny")
     other = save_scm(tmp_path / "other", tokenizer, len(tokenizer), spread=4)
@@ -76,6 +79,7 @@ def test_decisions_are_compared_to_the_last_token(stop, judged, prompt, counted)
     assert {name: result[name] for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_data_with_newlines_between_sentences_is_refused(tested, small_fineharm, tmp_path):
     metrics = tmp_path / "metrics"
     metrics.mkdir()

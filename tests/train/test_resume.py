@@ -21,6 +21,7 @@ from utils.files import InputError
 from utils.run_record import FinishedAlready
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(config):
     config = replace(config, epochs=2)
     train(replace(config, token_dropout=0.0))
@@ -38,6 +39,7 @@ def test_two_processes_give_what_one_gives(config):
         assert one and other == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_unbroken_end(config, small_fineharm):
     config = replace(config, epochs=4)
     unbroken = replace(config, output_dir=f"{config.output_dir}-unbroken")

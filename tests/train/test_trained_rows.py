@@ -24,6 +24,8 @@ from train.options import QwenConfig
 from train.train_qwen import main as train
 from utils.files import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tiny, tiny_data, tmp_path_factory) -> Path:

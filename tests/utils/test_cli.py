@@ -137,6 +137,12 @@ def test_options_need_no_heavy_package():
     assert done.stdout == "set()\n"
 
 
+def test_help_names_the_command_as_one_types_it():
+    words = ["-m", "test", "guard", "stream"]
+    done = subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, capture_output=True)
+    assert done.stdout.startswith(b"usage: python -m test guard stream [-h]")
+
+
 def test_options_of_training_arguments_are_passed_on():
     config = parse(QwenConfig, [*TRAINING, "--optim", "adafactor", "--adam-beta1", "0.8"])
     arguments = training_arguments(config)

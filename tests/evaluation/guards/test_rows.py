@@ -24,6 +24,7 @@ from utils.cli import parse
 from utils.files import InputError
 
 
+@pytest.mark.slow
 def test_the_classifier_row_through_its_script(bert, tiny_data, tmp_path):
     done = run(
         "bash", "scripts/run-guard.sh", "classifier", "--model-path", bert, "--data-dir",
