@@ -28,8 +28,8 @@ Percent, on the test split, with 95 % bootstrap intervals over prompts. Each thr
 on the benign validation responses for the target share of false alarms (split-conformal); of a
 rule's shapes the one is taken that releases least of the harmful validation responses. "Seen":
 share of a detected harmful response that was out when it was stopped. "Released": share of a
-harmful response that was out before the stop, all of it where it was missed, so that it tells of
-misses and of earliness in one number. "Against delay-k": difference in percentage points on the
+harmful response that was out before the stop, all of it where it was missed; one number for misses
+and earliness. "Against delay-k": difference in percentage points on the
 same resampled prompts, with its two-sided p, which is not corrected for the number of rules and
 targets."""
 EQUAL_NOTES = """\
@@ -53,7 +53,7 @@ def _shape(line: dict[str, Any]) -> str:
 def _cells(
     line: dict[str, Any], measured: dict[str, Any], heads: Sequence[str], compared: Sequence[str]
 ) -> dict[str, str]:
-    """Formats metrics, then how some of them differ from the reference's."""
+    """Formats metrics, then the difference of some of them from the reference's."""
 
     def difference(head: str) -> str:
         against = measured["against"][HEADS[head]]
@@ -102,7 +102,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def as_csv(result: dict[str, Any]) -> str:
-    """Formats rules.json as one line for each target and rule; columns are named by its keys."""
+    """Formats rules.json as one line for each target and rule; its keys name the columns."""
     flat = [
         {
             **line,
