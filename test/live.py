@@ -38,7 +38,7 @@ class Live:
         stop: Index of the token it was stopped at, or `MISSED`.
         scores: float32 [judged tokens].
         prompt_tokens: Tokens of the prompt that it was judged after.
-        cut_prompt: These are not all: the monitor keeps half of the context for the response.
+        cut_prompt: The prompt has more: the monitor keeps half of the context for the response.
     """
 
     stop: int
@@ -54,52 +54,45 @@ def follow_all(
     random = np.random.default_rng(config.seed)
     left, live, done = deque(records), {}, {}
     opening = len(leading_ids(monitor.tokenizer))
-    whole = {  # tokens of the uncut prompts
-        record["id"]: opening + len(monitor.splitter.encode(record["prompt"] + "\n\n").ids)
-        for record in records
-    }
     with tqdm(total=len(records), desc="live", unit="response") as bar:
         while left or live:
             while left and len(live) < config.streams:
                 record = left.popleft()
                 pieces = deque(_pieces(record["response"], config.longest, random))
-                live[record["id"]] = (Stream(monitor, record["prompt"]), pieces, [])
-            ended = []
-            for identity, (stream, pieces, _) in live.items():
-                if pieces:
-                    stream.receive(pieces.popleft())
-                else:
+                live[record["id"]] = record["prompt"], Stream(monitor, record["prompt"]), pieces, []
+            for _, stream, pieces, _ in live.values():
+                piece = pieces.popleft()
+                if piece is None:
                     stream.receive_end()
-                    ended.append(identity)
-            monitor.advance([stream for stream, _, _ in live.values()])
-            for identity, (stream, _, scores) in list(live.items()):
+                else:
+                    stream.receive(piece)
+            monitor.advance([stream for _, stream, _, _ in live.values()])
+            for identity, (prompt, stream, pieces, scores) in list(live.items()):
                 verdict = stream.verdict()
                 scores.append(verdict.scores)
-                if verdict.stopped or identity in ended:
+                if verdict.stopped or not pieces:
                     stop = MISSED if verdict.stop_token is None else verdict.stop_token
+                    whole = opening + len(monitor.splitter.encode(prompt + "\n\n").ids)
                     kept = stream.prompt_tokens
-                    cut = kept < whole[identity]
-                    done[identity] = Live(stop, np.concatenate(scores), kept, cut)
+                    done[identity] = Live(stop, np.concatenate(scores), kept, kept < whole)
                     stream.free()
                     del live[identity]
                     bar.update()
     return done
 
 
-def _pieces(text: str, longest: int, random: np.random.Generator) -> Iterator[str]:
+def _pieces(text: str, longest: int, random: np.random.Generator) -> Iterator[str | None]:
+    """Cuts a text at random; None is its end."""
     start = 0
     while start < len(text):
         end = start + int(random.integers(1, longest + 1))
         yield text[start:end]
         start = end
+    yield None
 
 
 def main(config: LiveConfig) -> None:
-    """Compares response by response and prints what differs.
-
-    Raises:
-        InputError: The test was of other data, or decisions differ.
-    """
+    """Compares response by response; raises InputError where decisions differ."""
     if config.output:
         refuse_file(Path(config.output), config.overwrite)
     began, folder = time.monotonic(), Path(config.metrics_dir)
