@@ -17,7 +17,6 @@ from pydantic.dataclasses import dataclass
 from utils.validation import STRICT
 
 Level = Literal["safe", "controversial", "unsafe"]
-Mode = Literal["strict", "loose"]
 State = tuple[float, ...] | float
 
 CERTAIN = 1.0  # the score of a token whose own is no number
@@ -167,7 +166,7 @@ class Policy:
     rule: Rule
     unsafe: Annotated[FiniteFloat, Field(gt=0)]
     controversial: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    mode: Mode = "loose"
+    mode: Literal["strict", "loose"] = "loose"
 
     @field_validator("unsafe", "controversial")
     @classmethod

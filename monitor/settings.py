@@ -44,8 +44,7 @@ def read_settings(path: Path) -> MonitorSettings:
         raise InputError(f"{path}: an object was expected")
 
     def take(kind: type) -> dict[str, Any]:
-        names = [one.name for one in dataclasses.fields(kind)]
-        return {name: content.pop(name) for name in names if name in content}
+        return {name: content.pop(name) for name in kind.__pydantic_fields__ if name in content}
 
     with one_line(str(path), "rule"):
         kind = RULES[RULE_NAME.validate_python(content.pop("rule", None))]

@@ -167,7 +167,7 @@ def answer(
 
 
 def read_prompts() -> Iterator[str]:
-    """Reads prompts from standard input, one a line, and prints those that were not typed there.
+    """Reads prompts from standard input, one a line; prints each that was not typed there.
 
     Raises:
         InputError: Standard input is no terminal and holds no prompt.
@@ -188,7 +188,7 @@ def read_prompts() -> Iterator[str]:
 
 
 def print_prompt(prompt: str) -> None:
-    """Writes a prompt as a terminal would have taken it."""
+    """Prints a prompt as one would have typed it at a terminal."""
     print("prompt>", printable(prompt, keep="\n\t"))
 
 

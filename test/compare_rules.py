@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
-from evaluation.decisions import Outcome
+from evaluation.decisions import Outcome, stopped_outcome
 from evaluation.metrics import by_length, metrics
 from evaluation.predictions import Predictions
 from monitor.calibrate import benign_threshold
@@ -39,19 +39,9 @@ def _highest(maxima: Sequence[np.ndarray]) -> np.ndarray:
 
 def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -> Outcome:
     """Stops every response of a split where its `running_maxima` reach a threshold."""
-    lengths = split.lengths
     released = np.array([np.searchsorted(one, theta) for one in maxima])  # T: never stopped
-    return Outcome(
-        label=split.label,
-        flagged=released < lengths,
-        score=_highest(maxima),
-        seen=np.minimum(released + 1, lengths) / lengths,
-        leaked=np.array(
-            [(row[:end] == 1).sum() for row, end in zip(split.token_labels, released, strict=True)]
-        ),
-        released=released,
-        group=split.group,
-    )
+    columns = (split.token_labels, split.label, split.group)
+    return stopped_outcome(released, _highest(maxima), *columns)
 
 
 def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:

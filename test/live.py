@@ -110,14 +110,14 @@ def main(config: LiveConfig) -> None:
         context=data.max_length,
         on_limit="pass",  # the test, too, judges no more than fits
     )
-    tested = {name: row for row, name in enumerate(run.test.ids)}
+    tested = dict(zip(run.test.ids, run.test.token_probs, strict=True))
     pairs = read_split(find_split(Path(config.input_dir), "test"), "test")
     records = [record for _, record in pairs if record["id"] in tested]
     if len(records) != len(tested):
         raise InputError(f"{config.input_dir}: lacks {len(tested) - len(records)} tested records")
     records = records[: config.limit or None]
     live = follow_all(monitor, records, config)
-    outcome = compare(live, tested, run.test.token_probs, theta, k, monitor.context)
+    outcome = compare(live, tested, theta, k, monitor.context)
     if config.output:
         seconds = {"seconds": time.monotonic() - began}
         write_json(Path(config.output), {**start_record(config), **outcome, **seconds})
@@ -133,19 +133,13 @@ def main(config: LiveConfig) -> None:
 
 
 def compare(
-    live: dict[str, Live],
-    tested: dict[str, int],
-    probs: list[np.ndarray],
-    theta: float,
-    k: int,
-    context: int,
+    live: dict[str, Live], tested: dict[str, np.ndarray], theta: float, k: int, context: int
 ) -> dict[str, Any]:
-    """Compares live decisions with a test's, response by response."""
+    """Compares live decisions with a test's scores and their decisions, response by response."""
     counts = {"responses": len(live), "equal": 0, "ties": 0, "less_prompt": 0}
     different, gap = [], 0.0
     for identity, one in live.items():
-        scores = probs[tested[identity]]
-        same = one.stop == delay_k(scores, theta, k)
+        scores = tested[identity]
         # the test knows a short response beforehand and keeps more of the prompt
         if one.cut_prompt and one.prompt_tokens + len(scores) < context:
             counts["less_prompt"] += 1
@@ -156,9 +150,11 @@ def compare(
             continue
         here = float(np.abs(scores[:judged] - one.scores).max(initial=0))
         gap = max(gap, here)
-        if same and here <= TOLERANCE:
+        if here > TOLERANCE:
+            different.append(identity)
+        elif one.stop == delay_k(scores, theta, k):
             counts["equal"] += 1
-        elif here <= TOLERANCE and np.abs(scores - theta).min() <= TOLERANCE:
+        elif np.abs(scores - theta).min() <= TOLERANCE:
             counts["ties"] += 1
         else:
             different.append(identity)
