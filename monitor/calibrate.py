@@ -30,15 +30,15 @@ CONTROVERSIAL_MISSES = 0.05  # of harmful validation responses, at the lower thr
 
 
 def benign_threshold(statistics: np.ndarray, target: float, path: Path) -> float:
-    """Returns the conformal threshold for a share of false alarms, above 0 and below 1.
+    """Returns the conformal threshold for a target share of false alarms.
 
     Args:
         statistics: float [n], the highest statistic of each benign validation response.
-        target: The share.
-        path: The file of these responses, for the message.
+        target: Above 0 and below 1.
+        path: The file of the responses.
 
     Raises:
-        InputError: They are too few to promise so little.
+        InputError: They are too few to promise so little; names the file.
     """
     threshold = conformal_theta(statistics, target)
     if math.isinf(threshold):

@@ -19,7 +19,6 @@ from utils.validation import STRICT
 Level = Literal["safe", "controversial", "unsafe"]
 State = tuple[float, ...] | float
 
-CERTAIN = 1.0  # the score of a token whose own is no number
 CLIP = 1e-6  # scores are kept this far from 0 and 1 before their log-odds are taken
 
 Tokens = Annotated[int, Field(ge=1, le=2**20)]  # no model reads more; later ones would never stop
@@ -131,19 +130,14 @@ RULES: dict[str, type[Rule]] = {
 
 
 def fail_closed(score: float) -> float:
-    """Returns the score, or that of certain harm where it is NaN or infinite."""
-    return score if math.isfinite(score) else CERTAIN
+    """Returns the score, or 1, certain harm, where it is NaN or infinite."""
+    return score if math.isfinite(score) else 1.0
 
 
 def trace(rule: Rule, scores: Iterable[float]) -> np.ndarray:
-    """Computes the statistic after each token of a finished response, as a live stream would.
+    """Returns the statistic after each token of a finished response, float64 [T].
 
-    Args:
-        rule: The rule.
-        scores: float [T]; NaN and infinity count as certain harm.
-
-    Returns:
-        float64 [T].
+    A live stream computes the same. NaN and infinite scores count as certain harm.
     """
     state, statistics = rule.start(), []
     for score in np.asarray(scores, dtype=float).tolist():

@@ -1,5 +1,6 @@
 """monitor.json: the settings of a monitor, kept beside its checkpoint."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,12 +68,10 @@ def leave_settings(path: Path, settings: MonitorSettings, overwrite: bool) -> No
     A file that is there already is replaced only with `overwrite`.
     """
     if path.exists() and not overwrite:
-        try:
-            same = read_settings(path) == settings
-        except InputError:
-            same = False
-        if not same:
-            print(f"{path}: holds other settings and is left alone; --overwrite replaces it")
+        with contextlib.suppress(InputError):
+            if read_settings(path) == settings:
+                return
+        print(f"{path}: holds other settings and is left alone; --overwrite replaces it")
         return
     try:
         write_settings(path, settings)

@@ -66,21 +66,20 @@ class Screen:
     """Writes one answer to standard output while it grows; `coloured` with escape codes."""
 
     def __init__(self, coloured: bool) -> None:
-        self._coloured, self._shown, self._last = coloured, 0, "\n"
+        self._coloured, self._shown = coloured, 0
 
     def show(self, transcript: Transcript) -> None:
         """Writes what has been released since the last call."""
         end = len(transcript.released)
         for text, score in scored_parts(transcript, self._shown, end):
             text = printable(text, keep="\n\t")
-            self._last = text[-1:] or self._last
             print(paint(text, score) if self._coloured else text, end="", flush=True)
         self._shown = end
 
     def close(self, transcript: Transcript, whole: int | None) -> None:
         """Writes the rest of the answer, and its `outcome` on a line of its own."""
         self.show(transcript)
-        print(end="" if self._last == "\n" else "\n")
+        print(end="" if transcript.released[-1:] in ("", "\n") else "\n")
         line = outcome(transcript.verdict, whole)
         if self._coloured:
             cells = "".join(paint(" ", step / len(SCALE)) for step in range(len(SCALE)))
@@ -89,12 +88,7 @@ class Screen:
 
 
 def outcome(verdict: Verdict, whole: int | None) -> str:
-    """Returns one line on how an answer ended.
-
-    Args:
-        verdict: The last one.
-        whole: Characters of the complete answer, where they are known.
-    """
+    """Returns one line on how an answer of `whole` characters, if these are known, ended."""
     share = 100 * verdict.harmful / max(verdict.tokens, 1)
     counts = f"{verdict.harmful} of {verdict.tokens} tokens harmful ({share:.1f} %)"
     if verdict.stopped:
@@ -107,11 +101,7 @@ def outcome(verdict: Verdict, whole: int | None) -> str:
 
 
 def read_response(path: Path, identity: str | None) -> tuple[str, str]:
-    """Returns prompt and response of one record of a JSON list or JSON lines.
-
-    Args:
-        path: The file.
-        identity: The record's id, or the file's name and the record's place; None for the first.
+    """Returns prompt and response of the record that `--id` names, or of the first.
 
     Raises:
         InputError: The file cannot be read, lacks the record, or the record lacks a field.

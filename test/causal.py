@@ -81,8 +81,7 @@ def main(config: CausalTestConfig) -> None:
         if config.frozen_cache:
             names = scored_splits(config, data)
             read_frozen(model, config, [load_examples(data, name) for name in names])
-        is_variant = config.row == "scm" and config.score_with == "holistic"
-        row = "scm-holistic" if is_variant else config.row
+        row = "scm-holistic" if config.score_with == "holistic" else config.row
 
         def score(examples: Examples, split: str) -> Scores:
             scores = predict(

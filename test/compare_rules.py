@@ -79,11 +79,6 @@ def at_equal_false_alarms(
     meets the target on average; the metrics are the averages over the draw. The lowest threshold of
     all stops everything at its first token.
 
-    Args:
-        maxima: `running_maxima` of the split.
-        split: N responses.
-        target: Share of benign responses, above 0 and below 1.
-
     Returns:
         From weights [B, N] to float [B] each: false_alarm_rate (the target), miss_rate,
         mean_fraction_seen, released_share; NaN where undefined.
@@ -135,9 +130,9 @@ def choose_shape(
 
     Args:
         shapes: Rules of one kind, with their `running_maxima` of the validation split.
-        valid: Validation split.
+        valid: That split.
         target: Share of false alarms that the thresholds are calibrated for.
-        path: The file of the predictions, for messages.
+        path: The file of the predictions, which a message names.
 
     Returns:
         The shape, its threshold and its metrics on the validation split.
@@ -184,14 +179,7 @@ def measure_rules(
 def compare_rules(
     splits: dict[str, Predictions], targets: Sequence[float], resamples: int, seed: int, path: Path
 ) -> list[dict[str, Any]]:
-    """Measures every rule at every target share of false alarms.
-
-    Args:
-        splits: Validation and test.
-        targets: Shares of false alarms.
-        resamples: Bootstrap samples of the 95 % intervals.
-        seed: Of the bootstrap.
-        path: The file of the predictions, for messages.
+    """Measures every rule on the splits valid and test, at every target share of false alarms.
 
     Returns:
         A line for each target and rule: its shape and threshold; its metrics on "valid"; "test" and

@@ -119,8 +119,8 @@ def main(config: LiveConfig) -> None:
     live = follow_all(monitor, records, config)
     outcome = compare(live, tested, theta, k, monitor.context)
     if config.output:
-        seconds = {"seconds": time.monotonic() - began}
-        write_json(Path(config.output), {**start_record(config), **outcome, **seconds})
+        seconds = time.monotonic() - began
+        write_json(Path(config.output), {**start_record(config), **outcome, "seconds": seconds})
     print(
         "{responses} responses: {equal} decisions equal, {ties} hang on rounding at θ,"
         " {less_prompt} see less of a long prompt, {different} differ;"

@@ -37,8 +37,6 @@ def run_evaluation(
     """Scores validation and test, fills the folder and prints the table.
 
     Args:
-        config: The options.
-        data: Processed data.
         row: Key of the row, as in the README: "scm", "qwen-full", "tfidf", …
         method: Name of the row, unless the options name it.
         score: The method.
