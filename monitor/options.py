@@ -22,8 +22,7 @@ def _option(name: str) -> tuple[str, Any, Any]:
     """Returns an option for a field of the rules, as `make_dataclass` takes it."""
     of = ", ".join(rule.name for rule in RULES.values() if name in rule.__pydantic_fields__)
     about = tyro.conf.arg(help=f"Of {of}: {SHAPES[name].description}")
-    kind = Annotated[SHAPES[name].annotation | None, about]
-    return name, kind, field(default=None, kw_only=True)
+    return name, Annotated[SHAPES[name].annotation | None, about], field(default=None, kw_only=True)
 
 
 @dataclass
@@ -42,10 +41,9 @@ class CalibrateConfig(make_dataclass("Shape", map(_option, SHAPES))):
     """Replace the file."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_false_alarm < 1:
-            raise InputError(
-                f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
-            )
+        target = self.target_false_alarm
+        if not 0 < target < 1:
+            raise InputError(f"--target-false-alarm: {target} is not above 0 and below 1")
         self.make_rule()
 
     def make_rule(self) -> Rule:

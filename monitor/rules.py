@@ -124,9 +124,7 @@ class Cusum(Rule):
         return total, total
 
 
-RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (DelayK, ConsecutiveK, WindowedMean, Cusum)
-}
+RULES = {rule.name: rule for rule in (DelayK, ConsecutiveK, WindowedMean, Cusum)}
 
 
 def fail_closed(score: float) -> float:

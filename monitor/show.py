@@ -88,7 +88,7 @@ class Screen:
 
 
 def outcome(verdict: Verdict, whole: int | None) -> str:
-    """Returns one line on how an answer of `whole` characters, if these are known, ended."""
+    """Returns one line on how an answer ended; `whole` is its length in characters, if known."""
     share = 100 * verdict.harmful / max(verdict.tokens, 1)
     counts = f"{verdict.harmful} of {verdict.tokens} tokens harmful ({share:.1f} %)"
     if verdict.stopped:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
 from evaluation.decisions import Outcome, stopped_outcome
-from evaluation.metrics import by_length, metrics
+from evaluation.metrics import by_length, length_part, metrics
 from evaluation.predictions import Predictions
 from monitor.calibrate import benign_threshold
 from monitor.rules import RULES, DelayK, Rule, trace
@@ -40,8 +40,7 @@ def _highest(maxima: Sequence[np.ndarray]) -> np.ndarray:
 def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -> Outcome:
     """Stops every response of a split where its `running_maxima` reach a threshold."""
     released = np.array([np.searchsorted(one, theta) for one in maxima])  # T: never stopped
-    columns = (split.token_labels, split.label, split.group)
-    return stopped_outcome(released, _highest(maxima), *columns)
+    return stopped_outcome(released, _highest(maxima), split.token_labels, split.label, split.group)
 
 
 def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
@@ -52,8 +51,7 @@ def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
     over the quartiles of length.
     """
     harmful = outcome.label == 1
-    starts = [part["from"] for part in by_length(outcome, lengths)]
-    part_of = np.searchsorted(starts, lengths, side="right")
+    part_of = length_part(lengths)
 
     def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -115,8 +115,7 @@ def main(config: LiveConfig) -> None:
     records = [record for _, record in pairs if record["id"] in tested]
     if len(records) != len(tested):
         raise InputError(f"{config.input_dir}: lacks {len(tested) - len(records)} tested records")
-    records = records[: config.limit or None]
-    live = follow_all(monitor, records, config)
+    live = follow_all(monitor, records[: config.limit or None], config)
     outcome = compare(live, tested, theta, k, monitor.context)
     if config.output:
         seconds = time.monotonic() - began
