@@ -87,6 +87,28 @@ class Outcome:
     group: np.ndarray
 
 
+def stopped_outcome(
+    released: np.ndarray,
+    score: np.ndarray,
+    token_labels: Sequence[np.ndarray],
+    label: np.ndarray,
+    group: np.ndarray,
+) -> Outcome:
+    """Returns the outcome of streams that released these many tokens; all of T: never stopped."""
+    lengths = np.array([len(labels) for labels in token_labels])
+    return Outcome(
+        label=np.asarray(label),
+        flagged=released < lengths,
+        score=score,
+        seen=np.minimum(released + 1, lengths) / lengths,
+        leaked=np.array(
+            [(labels[:end] == 1).sum() for labels, end in zip(token_labels, released, strict=True)]
+        ),
+        released=released,
+        group=np.asarray(group),
+    )
+
+
 def partial_outcome(
     token_probs: Sequence[np.ndarray],
     token_labels: Sequence[np.ndarray],
@@ -98,19 +120,9 @@ def partial_outcome(
     """Stops every response by delay-k detection. The token labels only count what leaked."""
     stops = np.array([delay_k(probs, theta, k) for probs in token_probs])
     lengths = np.array([len(probs) for probs in token_probs])
-    flagged = stops != MISSED
-    released = np.where(flagged, stops, lengths)
-    return Outcome(
-        label=np.asarray(label),
-        flagged=flagged,
-        score=kth_largest(token_probs, k)[:, k - 1],
-        seen=np.where(flagged, stops + 1, lengths) / lengths,
-        leaked=np.array(
-            [(labels[:end] == 1).sum() for labels, end in zip(token_labels, released, strict=True)]
-        ),
-        released=released,
-        group=np.asarray(group),
-    )
+    released = np.where(stops == MISSED, lengths, stops)
+    score = kth_largest(token_probs, k)[:, k - 1]
+    return stopped_outcome(released, score, token_labels, label, group)
 
 
 def full_outcome(

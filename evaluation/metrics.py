@@ -92,7 +92,7 @@ def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dic
         A row for each part that has a response: from, to (tokens), responses, harmful, and the
         metrics.
     """
-    part_of = _length_part(lengths, parts)
+    part_of = length_part(lengths, parts)
     rows = []
     for part in np.unique(part_of):
         chosen = part_of == part
@@ -111,8 +111,8 @@ def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dic
     return rows
 
 
-def _length_part(lengths: np.ndarray, parts: int) -> np.ndarray:
-    """The number of the part of like size that each length falls into, int [N]."""
+def length_part(lengths: np.ndarray, parts: int = 4) -> np.ndarray:
+    """Returns the number of the part of like size that each length falls into, int [N]."""
     edges = np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:-1], method="higher")
     return np.searchsorted(edges, lengths, side="right")
 
@@ -133,7 +133,7 @@ def auroc_at_equal_length(
         harmful and a benign response; NaN where no part has one.
     """
     weights = np.ones((1, len(outcome.label))) if weights is None else np.asarray(weights, float)
-    harmful, part_of = outcome.label == 1, _length_part(lengths, parts)
+    harmful, part_of = outcome.label == 1, length_part(lengths, parts)
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     with np.errstate(divide="ignore", invalid="ignore"):
         for part in np.unique(part_of):

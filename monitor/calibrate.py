@@ -1,10 +1,10 @@
-"""Settings of a monitor from a test's scores: for a promised share of false alarms, or as chosen.
+"""Settings of a monitor from a test's scores.
 
-scripts/calibrate-monitor.sh writes the former; the test of SCM leaves the latter beside the model.
+scripts/calibrate-monitor.sh calibrates a threshold for a share of false alarms; the test of SCM
+leaves the threshold that it chose beside the model.
 """
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from evaluation.predictions import METRICS, PREDICTIONS, Predictions
 from evaluation.runs import read_run
 from model.options import ScoreWith
 from monitor.options import CalibrateConfig
-from monitor.rules import RULES, Policy, Rule, trace
-from monitor.settings import MonitorSettings, token_theta_of, write_settings
+from monitor.rules import DelayK, Policy, trace
+from monitor.settings import MonitorSettings, write_settings
 from utils.files import InputError, refuse_file
 from utils.formatting import percent
 
@@ -29,29 +29,16 @@ SCORERS: dict[str, ScoreWith] = {  # what scored the tokens of a row
 CONTROVERSIAL_MISSES = 0.05  # of harmful validation responses, at the lower threshold
 
 
-def highest_statistics(rule: Rule, token_probs: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns the highest statistic of each response, which decides whether it is stopped.
-
-    Args:
-        rule: The rule.
-        token_probs: [N] float arrays [T].
-
-    Returns:
-        float64 [N].
-    """
-    return np.array([trace(rule, probs).max(initial=-np.inf) for probs in token_probs])
-
-
 def benign_threshold(statistics: np.ndarray, target: float, path: Path) -> float:
-    """Returns the conformal threshold for a share of false alarms.
+    """Returns the conformal threshold for a target share of false alarms.
 
     Args:
         statistics: float [n], the highest statistic of each benign validation response.
-        target: The share, above 0 and below 1.
-        path: Where the responses come from, for the message.
+        target: Above 0 and below 1.
+        path: The file of the responses.
 
     Raises:
-        InputError: They are too few to promise so little.
+        InputError: They are too few to promise so little; names the file.
     """
     threshold = conformal_theta(statistics, target)
     if math.isinf(threshold):
@@ -64,21 +51,12 @@ def benign_threshold(statistics: np.ndarray, target: float, path: Path) -> float
 
 
 def controversial_theta(valid: Predictions, unsafe: float, k: int) -> float | None:
-    """Returns the θ from which on delay-k detection calls a response controversial.
+    """Returns the θ at which delay-k detection calls a response controversial.
 
-    Args:
-        valid: Validation split.
-        unsafe: The higher θ.
-        k: Of both.
-
-    Returns:
-        The highest θ, up to the higher one, that misses at most `CONTROVERSIAL_MISSES` of the
-        harmful responses; None where there is none (too many are shorter than k tokens).
+    It is the highest θ, `unsafe` at most, that misses no more than `CONTROVERSIAL_MISSES` of the
+    harmful responses; None where there is none (too many are shorter than k tokens).
     """
-    harmful = [
-        probs for probs, label in zip(valid.token_probs, valid.label, strict=True) if label == 1
-    ]
-    scores = kth_largest(harmful, k)[:, k - 1]
+    scores = kth_largest(valid.token_probs, k)[valid.label == 1, k - 1]
     for theta in sorted({*FULL_THETAS, unsafe}, reverse=True):
         if theta <= unsafe and (scores < theta).mean() <= CONTROVERSIAL_MISSES:
             return theta
@@ -93,11 +71,11 @@ def tested_settings(
     Args:
         result: Its metrics.json.
         valid: Its validation split.
-        data: What it read (`ProcessedData.summary`).
+        data: What it read, from `data_summary`.
     """
     row = result["partial"]
     unsafe, k = row["theta"], row["k"]
-    policy = Policy(RULES["delay-k"](k), unsafe, controversial_theta(valid, unsafe, k))
+    policy = Policy(DelayK(k), unsafe, controversial_theta(valid, unsafe, k))
     origin = {
         "chosen_on": row["chosen_on"],
         "unsafe": "θ and k of the best macro F1",
@@ -107,7 +85,7 @@ def tested_settings(
         **{name: row["valid"][name] for name in ("macro_f1", "false_alarm_rate", "miss_rate")},
         "data": {name: data[name] for name in ("folder", "join", "max_length", "meta_sha256")},
     }
-    return MonitorSettings(policy, SCORERS[result["row"]], token_theta_of(policy), origin)
+    return MonitorSettings(policy, SCORERS[result["row"]], token_theta=unsafe, origin=origin)
 
 
 def main(config: CalibrateConfig) -> None:
@@ -125,7 +103,7 @@ def main(config: CalibrateConfig) -> None:
             f" one of {', '.join(SCORERS)} was expected"
         )
     valid, target = run.valid, config.target_false_alarm
-    statistics = highest_statistics(rule, valid.token_probs)
+    statistics = np.array([trace(rule, probs).max(initial=-np.inf) for probs in valid.token_probs])
     benign, harmful = statistics[valid.label == 0], statistics[valid.label == 1]
     threshold = benign_threshold(benign, target, folder / PREDICTIONS)
     if threshold > rule.highest:
@@ -133,7 +111,6 @@ def main(config: CalibrateConfig) -> None:
             f"{folder / PREDICTIONS}: more than {target:g} of the benign validation responses reach"
             f" {rule.highest:g}, the highest statistic of {rule.name}; no threshold separates them"
         )
-    policy = Policy(rule, threshold)
     origin = {
         "chosen_on": "valid",
         "target_false_alarm": target,
@@ -143,8 +120,10 @@ def main(config: CalibrateConfig) -> None:
         "metrics_dir": str(folder),
         "row": run.row,
     }
-    score_with = SCORERS[run.row]
-    write_settings(output, MonitorSettings(policy, score_with, token_theta_of(policy), origin))
+    # the thresholds of other rules are not of one token
+    token_theta = threshold if isinstance(rule, DelayK) else 0.5
+    policy = Policy(rule, threshold)
+    write_settings(output, MonitorSettings(policy, SCORERS[run.row], token_theta, origin))
     missed = percent((harmful < threshold).mean() if len(harmful) else None)
     print(
         f"threshold {threshold:.4g} for at most {100 * target:g} % false alarms, from"

@@ -11,19 +11,10 @@ from utils.files import InputError
 from utils.options import refuse_below_one
 from utils.validation import one_line
 
-READ_BY = {  # the options that one source alone reads
-    "prompt": "llm",
-    "max_new_tokens": "llm",
-    "temperature": "llm",
-    "seed": "llm",
-    "id": "replay",
-    "delay": "replay",
-}
-
-
 OnLimit = Literal["stop", "pass"]
 
-
+OF_LLM = ("prompt", "max_new_tokens", "temperature", "seed")  # options that --replay does not read
+OF_REPLAY = ("id", "delay")  # options that --llm does not read
 SHAPES = {name: info for rule in RULES.values() for name, info in rule.__pydantic_fields__.items()}
 
 
@@ -31,8 +22,7 @@ def _option(name: str) -> tuple[str, Any, Any]:
     """Returns an option for a field of the rules, as `make_dataclass` takes it."""
     of = ", ".join(rule.name for rule in RULES.values() if name in rule.__pydantic_fields__)
     about = tyro.conf.arg(help=f"Of {of}: {SHAPES[name].description}")
-    kind = Annotated[SHAPES[name].annotation | None, about]
-    return name, kind, field(default=None, kw_only=True)
+    return name, Annotated[SHAPES[name].annotation | None, about], field(default=None, kw_only=True)
 
 
 @dataclass
@@ -51,10 +41,9 @@ class CalibrateConfig(make_dataclass("Shape", map(_option, SHAPES))):
     """Replace the file."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.target_false_alarm < 1:
-            raise InputError(
-                f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
-            )
+        target = self.target_false_alarm
+        if not 0 < target < 1:
+            raise InputError(f"--target-false-alarm: {target} is not above 0 and below 1")
         self.make_rule()
 
     def make_rule(self) -> Rule:
@@ -66,20 +55,18 @@ class CalibrateConfig(make_dataclass("Shape", map(_option, SHAPES))):
 
 @dataclass(kw_only=True)
 class ShowConfig:
-    """Options of run-monitor. Exit status: 0 where all ran through, 3 where one was stopped."""
+    """Options of run-monitor. Exit status 3: an answer was stopped; 0: all ran through."""
 
     model_path: str
     """The monitor: output folder of run-scm.sh."""
     llm: str | None = None
     """Folder of the language model to follow (safetensors). Its chat template is used; without
-    one ChatML, if its tokenizer knows that, else the bare prompt. Exit status 3: an answer was
-    stopped; 0: all ran through."""
+    one ChatML, if its tokenizer knows that, else the bare prompt."""
     replay: str | None = None
     """Instead: file with recorded responses, FineHarm records or any JSON list or lines with
-    the fields prompt and response. Exit status as with --llm."""
+    the fields prompt and response."""
     id: str | None = None
-    """Of --replay: the record's field id, or FILE'S-NAME-N from 0 where it has none; default
-    the first record."""
+    """Of --replay: the record's id, or FILE'S-NAME-N from 0 if it has none; default the first."""
     delay: float = 10.0
     """Of --replay: milliseconds between pieces of 4 characters."""
     prompt: str | None = None
@@ -104,9 +91,9 @@ class ShowConfig:
     def __post_init__(self) -> None:
         if (self.llm is None) == (self.replay is None):
             raise InputError("--llm, --replay: one of the two is needed")
-        source = "replay" if self.llm is None else "llm"
+        source, unread = ("llm", OF_REPLAY) if self.replay is None else ("replay", OF_LLM)
         for one in fields(self):
-            if READ_BY.get(one.name, source) != source and getattr(self, one.name) != one.default:
+            if one.name in unread and getattr(self, one.name) != one.default:
                 raise InputError(f"--{one.name.replace('_', '-')}: --{source} does not read it")
         refuse_below_one(self, "max_new_tokens")
         if self.context is not None:

@@ -2,7 +2,7 @@
 
 A rule turns each score into a statistic; the stream is stopped at the first token where the
 statistic reaches the threshold. So one trace of a finished response holds the decisions of every
-threshold. Rules and their states are immutable: whoever keeps the state keeps the stream.
+threshold. Rules and their states are immutable; a stream needs to keep its state alone.
 """
 
 import math
@@ -14,14 +14,11 @@ import numpy as np
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from evaluation.decisions import MISSED
 from utils.validation import STRICT
 
 Level = Literal["safe", "controversial", "unsafe"]
-Mode = Literal["strict", "loose"]
 State = tuple[float, ...] | float
 
-CERTAIN = 1.0  # the score of a token whose own is no number
 CLIP = 1e-6  # scores are kept this far from 0 and 1 before their log-odds are taken
 
 Tokens = Annotated[int, Field(ge=1, le=2**20)]  # no model reads more; later ones would never stop
@@ -36,7 +33,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     highest: ClassVar[float] = 1.0  # value of the statistic
-    # what test/compare_rules.py tries as its fields; among equals the first is taken
+    # the fields that test/compare_rules.py tries; of equally good ones it takes the first
     shapes: ClassVar[tuple[tuple[float, ...], ...]] = tuple(
         (length,) for length in (2, 3, 4, 6, 8, 12, 20, 30, 50)
     )
@@ -52,10 +49,9 @@ class Rule(ABC):
 
 @dataclass(frozen=True, config=STRICT)
 class DelayK(Rule):
-    """Delay-k detection (Harm@k): stops where k tokens so far have reached the threshold.
+    """Delay-k detection (Harm@k): stops once k tokens have reached the threshold; k = 1 is naive.
 
-    Its state holds the k largest scores, ascending; its statistic is the least of them. With
-    k = 1 it is naive detection.
+    The state holds the k largest scores, ascending; the statistic is the least of them.
 
     Source: arXiv 2506.09996, section on evaluation.
     """
@@ -71,9 +67,9 @@ class DelayK(Rule):
 
 @dataclass(frozen=True, config=STRICT)
 class ConsecutiveK(Rule):
-    """Stops where the last k tokens have all reached the threshold.
+    """Stops once k consecutive tokens have reached the threshold.
 
-    Its state holds the last k scores; its statistic is the least of them.
+    The state holds the last k scores; the statistic is the least of them.
 
     Source: the debounce of Qwen3Guard-Stream, there with k = 2.
     """
@@ -89,10 +85,9 @@ class ConsecutiveK(Rule):
 
 @dataclass(frozen=True, config=STRICT)
 class WindowedMean(Rule):
-    """Stops where the mean of the last scores has reached the threshold.
+    """Stops once the mean over a window of the last tokens has reached the threshold.
 
-    Its state holds the last scores; its statistic is their sum over the window's length, so that
-    tokens which have not come yet count as 0.
+    The state holds their scores. Until the window is full, the tokens it lacks count as 0.
     """
 
     name: ClassVar[str] = "windowed-mean"
@@ -108,8 +103,8 @@ class WindowedMean(Rule):
 class Cusum(Rule):
     """Sequential test for a change from benign to harmful: the cumulative sum of log-odds.
 
-    State and statistic are S = max(0, S + log(p / (1 - p)) - drift), from S = 0. A token whose
-    log-odds are below the drift lowers it, others raise it. The threshold is in log-odds, too.
+    State and statistic are S = max(0, S + log(p / (1 - p)) - drift), from S = 0. The threshold is
+    in log-odds, too.
 
     Source: Page, Continuous Inspection Schemes, Biometrika 1954.
     """
@@ -129,25 +124,18 @@ class Cusum(Rule):
         return total, total
 
 
-RULES: dict[str, type[Rule]] = {
-    rule.name: rule for rule in (DelayK, ConsecutiveK, WindowedMean, Cusum)
-}
+RULES = {rule.name: rule for rule in (DelayK, ConsecutiveK, WindowedMean, Cusum)}
 
 
 def fail_closed(score: float) -> float:
-    """Returns the score, or that of certain harm where it is NaN or infinite."""
-    return score if math.isfinite(score) else CERTAIN
+    """Returns the score, or 1, certain harm, where it is NaN or infinite."""
+    return score if math.isfinite(score) else 1.0
 
 
 def trace(rule: Rule, scores: Iterable[float]) -> np.ndarray:
-    """Computes the statistic after each token of a finished response, as a live stream would.
+    """Returns the statistic after each token of a finished response, float64 [T].
 
-    Args:
-        rule: The rule.
-        scores: float [T], one score a response token; NaN and infinity count as certain harm.
-
-    Returns:
-        float64 [T].
+    A live stream computes the same. NaN and infinite scores count as certain harm.
     """
     state, statistics = rule.start(), []
     for score in np.asarray(scores, dtype=float).tolist():
@@ -156,36 +144,21 @@ def trace(rule: Rule, scores: Iterable[float]) -> np.ndarray:
     return np.array(statistics, dtype=float)
 
 
-def stop(rule: Rule, threshold: float, scores: Iterable[float]) -> int:
-    """Finds where a rule stops a finished response.
-
-    Args:
-        rule: The rule.
-        threshold: Least statistic that stops.
-        scores: float [T].
-
-    Returns:
-        The index of the token at which the stream is stopped, or `evaluation.decisions.MISSED`.
-    """
-    reached = np.flatnonzero(trace(rule, scores) >= threshold)
-    return int(reached[0]) if len(reached) else MISSED
-
-
 @dataclass(frozen=True, config=STRICT | {"arbitrary_types_allowed": True})
 class Policy:
     """What becomes of a stream: three levels from two thresholds, and which of them stop it.
 
     Attributes:
-        rule: The rule.
-        unsafe: From which statistic on a stream is unsafe.
-        controversial: From which on it is at least controversial; None for two levels.
+        rule: Computes the statistic.
+        unsafe: The least statistic of an unsafe stream.
+        controversial: That of a controversial one; None for two levels.
         mode: strict also stops at controversial, loose at unsafe alone.
     """
 
     rule: Rule
     unsafe: Annotated[FiniteFloat, Field(gt=0)]
     controversial: Annotated[FiniteFloat, Field(gt=0)] | None = None
-    mode: Mode = "loose"
+    mode: Literal["strict", "loose"] = "loose"
 
     @field_validator("unsafe", "controversial")
     @classmethod
@@ -198,7 +171,7 @@ class Policy:
         return value
 
     def level(self, statistic: float) -> Level:
-        """Returns the level of a stream whose statistic is this."""
+        """Returns the level of a stream with this statistic."""
         if not statistic < self.unsafe:  # so that NaN is unsafe
             return "unsafe"
         if self.controversial is not None and statistic >= self.controversial:

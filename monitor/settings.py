@@ -1,5 +1,6 @@
-"""monitor.json: the settings of a monitor, which lie beside the checkpoint that they belong to."""
+"""monitor.json: the settings of a monitor, kept beside its checkpoint."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,7 @@ class MonitorSettings:
     Attributes:
         policy: Rule, thresholds and mode.
         score_with: Which of the model's scorers scores the tokens.
-        token_theta: From which score on reports show a token as harmful; decides nothing.
+        token_theta: The least score of a token that reports show as harmful; decides nothing.
         origin: How the settings came about, for people.
     """
 
@@ -31,14 +32,6 @@ class MonitorSettings:
     score_with: ScoreWith
     token_theta: Annotated[float, Field(gt=0, le=1)]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def token_theta_of(policy: Policy) -> float:
-    """Returns the score from which on reports show a token as harmful.
-
-    With delay-k detection that is its own θ; the thresholds of other rules are not of one token.
-    """
-    return policy.unsafe if policy.rule.name == "delay-k" else 0.5
 
 
 def read_settings(path: Path) -> MonitorSettings:
@@ -52,8 +45,7 @@ def read_settings(path: Path) -> MonitorSettings:
         raise InputError(f"{path}: an object was expected")
 
     def take(kind: type) -> dict[str, Any]:
-        names = [one.name for one in dataclasses.fields(kind)]
-        return {name: content.pop(name) for name in names if name in content}
+        return {name: content.pop(name) for name in kind.__pydantic_fields__ if name in content}
 
     with one_line(str(path), "rule"):
         kind = RULES[RULE_NAME.validate_python(content.pop("rule", None))]
@@ -71,24 +63,18 @@ def write_settings(path: Path, settings: MonitorSettings) -> None:
 
 
 def leave_settings(path: Path, settings: MonitorSettings, overwrite: bool) -> None:
-    """Writes a settings file beside a checkpoint where it does no harm, and says what it did.
+    """Writes a settings file beside a checkpoint and says so; never fails.
 
-    Args:
-        path: The file.
-        settings: What to write.
-        overwrite: Replace a file of other content; else that is left alone.
+    A file that is there already is replaced only with `overwrite`.
     """
     if path.exists() and not overwrite:
-        try:
-            same = read_settings(path) == settings
-        except InputError:
-            same = False
-        if not same:
-            print(f"{path}: holds other settings and is left alone; --overwrite replaces it")
+        with contextlib.suppress(InputError):
+            if read_settings(path) == settings:
+                return
+        print(f"{path}: holds other settings and is left alone; --overwrite replaces it")
         return
     try:
         write_settings(path, settings)
+        print(f"settings of the monitor: {path}")
     except OSError as error:
         print(f"{path}: cannot be written ({error.strerror}); the monitor has no settings there")
-    else:
-        print(f"settings of the monitor: {path}")

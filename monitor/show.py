@@ -1,8 +1,8 @@
 """Shows the monitor at work in a terminal (scripts/run-monitor.sh).
 
 A language model's answer, or a recorded one, appears as far as it is verified, each token on a
-background that its score decides, and ends where the monitor stops it. Exit status 0: all answers
-ran through; 3: one was stopped.
+background for its score, and ends where the monitor stops it. Exit status 3: an answer was stopped;
+0: all ran through.
 """
 
 import os
@@ -14,12 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, set_seed
 
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
@@ -49,12 +44,7 @@ def paint(text: str, score: float) -> str:
 
 
 def scored_parts(transcript: Transcript, start: int, end: int) -> Iterator[tuple[str, float]]:
-    """Cuts a piece of a response at its tokens.
-
-    Args:
-        transcript: The response.
-        start: First character of the piece.
-        end: Where it ends.
+    """Cuts the characters start … end of a response at its tokens.
 
     Yields:
         Text and its score: the highest of the tokens that begin with its first character; 0 for
@@ -73,32 +63,23 @@ def scored_parts(transcript: Transcript, start: int, end: int) -> Iterator[tuple
 
 
 class Screen:
-    """Writes one answer to standard output while it grows.
-
-    Args:
-        coloured: Whether to send escape codes.
-    """
+    """Writes one answer to standard output while it grows; `coloured` with escape codes."""
 
     def __init__(self, coloured: bool) -> None:
-        self._coloured, self._shown, self._last = coloured, 0, "\n"
+        self._coloured, self._shown = coloured, 0
 
     def show(self, transcript: Transcript) -> None:
         """Writes what has been released since the last call."""
         end = len(transcript.released)
         for text, score in scored_parts(transcript, self._shown, end):
             text = printable(text, keep="\n\t")
-            self._last = text[-1:] or self._last
             print(paint(text, score) if self._coloured else text, end="", flush=True)
         self._shown = end
 
     def close(self, transcript: Transcript, whole: int | None) -> None:
-        """Writes what became of the answer, on a line of its own.
-
-        Args:
-            transcript: The answer.
-            whole: Characters that it would have had, where that is known.
-        """
-        print(end="" if self._last == "\n" else "\n")
+        """Writes the rest of the answer, and its `outcome` on a line of its own."""
+        self.show(transcript)
+        print(end="" if transcript.released[-1:] in ("", "\n") else "\n")
         line = outcome(transcript.verdict, whole)
         if self._coloured:
             cells = "".join(paint(" ", step / len(SCALE)) for step in range(len(SCALE)))
@@ -107,12 +88,7 @@ class Screen:
 
 
 def outcome(verdict: Verdict, whole: int | None) -> str:
-    """Says in one line what became of an answer.
-
-    Args:
-        verdict: The last one.
-        whole: Characters that the answer would have had, where that is known.
-    """
+    """Returns one line on how an answer ended; `whole` is its length in characters, if known."""
     share = 100 * verdict.harmful / max(verdict.tokens, 1)
     counts = f"{verdict.harmful} of {verdict.tokens} tokens harmful ({share:.1f} %)"
     if verdict.stopped:
@@ -125,17 +101,10 @@ def outcome(verdict: Verdict, whole: int | None) -> str:
 
 
 def read_response(path: Path, identity: str | None) -> tuple[str, str]:
-    """Reads one recorded response.
-
-    Args:
-        path: JSON list or JSON lines.
-        identity: Which record; None for the first.
-
-    Returns:
-        Prompt and response.
+    """Returns prompt and response of the record that `--id` names, or of the first.
 
     Raises:
-        InputError: The file cannot be read, holds no such record, or that lacks a field.
+        InputError: The file cannot be read, lacks the record, or the record lacks a field.
     """
     for number, (where, row) in enumerate(iterate_rows(path)):
         own = f"{path.stem}-{number}" if row.get("id") is None else str(row["id"])
@@ -147,18 +116,7 @@ def read_response(path: Path, identity: str | None) -> tuple[str, str]:
 def replay(
     monitor: StreamingContentMonitor, prompt: str, response: str, delay: float, screen: Screen
 ) -> Verdict:
-    """Plays a recorded response as if it were being written.
-
-    Args:
-        monitor: The monitor.
-        prompt: What was asked.
-        response: The whole of it.
-        delay: Seconds between pieces.
-        screen: Where it is shown.
-
-    Returns:
-        The last verdict.
-    """
+    """Plays a recorded response as if it were being written, `delay` seconds between pieces."""
     with monitor.open(prompt) as stream:
         transcript = Transcript(stream.verdict())
         for place in range(0, len(response), PIECE):
@@ -168,7 +126,6 @@ def replay(
                 break
             time.sleep(delay)
         transcript.add(stream.close())
-    screen.show(transcript)
     screen.close(transcript, len(response))
     return transcript.verdict
 
@@ -181,20 +138,14 @@ def answer(
     config: ShowConfig,
     screen: Screen,
 ) -> Verdict:
-    """Lets a language model answer under the monitor; returns the last verdict."""
+    """Lets a language model answer under the monitor."""
     inputs = {name: value.to(model.device) for name, value in as_chat(tokenizer, prompt).items()}
+    length, ends = inputs["input_ids"].shape[1], model.generation_config.eos_token_id
     sampling = {"temperature": config.temperature} if config.temperature else {}
-    with MonitorCriteria(
-        monitor,
-        prompt,
-        tokenizer,
-        inputs["input_ids"].shape[1],
-        eos_token_id=model.generation_config.eos_token_id,
-    ) as criteria:
+    with MonitorCriteria(monitor, prompt, tokenizer, length, eos_token_id=ends) as criteria:
         transcript = criteria.transcripts[0]
         model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
+            **inputs,
             stopping_criteria=[criteria],
             streamer=MonitorStreamer(criteria, lambda _: screen.show(transcript)),
             max_new_tokens=config.max_new_tokens,
@@ -206,10 +157,10 @@ def answer(
 
 
 def read_prompts() -> Iterator[str]:
-    """Reads prompts, a line each: asks for them on a terminal, else repeats them on the screen.
+    """Reads prompts from standard input, one a line; prints each that was not typed there.
 
     Raises:
-        InputError: Standard input holds none.
+        InputError: Standard input is no terminal and holds no prompt.
     """
     asks, count = sys.stdin.isatty(), 0
     while True:
@@ -227,16 +178,12 @@ def read_prompts() -> Iterator[str]:
 
 
 def print_prompt(prompt: str) -> None:
-    """Writes what is asked."""
+    """Prints a prompt as one would have typed it at a terminal."""
     print("prompt>", printable(prompt, keep="\n\t"))
 
 
 def load_monitor(config: ShowConfig) -> StreamingContentMonitor:
-    """Loads the monitor.
-
-    Raises:
-        InputError: Something of it is missing or unfit.
-    """
+    """Loads the monitor; raises InputError where something of it is missing or unfit."""
     monitor = StreamingContentMonitor.from_pretrained(
         config.model_path,
         settings=config.settings,
@@ -252,7 +199,7 @@ def load_monitor(config: ShowConfig) -> StreamingContentMonitor:
 
 
 def use_colour(choice: str) -> bool:
-    """Decides whether standard output gets escape codes."""
+    """Tells whether standard output gets escape codes."""
     if choice == "auto":
         return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return choice == "always"
@@ -268,8 +215,7 @@ def main(config: ShowConfig) -> None:
         prompt, response = read_response(Path(config.replay), config.id)
         monitor = load_monitor(config)
         print_prompt(prompt)
-        verdict = replay(monitor, prompt, response, config.delay / 1000, Screen(coloured))
-        stopped = verdict.stopped
+        stopped = replay(monitor, prompt, response, config.delay / 1000, Screen(coloured)).stopped
     else:
         monitor = load_monitor(config)
         model, tokenizer = load_checkpoint(

@@ -2,6 +2,5 @@
 # Feeds the test split to the live monitor: does it stop every response where the test did?
 #   bash scripts/check-live.sh METRICS_DIR --model-path SCM --input-dir FINEHARM
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m test live "$@"

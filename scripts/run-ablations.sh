@@ -5,12 +5,11 @@
 # and splits made with --word-rule: all by run-data.sh, others by run-annotate.sh. DATA_DIR tests all.
 # Flags of the tests: TEST_FLAGS="--precision auto" bash …
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ $# -lt 3 ]]; then
     echo "usage: $0 DATA_DIR BACKBONE RUNS_DIR [training flags; see run-scm.sh --help]" >&2
     exit 2
 fi
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 DATA=${1%/} BACKBONE=${2%/} RUNS=${3%/} FLAGS=("${@:4}")
 read -ra TEST <<< "${TEST_FLAGS:-}"
 read -ra RULES <<< "${WORD_RULES:-}"

@@ -3,6 +3,5 @@
 #   bash scripts/run-annotate.sh mil --input responses.jsonl --output-dir runs/mine
 #   bash scripts/run-annotate.sh compare runs/mine runs/others
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m annotation "$@"

@@ -6,8 +6,7 @@
 # Speed of detection: scoring against a plain pass, prefixes against padding, all thresholds.
 #   bash scripts/run-benchmark.sh detection [--encoder-path DIR] [--samples N]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 BACKBONE=backbones/smollm2-135m ENCODER=backbones/random-modernbert
 needs() {  # backbone's name, its folder, the option that names another
     [[ " ${*:4} " == *" $3"* || " ${*:4} " == *" --help "* || -d $2 ]] ||

@@ -3,8 +3,7 @@
 # train, test, compare with the baselines. Run again, it goes on where it was interrupted.
 #   bash scripts/run-demo.sh
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 BACKBONE=backbones/smollm2-135m
 RECIPE=(  # for 240 records and two processor cores; the paper's recipe is run-scm.sh's own
     --epochs 4

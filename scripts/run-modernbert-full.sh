@@ -3,16 +3,12 @@
 #   bash scripts/run-modernbert-full.sh --output-dir modernbert --data-dir baseline-modernbert --base-model-path /path/to/ModernBERT-base
 #   bash scripts/run-modernbert-full.sh test --model-path modernbert --data-dir baseline-modernbert --output-dir metrics/modernbert-full
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+if [[ "${1:-}" == test ]]; then
+    exec python -m test modernbert modernbert-full "${@:2}"
+fi
+[[ "${1:-}" == train ]] && shift
 read -ra LAUNCH <<< "${LAUNCHER:-python}"
-case "${1:-}" in
-test)
-    shift
-    exec python -m test modernbert modernbert-full "$@"
-    ;;
-train) shift ;;
-esac
 ARGS=(  # arXiv 2506.09996, released recipe of ModernBERT
     --epochs 1
     --batch-size 16  # 4 a device × 4 accumulation steps

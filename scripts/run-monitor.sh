@@ -3,6 +3,5 @@
 #   bash scripts/run-monitor.sh --model-path scm-0.5b --llm DIR [--prompt TEXT]
 #   bash scripts/run-monitor.sh --model-path scm-0.5b --replay FILE [--id ID]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec python -m monitor show "$@"

@@ -3,8 +3,7 @@
 #   bash scripts/run-qwen-full.sh --output-dir qwen-0.5b --data-dir scm --base-model-path /path/to/qwen
 #   bash scripts/run-qwen-full.sh test --model-path qwen-0.5b --data-dir scm --output-dir metrics/qwen-full
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [[ "${1:-}" == test ]]; then
     exec python -m test causal qwen-full "${@:2}"
 fi

@@ -2,8 +2,7 @@
 # Naive partial detection: the model of run-qwen-full.sh judges every prefix.
 #   bash scripts/run-qwen-partial.sh test --model-path qwen-0.5b --data-dir scm --output-dir metrics/qwen-partial
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 if [[ "${1:-}" != test ]]; then
     echo "error: nothing is trained here; train with scripts/run-qwen-full.sh, then: $0 test …" >&2
     exit 2

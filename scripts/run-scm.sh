@@ -4,16 +4,12 @@
 #   bash scripts/run-scm.sh test --model-path scm-0.5b --data-dir scm --output-dir metrics/scm-0.5b
 # Several devices: LAUNCHER="torchrun --standalone --nproc_per_node 2" bash scripts/run-scm.sh …
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+if [[ "${1:-}" == test ]]; then
+    exec python -m test causal scm "${@:2}"
+fi
+[[ "${1:-}" == train ]] && shift
 read -ra LAUNCH <<< "${LAUNCHER:-python}"
-case "${1:-}" in
-test)
-    shift
-    exec python -m test causal scm "$@"
-    ;;
-train) shift ;;
-esac
 ARGS=(  # arXiv 2506.09996, released recipe
     --epochs 3
     --batch-size 16  # 8 a device × 2 accumulation steps

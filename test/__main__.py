@@ -1,22 +1,15 @@
 """The paper's evaluations, one command a row: python -m test causal|modernbert|… …"""
 
-from test.options import (
-    GUARDS,
-    BaselineConfig,
-    CausalTestConfig,
-    LiveConfig,
-    ModernBertTestConfig,
-    RulesConfig,
-)
+from test import options
 from utils.cli import Command, run_command
 
 COMMANDS = {
-    "causal": Command(CausalTestConfig, "test.causal", ("row",)),
-    "modernbert": Command(ModernBertTestConfig, "test.modernbert", ("row",)),
-    "baselines": Command(BaselineConfig, "test.baselines", ("method",)),
-    "guard": Command(GUARDS, "test.guard"),
-    "rules": Command(RulesConfig, "test.rules", ("metrics_dir",)),
-    "live": Command(LiveConfig, "test.live", ("metrics_dir",)),
+    "causal": Command(options.CausalTestConfig, "test.causal", ("row",)),
+    "modernbert": Command(options.ModernBertTestConfig, "test.modernbert", ("row",)),
+    "baselines": Command(options.BaselineConfig, "test.baselines", ("method",)),
+    "guard": Command(options.GUARDS, "test.guard"),
+    "rules": Command(options.RulesConfig, "test.rules", ("metrics_dir",)),
+    "live": Command(options.LiveConfig, "test.live", ("metrics_dir",)),
 }
 
 if __name__ == "__main__":

@@ -31,29 +31,31 @@ def main(config: BaselineConfig) -> None:
         data = load_processed(Path(config.data_dir), tokenizer=None)
         tokenizer = load_tokenizer(data.folder / "tokenizer")
         examples = {name: load_examples(data, name) for name in ("train", "valid", "test")}
+        responses = {}
+        for name, split in examples.items():
+            pairs = zip(split.input_ids, split.response_start, strict=True)
+            responses[name] = [ids[start:] for ids, start in pairs]
 
-        def features_of(examples: Examples) -> list[str] | np.ndarray:
+        def inputs_of(texts: list[np.ndarray]) -> list[str] | np.ndarray:
+            """Returns what a method reads of N texts, given as token ids."""
             if config.method == "length":
-                return examples.response_lengths[:, None]
-            responses = zip(examples.input_ids, examples.response_start, strict=True)
-            return tokenizer.batch_decode([ids[start:].tolist() for ids, start in responses])
+                return np.array([[len(ids)] for ids in texts])
+            return tokenizer.batch_decode([ids.tolist() for ids in texts])
 
-        inputs = {name: features_of(split) for name, split in examples.items()}
+        inputs = {name: inputs_of(texts) for name, texts in responses.items()}
 
         if config.method == "length":
             features = make_pipeline(FunctionTransformer(np.log), StandardScaler())
         else:
             features = TfidfVectorizer(analyzer=terms, min_df=2, sublinear_tf=True)
         try:
-            train_features = features.fit_transform(inputs["train"])
+            fitted = features.fit_transform(inputs["train"])
         except ValueError:  # no term is left
             raise InputError(f"{data.folder}: split 'train': no word is in two responses") from None
 
         def fit(strength: float) -> Pipeline:
             classifier = LogisticRegression(C=strength, max_iter=1000)
-            return make_pipeline(
-                features, classifier.fit(train_features, examples["train"].response_label)
-            )
+            return make_pipeline(features, classifier.fit(fitted, examples["train"].response_label))
 
         def probabilities(pipeline: Pipeline, split: str) -> np.ndarray:
             return pipeline.predict_proba(inputs[split])[:, 1].astype(np.float32)
@@ -63,21 +65,15 @@ def main(config: BaselineConfig) -> None:
         best = max(pipelines, key=lambda one: roc_auc_score(label, probabilities(one, "valid")))
 
         def prefix_probabilities(response: np.ndarray) -> np.ndarray:
-            """Judges each prefix of one response, float [T]."""
-            lengths = range(1, len(response) + 1)
-            if config.method == "length":
-                return best.predict_proba(np.array(lengths)[:, None])[:, 1]
-            texts = tokenizer.batch_decode([response[:length].tolist() for length in lengths])
-            return best.predict_proba(texts)[:, 1]
+            """Judges each prefix of one response, float32 [T]."""
+            prefixes = [response[:length] for length in range(1, len(response) + 1)]
+            return best.predict_proba(inputs_of(prefixes))[:, 1].astype(np.float32)
 
-        def score(split_examples: Examples, split: str) -> Scores:
+        def score(_: Examples, split: str) -> Scores:
             token_probs = None
             if config.detection == "partial":
-                pairs = zip(split_examples.input_ids, split_examples.response_start, strict=True)
-                token_probs = [
-                    prefix_probabilities(ids[start:]).astype(np.float32)
-                    for ids, start in tqdm(pairs, split, len(split_examples), unit="response")
-                ]
+                bar = tqdm(responses[split], split, unit="response")
+                token_probs = [prefix_probabilities(response) for response in bar]
             return Scores(token_probs, probabilities(best, split))
 
         names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}

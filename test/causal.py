@@ -81,25 +81,22 @@ def main(config: CausalTestConfig) -> None:
         if config.frozen_cache:
             names = scored_splits(config, data)
             read_frozen(model, config, [load_examples(data, name) for name in names])
-        token_scorer = config.row == "scm" and config.score_with == "token"
+        row = "scm-holistic" if config.score_with == "holistic" else config.row
 
         def score(examples: Examples, split: str) -> Scores:
             scores = predict(
                 model,
                 examples,
-                score_with="token" if token_scorer else "holistic",
+                score_with="token" if row == "scm" else "holistic",
                 bf16=bf16,
                 token_budget=config.token_budget,
                 description=split,
             )
-            token_probs, response_prob = scores.token_probs, scores.response_prob
             return Scores(
-                None if config.row == "qwen-full" else token_probs,
-                np.full_like(response_prob, np.nan) if untrained else response_prob,
+                None if row == "qwen-full" else scores.token_probs,
+                np.full_like(scores.response_prob, np.nan) if untrained else scores.response_prob,
             )
 
-        is_variant = config.row == "scm" and not token_scorer
-        row = "scm-holistic" if is_variant else config.row
         result = run_evaluation(config, data, row, NAMES[row], score, folder)
         if row == "scm" and not config.settings:  # a deployed monitor reads what was chosen here
             valid = load_predictions(folder / PREDICTIONS)["valid"]

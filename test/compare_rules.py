@@ -1,9 +1,9 @@
 """Compares stopping rules on the scores of one test; pure computation.
 
-Rules of different kinds are comparable where they raise as many false alarms. `choose_shape`
-calibrates each of them on benign validation responses, as for a monitor in use: what the test split
-then shows is a result, but the realised shares of false alarms differ. `at_equal_false_alarms` sets
-the thresholds on the test split itself: no result, but the shares are the same.
+Rules can be compared where they raise equally many false alarms. `choose_shape` calibrates each
+rule on benign validation responses, as for a monitor in use: the test split then shows a result,
+but the realised shares of false alarms differ. `at_equal_false_alarms` sets the thresholds on the
+test split itself: the shares are the same, but it is no result.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
-from evaluation.decisions import Outcome
-from evaluation.metrics import by_length, metrics
+from evaluation.decisions import Outcome, stopped_outcome
+from evaluation.metrics import by_length, length_part, metrics
 from evaluation.predictions import Predictions
 from monitor.calibrate import benign_threshold
 from monitor.rules import RULES, DelayK, Rule, trace
 
-FAMILIES: dict[str, tuple[Rule, ...]] = {  # and their shapes
+FAMILIES: dict[str, tuple[Rule, ...]] = {  # the shapes of each kind of rule
     "naive": (DelayK(1),),
     **{name: tuple(rule(*shape) for shape in rule.shapes) for name, rule in RULES.items()},
 }
@@ -29,7 +29,7 @@ REFERENCE = DelayK.name  # the paper's rule; the others are tested against it
 
 
 def running_maxima(rule: Rule, token_probs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns the highest statistic up to each token, [N] arrays [T]: every threshold's stops."""
+    """Returns the highest statistic up to each token, [N] arrays [T]; these hold every stop."""
     return [np.maximum.accumulate(trace(rule, probs)) for probs in token_probs]
 
 
@@ -38,38 +38,20 @@ def _highest(maxima: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -> Outcome:
-    """Stops every response where its statistic reaches a threshold.
-
-    Args:
-        maxima: [N] arrays [T] of `running_maxima`.
-        split: The N responses.
-        theta: The threshold.
-    """
-    lengths = split.lengths
+    """Stops every response of a split where its `running_maxima` reach a threshold."""
     released = np.array([np.searchsorted(one, theta) for one in maxima])  # T: never stopped
-    return Outcome(
-        label=split.label,
-        flagged=released < lengths,
-        score=_highest(maxima),
-        seen=np.minimum(released + 1, lengths) / lengths,
-        leaked=np.array(
-            [(row[:end] == 1).sum() for row, end in zip(split.token_labels, released, strict=True)]
-        ),
-        released=released,
-        group=split.group,
-    )
+    return stopped_outcome(released, _highest(maxima), split.token_labels, split.label, split.group)
 
 
 def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
-    """Returns what is measured of an outcome, as a function of weights [B, N].
+    """Returns the metrics of an outcome, as a function of weights [B, N].
 
     To `evaluation.metrics.metrics` it adds released_share, the mean share of a harmful response
     that was out before the stop, and length_gap, the largest minus the smallest false-alarm rate
-    of the quartiles of length.
+    over the quartiles of length.
     """
     harmful = outcome.label == 1
-    starts = [part["from"] for part in by_length(outcome, lengths)]
-    part_of = np.searchsorted(starts, lengths, side="right")
+    part_of = length_part(lengths)
 
     def statistics(weights: np.ndarray) -> dict[str, np.ndarray]:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -87,18 +69,13 @@ def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
 def at_equal_false_alarms(
     maxima: Sequence[np.ndarray], split: Predictions, target: float
 ) -> MetricFunction:
-    """Returns what a rule does where it stops exactly the target share of benign responses.
+    """Returns the metrics of a rule that stops exactly the target share of benign responses.
 
-    The threshold is found anew for each row of weights, from the responses as that row counts them:
-    the lowest that stops no more than the target. Where it stops less (the target is no whole
-    number of responses, or benign responses tie), each stream's threshold is drawn between this one
-    and the next lower one, so often the lower that the target is met on average; the values are
-    those averages. Below all thresholds lies one that stops everything at its first token.
-
-    Args:
-        maxima: [N] arrays [T] of `running_maxima`.
-        split: The N responses.
-        target: Share of benign responses that is stopped, above 0 and below 1.
+    The threshold is set anew for each row of weights: the lowest that stops no more than the
+    target. Where it stops fewer (the target is no whole number of responses, or benign responses
+    tie), each stream draws between this threshold and the next lower one, with the probability that
+    meets the target on average; the metrics are the averages over the draw. The lowest threshold of
+    all stops everything at its first token.
 
     Returns:
         From weights [B, N] to float [B] each: false_alarm_rate (the target), miss_rate,
@@ -140,7 +117,7 @@ def at_equal_false_alarms(
 
 
 def point(statistics: MetricFunction, count: int) -> dict[str, float]:
-    """Returns each statistic of `count` responses that count once."""
+    """Returns each statistic of `count` responses, each counted once."""
     return {name: float(value[0]) for name, value in statistics(np.ones((1, count))).items()}
 
 
@@ -150,13 +127,13 @@ def choose_shape(
     """Chooses the shape that releases least of the harmful validation responses.
 
     Args:
-        shapes: Of one kind of rule, each with its `running_maxima` of the validation responses.
-        valid: Validation split.
-        target: Share of false alarms that each shape's threshold is calibrated for.
-        path: Where the predictions come from, for messages.
+        shapes: Rules of one kind, with their `running_maxima` of the validation split.
+        valid: That split.
+        target: Share of false alarms that the thresholds are calibrated for.
+        path: The file of the predictions, which a message names.
 
     Returns:
-        The shape, its threshold and what it does to the validation split.
+        The shape, its threshold and its metrics on the validation split.
     """
     candidates = []
     for rule, maxima in shapes.items():
@@ -173,32 +150,25 @@ def measure_rules(
     resamples: int,
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Measures rules on the same bootstrap samples.
-
-    Args:
-        rules: MetricFunction by name; `REFERENCE` is among them.
-        compared: MetricFunction in which the rules are tested against the reference.
-        group: int [N], responses of one prompt share a number.
-        resamples: Bootstrap samples.
-        seed: Of the bootstrap.
+    """Measures rules, `REFERENCE` among them, on the same bootstrap samples of the groups.
 
     Returns:
-        For each rule "test", every statistic with its 95 % interval, and "against", how the
-        compared ones differ from the reference's; NaN where undefined.
+        For each rule "test", every metric with its 95 % interval, and "against", the difference of
+        the compared metrics from the reference's; NaN where undefined.
     """
     values = {name: point(statistics, len(group)) for name, statistics in rules.items()}
     samples = {
         name: bootstrap(statistics, group, resamples, seed) for name, statistics in rules.items()
     }
+
+    def against(name: str, metric: str) -> dict[str, float]:
+        difference = values[name][metric] - values[REFERENCE][metric]
+        return paired_test(difference, samples[name][metric] - samples[REFERENCE][metric])
+
     return {
         name: {
-            "test": {one: with_interval(values[name][one], samples[name][one]) for one in own},
-            "against": {
-                one: paired_test(
-                    own[one] - values[REFERENCE][one], samples[name][one] - samples[REFERENCE][one]
-                )
-                for one in compared
-            },
+            "test": {one: with_interval(own[one], samples[name][one]) for one in own},
+            "against": {one: against(name, one) for one in compared},
         }
         for name, own in values.items()
     }
@@ -207,19 +177,12 @@ def measure_rules(
 def compare_rules(
     splits: dict[str, Predictions], targets: Sequence[float], resamples: int, seed: int, path: Path
 ) -> list[dict[str, Any]]:
-    """Measures every rule at every target.
-
-    Args:
-        splits: Validation and test.
-        targets: Shares of false alarms.
-        resamples: Bootstrap samples of the 95 % intervals.
-        seed: Of the bootstrap.
-        path: Where the predictions come from, for messages.
+    """Measures every rule on the splits valid and test, at every target share of false alarms.
 
     Returns:
         A line for each target and rule: its shape and threshold; its metrics on "valid"; "test" and
-        "against" of `measure_rules`; its false alarms "by_length"; and "equal_false_alarms", what
-        `measure_rules` finds with thresholds set on the test split.
+        "against" of `measure_rules`; its false alarms "by_length"; and "equal_false_alarms", the
+        same "test" and "against" with thresholds set on the test split.
     """
     valid, test = splits["valid"], splits["test"]
     every = [rule for rules in FAMILIES.values() for rule in rules]

@@ -49,12 +49,11 @@ def main(config: ModelTestConfig) -> None:
         def score(examples: Examples, split: str) -> Scores:
             judged = guard.judge(read_dialogues(examples, tokenizer), split)
             cut[split] = judged.cut
-            told = f"{judged.cut} of {len(examples)} responses were cut to the guard's context"
-            print(f"{split}: {told}")
+            cuts = f"{judged.cut} of {len(examples)} responses were cut to the guard's context"
+            print(f"{split}: {cuts}")
             return judged.scores
 
         manner = " ".join(str(word) for word in guard.about.values())
         method = f"{folder.resolve().name} ({manner})"
         run_evaluation(config, data, f"guard-{kind}", method, score, out)
-        about = {"guard": kind, **guard.about, "truncated": cut}
-        note(out, model={**model_summary(folder), **about})
+        note(out, model={**model_summary(folder), "guard": kind, **guard.about, "truncated": cut})

@@ -38,7 +38,7 @@ class Live:
         stop: Index of the token it was stopped at, or `MISSED`.
         scores: float32 [judged tokens].
         prompt_tokens: Tokens of the prompt that it was judged after.
-        cut_prompt: These are not all: the monitor keeps half of the context for the response.
+        cut_prompt: The prompt has more: the monitor keeps half of the context for the response.
     """
 
     stop: int
@@ -54,52 +54,45 @@ def follow_all(
     random = np.random.default_rng(config.seed)
     left, live, done = deque(records), {}, {}
     opening = len(leading_ids(monitor.tokenizer))
-    whole = {  # tokens of the uncut prompts
-        record["id"]: opening + len(monitor.splitter.encode(record["prompt"] + "\n\n").ids)
-        for record in records
-    }
     with tqdm(total=len(records), desc="live", unit="response") as bar:
         while left or live:
             while left and len(live) < config.streams:
                 record = left.popleft()
                 pieces = deque(_pieces(record["response"], config.longest, random))
-                live[record["id"]] = (Stream(monitor, record["prompt"]), pieces, [])
-            ended = []
-            for identity, (stream, pieces, _) in live.items():
-                if pieces:
-                    stream.receive(pieces.popleft())
-                else:
+                live[record["id"]] = record["prompt"], Stream(monitor, record["prompt"]), pieces, []
+            for _, stream, pieces, _ in live.values():
+                piece = pieces.popleft()
+                if piece is None:
                     stream.receive_end()
-                    ended.append(identity)
-            monitor.advance([stream for stream, _, _ in live.values()])
-            for identity, (stream, _, scores) in list(live.items()):
+                else:
+                    stream.receive(piece)
+            monitor.advance([stream for _, stream, _, _ in live.values()])
+            for identity, (prompt, stream, pieces, scores) in list(live.items()):
                 verdict = stream.verdict()
                 scores.append(verdict.scores)
-                if verdict.stopped or identity in ended:
+                if verdict.stopped or not pieces:
                     stop = MISSED if verdict.stop_token is None else verdict.stop_token
+                    whole = opening + len(monitor.splitter.encode(prompt + "\n\n").ids)
                     kept = stream.prompt_tokens
-                    cut = kept < whole[identity]
-                    done[identity] = Live(stop, np.concatenate(scores), kept, cut)
+                    done[identity] = Live(stop, np.concatenate(scores), kept, kept < whole)
                     stream.free()
                     del live[identity]
                     bar.update()
     return done
 
 
-def _pieces(text: str, longest: int, random: np.random.Generator) -> Iterator[str]:
+def _pieces(text: str, longest: int, random: np.random.Generator) -> Iterator[str | None]:
+    """Cuts a text at random; None is its end."""
     start = 0
     while start < len(text):
         end = start + int(random.integers(1, longest + 1))
         yield text[start:end]
         start = end
+    yield None
 
 
 def main(config: LiveConfig) -> None:
-    """Compares response by response and prints what differs.
-
-    Raises:
-        InputError: The test was of other data, or decisions differ.
-    """
+    """Compares response by response; raises InputError where decisions differ."""
     if config.output:
         refuse_file(Path(config.output), config.overwrite)
     began, folder = time.monotonic(), Path(config.metrics_dir)
@@ -117,17 +110,16 @@ def main(config: LiveConfig) -> None:
         context=data.max_length,
         on_limit="pass",  # the test, too, judges no more than fits
     )
-    tested = {name: row for row, name in enumerate(run.test.ids)}
+    tested = dict(zip(run.test.ids, run.test.token_probs, strict=True))
     pairs = read_split(find_split(Path(config.input_dir), "test"), "test")
     records = [record for _, record in pairs if record["id"] in tested]
     if len(records) != len(tested):
         raise InputError(f"{config.input_dir}: lacks {len(tested) - len(records)} tested records")
-    records = records[: config.limit or None]
-    live = follow_all(monitor, records, config)
-    outcome = compare(live, tested, run.test.token_probs, theta, k, monitor.context)
+    live = follow_all(monitor, records[: config.limit or None], config)
+    outcome = compare(live, tested, theta, k, monitor.context)
     if config.output:
-        seconds = {"seconds": time.monotonic() - began}
-        write_json(Path(config.output), {**start_record(config), **outcome, **seconds})
+        seconds = time.monotonic() - began
+        write_json(Path(config.output), {**start_record(config), **outcome, "seconds": seconds})
     print(
         "{responses} responses: {equal} decisions equal, {ties} hang on rounding at θ,"
         " {less_prompt} see less of a long prompt, {different} differ;"
@@ -140,19 +132,13 @@ def main(config: LiveConfig) -> None:
 
 
 def compare(
-    live: dict[str, Live],
-    tested: dict[str, int],
-    probs: list[np.ndarray],
-    theta: float,
-    k: int,
-    context: int,
+    live: dict[str, Live], tested: dict[str, np.ndarray], theta: float, k: int, context: int
 ) -> dict[str, Any]:
-    """Compares live decisions with a test's, response by response."""
+    """Compares live decisions with a test's scores and their decisions, response by response."""
     counts = {"responses": len(live), "equal": 0, "ties": 0, "less_prompt": 0}
     different, gap = [], 0.0
     for identity, one in live.items():
-        scores = probs[tested[identity]]
-        same = one.stop == delay_k(scores, theta, k)
+        scores = tested[identity]
         # the test knows a short response beforehand and keeps more of the prompt
         if one.cut_prompt and one.prompt_tokens + len(scores) < context:
             counts["less_prompt"] += 1
@@ -163,9 +149,11 @@ def compare(
             continue
         here = float(np.abs(scores[:judged] - one.scores).max(initial=0))
         gap = max(gap, here)
-        if same and here <= TOLERANCE:
+        if here > TOLERANCE:
+            different.append(identity)
+        elif one.stop == delay_k(scores, theta, k):
             counts["equal"] += 1
-        elif here <= TOLERANCE and np.abs(scores - theta).min() <= TOLERANCE:
+        elif np.abs(scores - theta).min() <= TOLERANCE:
             counts["ties"] += 1
         else:
             different.append(identity)

@@ -51,7 +51,7 @@ class EvaluationConfig:
         """Returns θ and k where they are not to be chosen anew."""
         return None
 
-    def refuse_target(self, reason: str) -> None:
+    def refuse_target(self, reason: str = "full detection stops no stream") -> None:
         """Raises InputError where θ is to be calibrated for a share of false alarms."""
         if self.target_false_alarm or self.target_k != EvaluationConfig.target_k:
             raise InputError(f"--target-false-alarm, --target-k: {reason}")
@@ -99,7 +99,7 @@ class CausalTestConfig(ModelTestConfig):
         if self.row != "scm" and self.score_with != "token":
             raise InputError(f"--score-with: the row {self.row} has its holistic scorer alone")
         if self.row == "qwen-full":
-            self.refuse_target("full detection stops no stream")
+            self.refuse_target()
         if self.settings:
             self.refuse_target("--settings holds the thresholds")
 
@@ -146,7 +146,7 @@ class BaselineConfig(EvaluationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.detection == "full":
-            self.refuse_target("full detection stops no stream")
+            self.refuse_target()
 
 
 @dataclass
@@ -224,7 +224,7 @@ class ClassifierConfig(ModelTestConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_target("full detection stops no stream")
+        self.refuse_target()
         if self.harmful_label and self.benign_label:
             raise InputError("--harmful-label and --benign-label exclude each other")
 
@@ -240,7 +240,7 @@ class GenerativeConfig(ModelTestConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_target("full detection stops no stream")
+        self.refuse_target()
         if self.style == "llama-guard" and self.strictness != "strict":
             raise InputError("--strictness: llama-guard calls nothing controversial")
 
@@ -281,4 +281,4 @@ class ModernBertTestConfig(ModelTestConfig):
         if self.row == "modernbert-full":
             if self.stride > 1:
                 raise InputError("--stride: full detection scores no prefixes")
-            self.refuse_target("full detection stops no stream")
+            self.refuse_target()

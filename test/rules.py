@@ -28,18 +28,17 @@ Percent, on the test split, with 95 % bootstrap intervals over prompts. Each thr
 on the benign validation responses for the target share of false alarms (split-conformal); of a
 rule's shapes the one is taken that releases least of the harmful validation responses. "Seen":
 share of a detected harmful response that was out when it was stopped. "Released": share of a
-harmful response that was out before the stop, all of it where it was missed, so that it tells of
-misses and of earliness in one number. "Against delay-k": difference in percentage points on the
+harmful response that was out before the stop, all of it where it was missed; one number for misses
+and earliness. "Against delay-k": difference in percentage points on the
 same resampled prompts, with its two-sided p, which is not corrected for the number of rules and
 targets."""
 EQUAL_NOTES = """\
 Thresholds set on test: a comparison of rules, not a result. In the table above the realised shares
-of false alarms differ between the rules, and who raises more of them stops earlier. Here each rule
-stops exactly the target share of the benign test responses; the shapes are still those chosen on
-validation. Where no threshold stops exactly that share, each stream's is drawn between the two
-nearest ones, and the values are the averages over the draw. In each bootstrap sample the thresholds
-are set anew, so that false alarms are equal in every sample and the intervals and p contain the
-uncertainty of the thresholds, but not that of the choice of shapes."""
+of false alarms differ, and a rule that raises more of them stops earlier. Here each rule stops
+exactly the target share of the benign test responses, in the shape chosen on validation. Where no
+threshold stops exactly that share, each stream's is drawn between the two nearest ones, and the
+values are averages over the draw. Each bootstrap sample sets the thresholds anew: the intervals and
+p contain the uncertainty of the thresholds, but not that of the choice of shapes."""
 LENGTH_NOTES = """\
 Thresholds calibrated on validation. False alarms in each quartile of response length, and the
 largest of them minus the smallest. The gap is above zero by chance alone, too, so it is compared
@@ -53,7 +52,7 @@ def _shape(line: dict[str, Any]) -> str:
 def _cells(
     line: dict[str, Any], measured: dict[str, Any], heads: Sequence[str], compared: Sequence[str]
 ) -> dict[str, str]:
-    """Formats metrics, then how some of them differ from the reference's."""
+    """Formats metrics, then the difference of some of them from the reference's."""
 
     def difference(head: str) -> str:
         against = measured["against"][HEADS[head]]
@@ -102,13 +101,9 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def as_csv(result: dict[str, Any]) -> str:
-    """Formats rules.json as one line for each target and rule; columns are named by its keys."""
+    """Formats rules.json as one line for each target and rule; its keys name the columns."""
     flat = [
-        {
-            **line,
-            "shape": _shape(line),
-            "by_length": {str(number): part for number, part in enumerate(line["by_length"], 1)},
-        }
+        line | {"shape": _shape(line), "by_length": dict(enumerate(line["by_length"], start=1))}
         for line in result["rules"]
     ]
     return pd.json_normalize(flat, sep="_").to_csv(index=False)

@@ -34,15 +34,13 @@ def run_evaluation(
     score: Scorer,
     folder: Path,
 ) -> dict[str, Any]:
-    """Scores validation and test, fills the report folder and prints the table.
+    """Scores validation and test, fills the folder and prints the table.
 
     Args:
-        config: The options.
-        data: Processed data.
         row: Key of the row, as in the README: "scm", "qwen-full", "tfidf", …
         method: Name of the row, unless the options name it.
         score: The method.
-        folder: Where to write to, from `run_folder`.
+        folder: From `run_folder`.
 
     Returns:
         The content of metrics.json.

@@ -30,11 +30,12 @@ from data.fineharm import read_split
 from data.options import DataConfig
 from data.prepare import main as prepare
 from data.tokenization import TextEncoder, load_tokenizer
+from evaluation.decisions import MISSED
 from evaluation.predictions import Predictions
 from model.config import DualTaskConfig
 from model.get_backbone import BackboneConfig, build_tiny
 from model.qwen_dual_task import QwenForDualTask  # noqa: E402
-from monitor.rules import Cusum, DelayK, Policy, Rule  # noqa: E402
+from monitor.rules import Cusum, DelayK, Policy, Rule, trace  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402
 from monitor.stream import StreamingContentMonitor  # noqa: E402
 
@@ -215,6 +216,12 @@ def settings_of(rule: Rule = NEVER, unsafe: float = 1e9, **policy) -> MonitorSet
     """Returns settings; as they are, nothing is ever stopped."""
     token_theta = unsafe if isinstance(rule, DelayK) else 0.5
     return MonitorSettings(Policy(rule, unsafe, **policy), "token", token_theta)
+
+
+def stop_of(rule: Rule, threshold: float, scores) -> int:
+    """Returns the token at which a rule stops a finished response, or MISSED."""
+    reached = np.flatnonzero(trace(rule, scores) >= threshold)
+    return int(reached[0]) if len(reached) else MISSED
 
 
 def save_scm(folder, tokenizer, vocab_size: int, spread: float = 5.0):

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from data.tokenization import load_tokenizer
 from evaluation.decisions import MISSED
 from monitor.hold_back import guard
-from monitor.rules import DelayK, stop
+from monitor.rules import DelayK
 from monitor.stream import StreamingContentMonitor
 from monitor.text import GrowingIds, Splitter
-from tests.conftest import save_scm, settings_of
+from tests.conftest import save_scm, settings_of, stop_of
 from tests.data.test_tokenization import without_bytes
 from tests.monitor.test_monitor_stream import PROMPT, TEXT, follow, scores_of
 from tests.monitor.test_monitor_text import BYTE_LEVEL, in_pieces, pieces_of
@@ -130,7 +130,7 @@ def test_text_that_hides_is_followed_at_exact_positions(monitors, name, way):
         assert (verdict.verified, verdict.stopped) == (len(text), False)
         assert "".join(guard(monitor, PROMPT, pieces)) == text
         monitor.settings = settings_of(DelayK(3), theta)
-        place, verdict = stop(DelayK(3), theta, scores), follow(monitor, pieces)[2]
+        place, verdict = stop_of(DelayK(3), theta, scores), follow(monitor, pieces)[2]
         assert place != MISSED and verdict.stop_token == place
         assert verdict.stop_character == verdict.verified == offsets[place]
     monitor.settings = settings_of()

@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 from data.tokenization import load_tokenizer
 from evaluation.decisions import MISSED
 from monitor.generation import GrowingDecode, MonitorCriteria, MonitorStreamer, same_tokenizer
-from monitor.rules import DelayK, stop
+from monitor.rules import DelayK
 from monitor.stream import StreamingContentMonitor
-from tests.conftest import settings_of
+from tests.conftest import settings_of, stop_of
 from tests.monitor.test_monitor_stream import plain_model, scores_of
 from utils.files import InputError
 
@@ -116,7 +116,7 @@ def test_generation_ends_at_the_token_of_an_offline_pass(monitor, llms):
     generation = Generation(llms("same"))
     plain = generation.run()
     whole = scores_of_ids(monitor, PROMPT, plain[0].tolist())
-    place = stop(RULE, THETA, whole)
+    place = stop_of(RULE, THETA, whole)
     assert place not in (MISSED, len(whole) - 1)
     monitor.settings = settings_of(RULE, THETA)
     with generation.criteria(monitor) as criteria:
@@ -133,7 +133,7 @@ def test_with_another_tokenizer_generation_ends_once_the_word_is_out(monitor, ll
     generation = Generation(llms(name))
     plain = generation.run()
     text = generation.text(plain[0])
-    place = stop(RULE, THETA, scores_of(monitor, monitor.folder, PROMPT, text))
+    place = stop_of(RULE, THETA, scores_of(monitor, monitor.folder, PROMPT, text))
     monitor.settings = settings_of(RULE, THETA)
     decode = GrowingDecode(generation.tokenizer)
     with monitor.open(PROMPT) as stream:
@@ -156,7 +156,7 @@ def test_rows_stop_and_end_each_for_itself(monitor, llms, name):
         rows = generation.run(stopping_criteria=[criteria])
     stops = []
     for row, transcript, prompt in zip(rows, criteria.transcripts, PROMPTS * 3, strict=True):
-        place = stop(DelayK(4), 0.8, offline_scores(monitor, generation, prompt, row))
+        place = stop_of(DelayK(4), 0.8, offline_scores(monitor, generation, prompt, row))
         verdict = transcript.verdict
         assert verdict.stopped == (place != MISSED)
         if verdict.stopped:

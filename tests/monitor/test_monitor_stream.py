@@ -20,10 +20,10 @@ from data.tokenization import TextEncoder, leading_ids, load_tokenizer
 from evaluation.decisions import MISSED
 from evaluation.predict import predict
 from model.qwen_dual_task import QwenForDualTask, load_backbone, load_dual_task
-from monitor.rules import Cusum, DelayK, Policy, WindowedMean, stop
+from monitor.rules import Cusum, DelayK, Policy, WindowedMean
 from monitor.settings import write_settings
 from monitor.stream import StreamClosed, StreamingContentMonitor
-from tests.conftest import NEVER, save_scm, settings_of  # noqa: F401
+from tests.conftest import NEVER, save_scm, settings_of, stop_of  # noqa: F401
 from tests.monitor.test_monitor_text import BYTE_LEVEL, pieces_of, texts
 from utils.files import InputError
 
@@ -97,7 +97,7 @@ def test_any_chunking_gives_the_scores_and_the_decision_of_the_whole(
         return  # the decision hangs on rounding
     monitor.settings = settings_of(DelayK(k), theta)
     scores, starts, verdict = follow(monitor, pieces_of(text, seed, longest))
-    place = stop(DelayK(k), theta, whole)
+    place = stop_of(DelayK(k), theta, whole)
     assert verdict.stopped == (place != MISSED)
     if verdict.stopped:
         assert verdict.stop_token == place and len(scores) == verdict.tokens == place + 1
@@ -112,7 +112,7 @@ def test_other_rules_stop_where_they_stop_a_finished_response(monitors, rule):
     threshold = 0.55 if not isinstance(rule, Cusum) else 4.0
     monitor.settings = settings_of(rule, threshold)
     _, _, verdict = follow(monitor, TEXT)
-    assert verdict.stop_token == stop(rule, threshold, whole) != MISSED
+    assert verdict.stop_token == stop_of(rule, threshold, whole) != MISSED
 
 
 def test_ids_are_followed_as_they_are(monitors):
@@ -153,7 +153,7 @@ def test_levels_and_modes(monitors):
     monitor.settings = settings_of(rule, high, controversial=low, mode="strict")
     verdict = follow(monitor, TEXT)[2]
     assert (verdict.level, verdict.stopped) == ("controversial", True)
-    assert verdict.stop_token == stop(rule, low, whole)
+    assert verdict.stop_token == stop_of(rule, low, whole)
 
 
 def test_a_stopped_stream_stays_stopped_and_frees_its_memory(monitor):

@@ -16,9 +16,9 @@ from monitor.rules import (
     Policy,
     WindowedMean,
     fail_closed,
-    stop,
     trace,
 )
+from tests.conftest import stop_of
 from utils.files import InputError
 from utils.validation import one_line
 
@@ -62,7 +62,7 @@ def test_log_odds_of_certainty_are_finite():
 
 def test_nothing_said_nothing_stopped():
     for rule in (DelayK(1), ConsecutiveK(1), WindowedMean(1), Cusum(0)):
-        assert trace(rule, []).shape == (0,) and stop(rule, 0.5, []) == MISSED
+        assert trace(rule, []).shape == (0,) and stop_of(rule, 0.5, []) == MISSED
 
 
 @given(some=scores, theta=threshold, k=counts)
@@ -70,8 +70,8 @@ def test_nothing_said_nothing_stopped():
 def test_delay_k_decides_as_the_evaluation_does(some, theta, k):
     some = np.array(some, dtype=np.float32)
     for one in (theta, *some.tolist(), *(np.nextafter(p, 2.0) for p in some.tolist())):
-        assert stop(DelayK(k), one, some) == delay_k(some, one, k)
-        assert stop(DelayK(1), one, some) == stop(ConsecutiveK(1), one, some)
+        assert stop_of(DelayK(k), one, some) == delay_k(some, one, k)
+        assert stop_of(DelayK(1), one, some) == stop_of(ConsecutiveK(1), one, some)
 
 
 @given(some=scores, theta=threshold, k=counts)
@@ -83,7 +83,7 @@ def test_consecutive_k_counts_tokens_in_a_row(some, theta, k):
         if row == k:
             expected = place
             break
-    assert stop(ConsecutiveK(k), theta, some) == expected
+    assert stop_of(ConsecutiveK(k), theta, some) == expected
 
 
 @given(rule=rules, some=scores, more=scores)
@@ -125,7 +125,7 @@ def test_a_score_that_is_no_number_is_certain_harm(rule, some, place):
         certain.insert(place, 1.0)
         np.testing.assert_array_equal(trace(rule, spoilt), trace(rule, certain))
     assert fail_closed(0.25) == 0.25
-    assert stop(DelayK(1), 1.0, [0.1, math.nan]) == 1
+    assert stop_of(DelayK(1), 1.0, [0.1, math.nan]) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "cusum"])

@@ -14,7 +14,7 @@ from evaluation.conformal import conformal_theta
 from evaluation.decisions import MISSED
 from evaluation.metrics import point_metrics
 from evaluation.predictions import Predictions
-from monitor.rules import RULES, DelayK, Rule, stop, trace
+from monitor.rules import RULES, DelayK, Rule, trace
 from test.compare_rules import (
     FAMILIES,
     at_equal_false_alarms,
@@ -26,7 +26,7 @@ from test.compare_rules import (
 )
 from test.options import RulesConfig
 from test.rules import main
-from tests.conftest import random_split, run
+from tests.conftest import random_split, run, stop_of
 from tests.monitor.test_rules import rules
 from tests.runs import write_run
 from utils.files import InputError
@@ -87,7 +87,7 @@ def test_the_gap_between_lengths_by_hand():
 def test_running_maxima_hold_every_stop(rule, theta, seed):
     split = random_split(10, seed)
     outcome = outcome_at(running_maxima(rule, split.token_probs), split, theta)
-    stops = [stop(rule, theta, probs) for probs in split.token_probs]
+    stops = [stop_of(rule, theta, probs) for probs in split.token_probs]
     assert np.where(outcome.flagged, outcome.released, MISSED).tolist() == stops
     assert (outcome.score >= theta).tolist() == outcome.flagged.tolist()
     if isinstance(rule, DelayK):
@@ -250,7 +250,7 @@ def test_the_comparison_agrees_with_its_predictions(metrics_dir, tmp_path):
         highest = [trace(rule, probs).max() for probs in valid.token_probs]
         theta = conformal_theta(np.array(highest)[valid.label == 0], line["target"])
         assert line["threshold"] == theta
-        stops = np.array([stop(rule, theta, probs) for probs in test.token_probs])
+        stops = np.array([stop_of(rule, theta, probs) for probs in test.token_probs])
         released = np.where(stops == MISSED, 1, stops / test.lengths)[test.label == 1].mean()
         alarms = (stops != MISSED)[test.label == 0].mean()
         values = line["test"]
@@ -275,7 +275,7 @@ def test_the_comparison_agrees_with_its_predictions(metrics_dir, tmp_path):
         assert equal["against"]["released_share"]["value"] == pytest.approx(difference)
         highest = np.array([trace(rule, probs).max() for probs in test.token_probs])
         theta = np.nextafter(np.sort(highest[test.label == 0])[-round(target * 30) - 1], INF)
-        stops = np.array([stop(rule, theta, probs) for probs in test.token_probs])
+        stops = np.array([stop_of(rule, theta, probs) for probs in test.token_probs])
         if (stops != MISSED)[test.label == 0].mean() == pytest.approx(target):
             untied.add((target, line["family"]))
             released = np.where(stops == MISSED, 1, stops / test.lengths)[test.label == 1].mean()

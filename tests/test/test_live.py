@@ -73,7 +73,7 @@ def test_another_model_decides_otherwise(tested, small_fineharm, tokenizers, tmp
 def test_decisions_are_compared_to_the_last_token(stop, judged, prompt, counted):
     probs = np.array([0.1, 0.9, 0.9, 0.1, 0.1], dtype=np.float32)
     scores = np.resize(probs, judged)
-    result = compare({"r": Live(stop, scores, prompt, True)}, {"r": 0}, [probs], 0.5, 2, 14)
+    result = compare({"r": Live(stop, scores, prompt, True)}, {"r": probs}, 0.5, 2, 14)
     expected = {"equal": 0, "ties": 0, "less_prompt": 0, "different": []}
     expected[counted] = ["r"] if counted == "different" else 1
     assert {name: result[name] for name in expected} == expected
