@@ -13,7 +13,7 @@ import numpy as np
 from annotation.cache import keep_labels
 from annotation.options import ModelConfig, refuse_outside
 from annotation.records import Annotation, Annotator, ParsedResponse
-from data.fineharm import Record
+from data.fineharm import every_word
 from utils.options import Precision
 from utils.run_record import read_record
 
@@ -36,7 +36,6 @@ class ScmConfig(ModelConfig):
         refuse_outside(self, "annotator_threshold", "token_share")
 
     def make_annotator(self) -> "ScmAnnotator":
-        """Loads the model."""
         return ScmAnnotator(self)
 
 
@@ -72,7 +71,6 @@ class ScmAnnotator(Annotator):
         return keep_labels(self.config, records, self._annotate)
 
     def report(self) -> dict[str, Any]:
-        """Returns model and thresholds."""
         return {
             "model": self.folder.name,
             "join": self.layout.join,
@@ -85,8 +83,13 @@ class ScmAnnotator(Annotator):
         from data.splits import to_examples
         from evaluation.predict import predict
 
-        pairs = [(record.id, _unlabelled(record)) for record in records]
-        encoded = encode_records(pairs, self.encoder, self.layout)
+        unlabelled = []
+        for record in records:
+            labels = [0] * len(record.sentences)
+            unlabelled.append(
+                (record.id, record.labelled(labels, every_word(labels, record.words)))
+            )
+        encoded = encode_records(unlabelled, self.encoder, self.layout)
         scores = predict(self.model, to_examples(encoded), bf16=self.bf16)
         for record, example, probs in zip(records, encoded, scores.token_probs, strict=True):
             count = len(record.sentences)
@@ -100,15 +103,3 @@ class ScmAnnotator(Annotator):
             cut = example.cut_prompt or example.cut_response
             labels = (share >= self.config.token_share).astype(int).tolist()
             yield Annotation(labels, CUT if cut else None)
-
-
-def _unlabelled(record: ParsedResponse) -> Record:
-    return Record(
-        id=record.id,
-        prompt=record.prompt,
-        response=record.response,
-        sentences=record.sentences,
-        sentence_labels=[0] * len(record.sentences),
-        words=record.words,
-        word_labels=[[0] * len(words) for words in record.words],
-    )
