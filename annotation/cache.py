@@ -13,15 +13,10 @@ from utils.files import InputError
 
 
 class LabelCache:
-    """Annotations in an SQLite file. It holds no text; several processes may share it.
-
-    What was put outlives a kill -9.
-
-    Args:
-        path: The file, made where there is none.
+    """Annotations in an SQLite file, without any text. Several processes may share it.
 
     Raises:
-        InputError: It does not serve as a cache.
+        InputError: The file does not serve as a cache.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,14 +46,13 @@ class LabelCache:
         return row and Annotation(json.loads(row[0]), row[1])
 
     def put(self, annotations: dict[str, Annotation]) -> None:
-        """Keeps annotations by their keys; safe once this returns."""
+        """Keeps annotations by their keys; once this returns they outlive a kill -9."""
         rows = [(key, json.dumps(one.labels), one.problem) for key, one in annotations.items()]
         with self._named(), self.database:
             self.database.execute("BEGIN")
             self.database.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
-        """Closes the file."""
         self.database.close()
 
 
@@ -67,10 +61,10 @@ def keep_labels(
     records: Iterable[ParsedResponse],
     annotate: Callable[[list[ParsedResponse]], Iterable[Annotation]],
 ) -> Iterator[Annotation]:
-    """Gives each record's annotation: the kept one, else a new one, which is kept.
+    """Yields the annotation of each record: the kept one, or else a new one, which is kept.
 
     Args:
-        config: The options, which decide with the record what its key is.
+        config: The options; with the record's text they make up its key.
         records: All records.
         annotate: Annotates some of them in order.
     """

@@ -137,11 +137,7 @@ class LLMAnnotator(Annotator):
                 runner.run(stop())
 
     def report(self) -> dict[str, Any]:
-        """Returns settings, counts and costs.
-
-        Cached answers are those of earlier runs. `invalid_answers` counts among both the new and
-        the cached; `rejected` counts records.
-        """
+        # cached answers are those of earlier runs; invalid ones are new or cached
         return {
             "model": self.config.annotator_model,
             "prompt_version": VERSION,

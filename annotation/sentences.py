@@ -4,6 +4,7 @@ Source: arXiv 2506.09996, section on FineHarm: the notional words of a harmful s
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cache
 
@@ -19,10 +20,9 @@ from annotation.sources import Row
 from utils.files import InputError
 from utils.processes import map_chunks
 
-# The open-class words of Universal Dependencies: those that carry content of their own. The paper
-# calls them notional words. Auxiliaries, pronouns, particles, numerals and all other closed classes
-# are left out: "you will" is the same in a threat and in a recipe. Interjections are in, because
-# in abuse they are often all the content there is.
+# The open-class words of Universal Dependencies, which the paper calls notional words. Closed
+# classes carry no content of their own: "you will" is the same in a threat and in a recipe.
+# Interjections do: in abuse they are often all the content there is.
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
 
 BATCH = 64  # responses a process gets at once
@@ -38,10 +38,7 @@ LIST_MARK = re.compile(r"(?:\W{1,3}|\W?\w{1,3}[.):])")  # "-", "*", "1.", "(a)",
 
 @cache
 def load_language(name: str = SPACY_MODEL) -> Language:
-    """Loads a spaCy pipeline with what sentences and parts of speech need, and no more.
-
-    Args:
-        name: An installed pipeline, or a folder; by default the English one.
+    """Loads an installed spaCy pipeline, or one in a folder, for sentences and parts of speech.
 
     Raises:
         InputError: There is none of this name, or it finds no sentences or parts of speech.
@@ -62,8 +59,8 @@ def load_language(name: str = SPACY_MODEL) -> Language:
 class LinearTokenizer:
     """Gives spaCy's tokenizer long stretches without white space in parts.
 
-    It peels signs off a stretch one by one and copies the rest each time: a response of 100,000
-    exclamation marks would take half an hour.
+    It takes signs off a stretch one by one and copies the rest each time: without parts, 100,000
+    exclamation marks take half an hour.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -84,10 +81,9 @@ class LinearTokenizer:
 
 
 def _parse_chunk(language: Language, chunk: list[tuple[Row, str]]) -> list[ParsedResponse]:
-    with language.memory_zone():  # else every new word stays in memory for good
+    with language.memory_zone():  # otherwise every new word stays in memory for good
         docs = language.pipe((row.response for row, _ in chunk), batch_size=BATCH)
-        pairs = zip(docs, chunk, strict=True)
-        return [parsed_row(doc, row, split) for doc, (row, split) in pairs]
+        return [_parsed_row(doc, *pair) for doc, pair in zip(docs, chunk, strict=True)]
 
 
 def parse(
@@ -103,15 +99,13 @@ def parse(
         num_workers: Processes; 1 parses in this one.
         language: The spaCy pipeline, see `load_language`.
     """
-    load_language(language)  # a pipeline that is not there is told here, and forked
-    for chunk in map_chunks(
-        _parse_chunk, batched(rows, BATCH), num_workers, load_language, language
-    ):
-        yield from chunk
+    load_language(language)  # fails early, and workers inherit it
+    chunks = batched(rows, BATCH)
+    for parsed in map_chunks(_parse_chunk, chunks, num_workers, load_language, language):
+        yield from parsed
 
 
-def parsed_row(doc: Doc, row: Row, split: str) -> ParsedResponse:
-    """Puts together what was found in a response."""
+def _parsed_row(doc: Doc, row: Row, split: str) -> ParsedResponse:
     sentences = sentences_of(doc)
     words = [[word for word in sentence if not word.is_space] for sentence in sentences]
     starts = [some[0].idx for some in words]
@@ -157,8 +151,7 @@ def sentences_of(doc: Doc) -> list[Span]:
             after_break = after_break or LINE_END.search(token.text) is not None
             continue
         start, before = token.idx, passed
-        while passed < len(edges) and edges[passed] <= start:
-            passed += 1
+        passed = bisect_right(edges, start)
         crossed, inside = passed > before, passed % 2 == 1
         if after_break:
             line_start = start

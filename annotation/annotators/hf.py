@@ -34,7 +34,6 @@ class HfConfig(ModelConfig):
         refuse_outside(self, "annotator_threshold")
 
     def make_annotator(self) -> "ClassifierAnnotator":
-        """Loads the classifier."""
         return ClassifierAnnotator(self)
 
 
@@ -49,24 +48,18 @@ class ClassifierAnnotator(Annotator):
         from model.text_classifier import TextClassifier
 
         self.config = config
+        folder, option = Path(config.annotator_model), "--annotator-model"
         self.classifier = TextClassifier(
-            Path(config.annotator_model),
-            config.harmful_label,
-            config.precision,
-            "--annotator-model",
-            MAX_LENGTH,
+            folder, config.harmful_label, config.precision, option, MAX_LENGTH
         )
 
     def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
-        """Annotates records in order."""
         return keep_labels(self.config, records, self._annotate)
 
     def score(self, sentences: list[str]) -> np.ndarray:
-        """Returns each sentence's probability of harm, float [S]."""
         return self.classifier.score(sentences)
 
     def report(self) -> dict[str, Any]:
-        """Returns model, class and threshold."""
         return {
             "model": self.classifier.folder.name,
             "harmful_class": self.classifier.harmful_name,
