@@ -61,12 +61,9 @@ def keep_labels(
     records: Iterable[ParsedResponse],
     annotate: Callable[[list[ParsedResponse]], Iterable[Annotation]],
 ) -> Iterator[Annotation]:
-    """Yields the annotation of each record: the kept one, or else a new one, which is kept.
+    """Yields each record's annotation: the kept one, or else that of `annotate`, which is kept.
 
-    Args:
-        config: The options; with the record's text they make up its key.
-        records: All records.
-        annotate: Annotates some of them in order.
+    A record's key is a hash of its texts and of `config.identity()`.
     """
     identity = config.identity()
     with closing(LabelCache(config.cache_path())) as cache:
@@ -74,8 +71,10 @@ def keep_labels(
             texts = ([one.prompt, one.response, one.sentences] for one in window)
             content = (json.dumps([identity, text]).encode() for text in texts)
             keys = [hashlib.sha256(one).hexdigest() for one in content]
-            kept = {key: cache.get(key) for key in keys}
-            new = {key: one for key, one in zip(keys, window, strict=True) if kept[key] is None}
-            made = dict(zip(new, annotate(list(new.values())), strict=True)) if new else {}
-            cache.put(made)
-            yield from (made.get(key) or kept[key] for key in keys)
+            found = {key: cache.get(key) for key in keys}
+            new = {key: one for key, one in zip(keys, window, strict=True) if found[key] is None}
+            if new:
+                made = dict(zip(new, annotate(list(new.values())), strict=True))
+                cache.put(made)
+                found |= made
+            yield from (found[key] for key in keys)

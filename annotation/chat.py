@@ -47,9 +47,9 @@ class Refusal(Annotation):
 class BoundedClient(httpx2.AsyncClient):
     """Sends a record nowhere else, and waits for no endless answer.
 
-    It follows no redirect, the timeout is that of the whole call, and of an answer at most
-    `ANSWER_BYTES` are read. A compressed answer, which nobody asked for, is not unpacked: neither
-    it nor a longer one is a completion then.
+    It follows no redirect, the timeout is that of the whole call, and at most about `ANSWER_BYTES`
+    of an answer are read. It does not unpack a compressed answer, which nobody asked for. What is
+    cut or packed is then no completion.
     """
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
@@ -66,10 +66,8 @@ class BoundedClient(httpx2.AsyncClient):
             raise httpx2.ReadTimeout("timed out", request=request) from None
         headers = response.headers.copy()
         headers.pop("content-encoding", None)
-        content = bytes(content[:ANSWER_BYTES])
-        return httpx2.Response(
-            response.status_code, headers=headers, content=content, request=request
-        )
+        status = response.status_code
+        return httpx2.Response(status, headers=headers, content=bytes(content), request=request)
 
 
 class LLMAnnotator(Annotator):
@@ -85,9 +83,8 @@ class LLMAnnotator(Annotator):
         warm = config.llm_temperature >= 0
         self.sampling = {"temperature": config.llm_temperature} if warm else {}
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
-        _read_key(
-            config.llm_key_env
-        )  # fails now rather than at the first record, as does the cache
+        # a bad key or cache fails now rather than at the first record
+        _read_key(config.llm_key_env)
         LabelCache(self.cache).close()
 
     def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:

@@ -17,28 +17,20 @@ LEVELS = ("responses", "sentences", "words")
 
 
 class Statistics:
-    """Counts records as they pass.
-
-    Attributes:
-        splits: Of each split: for each of `LEVELS` how many there are in all and how many harmful
-            ones; `harmful_sentence_positions`, by where their middle stands among the words of
-            their response, only those of the annotator's choice; `overruled`, responses whose label
-            took the place of the annotator's labels.
-        records: Records by "split label".
-        problems: Records by what their labels suffer from.
-    """
+    """Counts records as they pass."""
 
     def __init__(self) -> None:
         self.splits: dict[str, dict[str, Any]] = {
             split: {
                 **{level: {"all": 0, "harmful": 0} for level in LEVELS},
+                # by the place of their middle among the words, only those of the annotator's choice
                 "harmful_sentence_positions": [0] * POSITION_BINS,
-                "overruled": 0,
+                "overruled": 0,  # responses whose label replaced the annotator's labels
             }
             for split in SPLITS
         }
-        self.records: Counter[str] = Counter()
-        self.problems: Counter[str] = Counter()
+        self.records: Counter[str] = Counter()  # by "split label"
+        self.problems: Counter[str] = Counter()  # records by a flaw of their labels
 
     def add(self, split: str, record: AnnotatedRecord) -> None:
         """Counts one record."""

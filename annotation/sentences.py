@@ -33,6 +33,7 @@ BLOCKS = MarkdownIt("commonmark")
 BLOCKS.core.ruler.enableOnly(["normalize", "block"])  # nothing within lines
 
 LINE_END = re.compile(r"\r\n?|\n")
+MARK_LENGTH = 8  # characters of a list mark and the space after it
 LIST_MARK = re.compile(r"(?:\W{1,3}|\W?\w{1,3}[.):])")  # "-", "*", "1.", "(a)", "iv)"
 
 
@@ -89,15 +90,10 @@ def _parse_chunk(language: Language, chunk: list[tuple[Row, str]]) -> list[Parse
 def parse(
     rows: Iterable[tuple[Row, str]], num_workers: int, language: str = SPACY_MODEL
 ) -> Iterator[ParsedResponse]:
-    """Finds sentences, words and parts of speech, in order, over several processes.
+    """Finds sentences, words and parts of speech of (row, split) pairs, in order.
 
-    spaCy's own multiprocessing sends whole documents back, which costs more than parsing them;
-    workers here send words and sentences.
-
-    Args:
-        rows: (row, split) pairs with a label, read a few chunks ahead.
-        num_workers: Processes; 1 parses in this one.
-        language: The spaCy pipeline, see `load_language`.
+    Rows are read a few chunks ahead; one worker is this process. spaCy's own multiprocessing would
+    send whole documents back, which costs more than parsing them.
     """
     load_language(language)  # fails early, and workers inherit it
     chunks = batched(rows, BATCH)
@@ -152,13 +148,13 @@ def sentences_of(doc: Doc) -> list[Span]:
             continue
         start, before = token.idx, passed
         passed = bisect_right(edges, start)
-        crossed, inside = passed > before, passed % 2 == 1
+        inside = passed % 2 == 1
         if after_break:
             line_start = start
-        begins = crossed or (not inside and after_break)
+        begins = passed > before or (after_break and not inside)
         if not begins and not inside and token.is_sent_start:
-            so_far = text[line_start : min(start, line_start + 9)].strip()
-            begins = start - line_start > 8 or not LIST_MARK.fullmatch(so_far)
+            long = start - line_start > MARK_LENGTH
+            begins = long or not LIST_MARK.fullmatch(text[line_start:start].strip())
         if begins and token.i:
             cuts.append(token.i)
         after_break = False

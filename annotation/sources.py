@@ -102,21 +102,19 @@ def _refuse_twins(path: Path, names: Sequence[str]) -> None:
 
 
 def count_rows(config: BuildConfig) -> int:
-    """Counts the rows of the input, and refuses columns that none of them has.
+    """Counts the rows of the input.
 
     Raises:
-        InputError: An option names such a column.
+        InputError: An option names a column that no row has.
     """
-    count, there = 0, {}
+    count, names = 0, {}
     for _, fields in iterate_file(Path(config.input)):
         count += 1
-        there |= dict.fromkeys(fields)
+        names |= dict.fromkeys(fields)
     for option, name in config.columns():
-        if name not in there:
-            raise InputError(
-                f"{config.input}: {option}: field '{name}' is in no record; there are:"
-                f" {', '.join(there)}"
-            )
+        if name not in names:
+            message = f"field '{name}' is in no record; there are: {', '.join(names)}"
+            raise InputError(f"{config.input}: {option}: {message}")
     return count
 
 

@@ -18,8 +18,8 @@ def label_words(
 
     Args:
         record: The parsed response.
-        sentence_labels: [S] 1 = harmful.
-        rule: "spans" labels words that touch a span, whatever their sentence's label.
+        sentence_labels: [S] 1 = harmful; "spans" does not look at them.
+        rule: Which words are harmful.
         score: Returns each sentence's probability of harm; for "delete" alone.
     """
     if rule == "pos":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from annotation.cache import keep_labels
-from annotation.options import ModelConfig, refuse_outside
+from annotation.options import ModelConfig
 from annotation.records import Annotation, Annotator, ParsedResponse
 from utils.options import Precision
 
@@ -28,10 +28,7 @@ class HfConfig(ModelConfig):
     """auto takes bf16 on hardware made for it."""
 
     scores_sentences = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_outside(self, "annotator_threshold")
+    shares = ("annotator_threshold",)
 
     def make_annotator(self) -> "ClassifierAnnotator":
         return ClassifierAnnotator(self)

@@ -93,6 +93,7 @@ class MilAnnotator(Annotator):
         Raises:
             InputError: It has too few prompts of both classes.
         """
+        import pandas as pd
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
         from sklearn.pipeline import make_pipeline
 
@@ -111,10 +112,9 @@ class MilAnnotator(Annotator):
             scores = self._held_out(features, fold)
             # the same rate of benign sentences would be called harmful by mistake
             self.threshold = float(np.quantile(scores[~candidate], 1 - self.false_positives))
-            likeliest = np.zeros(len(texts), dtype=bool)
-            order = np.lexsort((-scores, bag))
-            likeliest[order[np.unique(bag[order], return_index=True)[1]]] = True
-            chosen = candidate & ((scores > self.threshold) | likeliest)
+            chosen = scores > self.threshold
+            chosen[pd.Series(scores).groupby(bag).idxmax()] = True  # each response's likeliest
+            chosen &= candidate
             self.changed.append(float((chosen != positive).sum() / candidate.sum()))
             positive = chosen
             if self.changed[-1] < SETTLED:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from annotation.cache import keep_labels
-from annotation.options import ModelConfig, refuse_outside
+from annotation.options import ModelConfig
 from annotation.records import Annotation, Annotator, ParsedResponse
 from data.fineharm import every_word
 from utils.options import Precision
@@ -31,9 +31,7 @@ class ScmConfig(ModelConfig):
     precision: Precision = "auto"
     """auto takes bf16 on hardware made for it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_outside(self, "annotator_threshold", "token_share")
+    shares = ("annotator_threshold", "token_share")
 
     def make_annotator(self) -> "ScmAnnotator":
         return ScmAnnotator(self)
@@ -85,10 +83,8 @@ class ScmAnnotator(Annotator):
 
         unlabelled = []
         for record in records:
-            labels = [0] * len(record.sentences)
-            unlabelled.append(
-                (record.id, record.labelled(labels, every_word(labels, record.words)))
-            )
+            zeros = [0] * len(record.sentences)
+            unlabelled += [(record.id, record.labelled(zeros, every_word(zeros, record.words)))]
         encoded = encode_records(unlabelled, self.encoder, self.layout)
         scores = predict(self.model, to_examples(encoded), bf16=self.bf16)
         for record, example, probs in zip(records, encoded, scores.token_probs, strict=True):
