@@ -1,6 +1,7 @@
 """How far two annotations of the same responses agree, at sentence and at word level."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -36,24 +37,23 @@ def agreement(first: Sequence[int], second: Sequence[int]) -> dict[str, float]:
 
 
 def read_annotation(path: Path) -> dict[str, Record]:
-    """Reads what an annotator said of a FineHarm file, or of all splits of a folder, by id.
+    """Reads an annotator's labels from a FineHarm file, or from all splits of a folder, by id.
 
-    Where a response's label took the place of the annotator's labels, or they were the reason to
-    reject the record, the annotator's count: else it would agree with anybody.
+    They count even where the response's label replaced them or they were the reason to reject the
+    record: otherwise annotators would seem to agree.
     """
     paths = {"record": path}  # numbered alike in both files where there are no ids
     if path.is_dir():
         paths = {split: find_split(path, split) for split in SPLITS}
-        paths["rejected"] = path / "rejected.jsonl"
+        if (rejected := path / "rejected.jsonl").exists():
+            paths["rejected"] = rejected
     records: dict[str, Record] = {}
     for name, one in paths.items():
-        if name == "rejected" and not one.exists():
-            continue
         for number, (where, row) in enumerate(iterate_rows(one)):
             if name == "rejected" and "sentence_labels" not in row:
                 continue
-            own = row.get("annotator_labels", {})
-            record = check_record(row | own, where, default_id=f"{name}-{number}")
+            labels = row.get("annotator_labels", {})
+            record = check_record(row | labels, where, default_id=f"{name}-{number}")
             if record["id"] in records:
                 raise InputError(f"{where}: field 'id': '{record['id']}' occurs twice")
             records[record["id"]] = record
@@ -64,29 +64,29 @@ def main(config: CompareConfig) -> None:
     """Prints the agreement of two annotations, the first one taken as the truth.
 
     Raises:
-        InputError: They share no record, or a record is not the same text in both.
+        InputError: They share no record, or a record's text differs.
     """
-    first, second = Path(config.first), Path(config.second)
-    ours, theirs = read_annotation(first), read_annotation(second)
+    first, second = config.first, config.second
+    ours, theirs = read_annotation(Path(first)), read_annotation(Path(second))
     common = [identity for identity in ours if identity in theirs]
     if not common:
         raise InputError(f"{first} and {second}: no id is in both")
-    sentences: tuple[list, list] = ([], [])
-    words: tuple[list, list] = ([], [])
     for identity in common:
-        one, other = ours[identity], theirs[identity]
         for name in ("response", "sentences", "words"):
-            if one[name] != other[name]:
+            if ours[identity][name] != theirs[identity][name]:
                 raise InputError(f"{second}: record '{identity}': field '{name}' is not {first}'s")
-        for number, record in enumerate((one, other)):
-            sentences[number].extend(record["sentence_labels"])
-            words[number].extend(label for labels in record["word_labels"] for label in labels)
     print(f"{len(common)} records in both; {len(ours)} and {len(theirs)} in all")
     columns = ("kappa", "P", "R", "F1", "chance")
-    heads = "".join(f"{name:>8}" for name in columns)
-    print(f"{'':10}{'count':>9}{'harmful, %':>16}{heads}")
-    for name, pair in (("sentences", sentences), ("words", words)):
-        found = agreement(*pair)
+    print(f"{'':10}{'count':>9}{'harmful, %':>16}" + "".join(f"{name:>8}" for name in columns))
+    for name, labels_of in (
+        ("sentences", lambda record: record["sentence_labels"]),
+        ("words", lambda record: chain.from_iterable(record["word_labels"])),
+    ):
+        one, other = (
+            [label for identity in common for label in labels_of(side[identity])]
+            for side in (ours, theirs)
+        )
+        found = agreement(one, other)
         rates = f"{100 * found['rate']:.1f} and {100 * found['other']:.1f}"
         numbers = "".join(f"{found[column]:8.3f}" for column in columns)
-        print(f"{name:10}{len(pair[0]):>9}{rates:>16}{numbers}")
+        print(f"{name:10}{len(one):>9}{rates:>16}{numbers}")

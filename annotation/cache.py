@@ -13,15 +13,10 @@ from utils.files import InputError
 
 
 class LabelCache:
-    """Annotations in an SQLite file. It holds no text; several processes may share it.
-
-    What was put outlives a kill -9.
-
-    Args:
-        path: The file, made where there is none.
+    """Annotations in an SQLite file, without any text. Several processes may share it.
 
     Raises:
-        InputError: It does not serve as a cache.
+        InputError: The file does not serve as a cache.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,14 +46,13 @@ class LabelCache:
         return row and Annotation(json.loads(row[0]), row[1])
 
     def put(self, annotations: dict[str, Annotation]) -> None:
-        """Keeps annotations by their keys; safe once this returns."""
+        """Keeps annotations by their keys; once this returns they outlive a kill -9."""
         rows = [(key, json.dumps(one.labels), one.problem) for key, one in annotations.items()]
         with self._named(), self.database:
             self.database.execute("BEGIN")
             self.database.executemany("INSERT OR REPLACE INTO labels VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
-        """Closes the file."""
         self.database.close()
 
 
@@ -67,12 +61,9 @@ def keep_labels(
     records: Iterable[ParsedResponse],
     annotate: Callable[[list[ParsedResponse]], Iterable[Annotation]],
 ) -> Iterator[Annotation]:
-    """Gives each record's annotation: the kept one, else a new one, which is kept.
+    """Yields each record's annotation: the kept one, or else that of `annotate`, which is kept.
 
-    Args:
-        config: The options, which decide with the record what its key is.
-        records: All records.
-        annotate: Annotates some of them in order.
+    A record's key is a hash of its texts and of `config.identity()`.
     """
     identity = config.identity()
     with closing(LabelCache(config.cache_path())) as cache:
@@ -80,8 +71,10 @@ def keep_labels(
             texts = ([one.prompt, one.response, one.sentences] for one in window)
             content = (json.dumps([identity, text]).encode() for text in texts)
             keys = [hashlib.sha256(one).hexdigest() for one in content]
-            kept = {key: cache.get(key) for key in keys}
-            new = {key: one for key, one in zip(keys, window, strict=True) if kept[key] is None}
-            made = dict(zip(new, annotate(list(new.values())), strict=True)) if new else {}
-            cache.put(made)
-            yield from (made.get(key) or kept[key] for key in keys)
+            found = {key: cache.get(key) for key in keys}
+            new = {key: one for key, one in zip(keys, window, strict=True) if found[key] is None}
+            if new:
+                made = dict(zip(new, annotate(list(new.values())), strict=True))
+                cache.put(made)
+                found |= made
+            yield from (found[key] for key in keys)

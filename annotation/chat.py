@@ -11,10 +11,9 @@ import json
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ FILTERED = "the endpoint's content filter withheld the answer"
 CUT_OFF = "the answer is cut off at the endpoint's limit of tokens"
 EMPTY = "the answer is empty"
 PASSING = (FILTERED, CUT_OFF, EMPTY)  # a later run may do better
+TOKENS = ("prompt_tokens", "completion_tokens")
+COUNTED = ("calls", "retries", "cached_answers", "invalid_answers", "rejected", *TOKENS)
 
 
 @dataclass
@@ -46,13 +47,12 @@ class Refusal(Annotation):
 class BoundedClient(httpx2.AsyncClient):
     """Sends a record nowhere else, and waits for no endless answer.
 
-    It follows no redirect, the timeout is that of the whole call, and of an answer at most
-    `ANSWER_BYTES` are read. A compressed answer, which nobody asked for, is not unpacked: neither
-    it nor a longer one is a completion then.
+    It follows no redirect, the timeout is that of the whole call, and at most about `ANSWER_BYTES`
+    of an answer are read. It does not unpack a compressed answer, which nobody asked for. What is
+    cut or packed is then no completion.
     """
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Sends a request and reads the answer."""
         content = bytearray()
         try:
             async with asyncio.timeout(self.timeout.read):
@@ -66,17 +66,12 @@ class BoundedClient(httpx2.AsyncClient):
             raise httpx2.ReadTimeout("timed out", request=request) from None
         headers = response.headers.copy()
         headers.pop("content-encoding", None)
-        content = bytes(content[:ANSWER_BYTES])
-        return httpx2.Response(
-            response.status_code, headers=headers, content=content, request=request
-        )
+        status = response.status_code
+        return httpx2.Response(status, headers=headers, content=bytes(content), request=request)
 
 
 class LLMAnnotator(Annotator):
     """Asks a language model which sentences of a response are harmful (see annotation.records).
-
-    Args:
-        config: The options.
 
     Raises:
         InputError: The key, the policy or the cache file is unusable.
@@ -87,8 +82,9 @@ class LLMAnnotator(Annotator):
         self.policy = read_policy(Path(config.llm_policy)) if config.llm_policy else POLICY
         warm = config.llm_temperature >= 0
         self.sampling = {"temperature": config.llm_temperature} if warm else {}
-        self.counts: Counter[str] = Counter()
-        self._key()  # fails now rather than at the first record, as does the cache
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        # a bad key or cache fails now rather than at the first record
+        _read_key(config.llm_key_env)
         LabelCache(self.cache).close()
 
     def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
@@ -103,7 +99,7 @@ class LLMAnnotator(Annotator):
         slots = asyncio.Semaphore(self.config.llm_concurrency)
         client = openai.AsyncOpenAI(
             base_url=self.config.llm_url,
-            api_key=self._key(),
+            api_key=_read_key(self.config.llm_key_env),
             max_retries=self.config.llm_retries,
             timeout=self.config.llm_timeout,
             http_client=BoundedClient(
@@ -112,11 +108,10 @@ class LLMAnnotator(Annotator):
                 headers={"Accept-Encoding": "identity"},
             ),
         )
-        call = partial(self._call, client, slots)
 
         async def next_annotation() -> Annotation | None:
             for record in islice(records, WINDOW * self.config.llm_concurrency - len(window)):
-                window.append(asyncio.create_task(self._judge(call, cache, record)))
+                window.append(asyncio.create_task(self._judge(client, slots, cache, record)))
             return await window.popleft() if window else None
 
         async def stop() -> None:
@@ -139,26 +134,20 @@ class LLMAnnotator(Annotator):
                 runner.run(stop())
 
     def report(self) -> dict[str, Any]:
-        """Returns settings, counts and costs.
-
-        Cached answers are those of earlier runs. `invalid_answers` counts among both the new and
-        the cached; `rejected` counts records.
-        """
-        counted = (
-            "calls retries cached_answers invalid_answers rejected prompt_tokens completion_tokens"
-        )
+        # cached answers are those of earlier runs; invalid ones are new or cached
         return {
             "model": self.config.annotator_model,
             "prompt_version": VERSION,
             "policy_sha256": hashlib.sha256(self.policy.encode()).hexdigest(),
             "temperature": self.sampling.get("temperature"),
             "answers_per_record": self.config.llm_answers,
-            **{name: self.counts[name] for name in counted.split()},
+            **self.counts,
         }
 
     async def _judge(
         self,
-        call: Callable[[dict[str, Any], ParsedResponse], Awaitable[Annotation]],
+        client: openai.AsyncOpenAI,
+        slots: asyncio.Semaphore,
         cache: LabelCache,
         record: ParsedResponse,
     ) -> Annotation:
@@ -173,7 +162,8 @@ class LLMAnnotator(Annotator):
             answer = cache.get(keys[-1])
             self.counts["cached_answers"] += answer is not None
             if answer is None:
-                answer = await call(request, record)
+                async with slots:
+                    answer = await self._call(client, request, record)
                 if isinstance(answer, Refusal):
                     return answer
                 if answer.labels is not None:  # the earlier questions need no answer any more
@@ -187,21 +177,16 @@ class LLMAnnotator(Annotator):
         return Annotation(None, f"the model's answer never fitted: {problems[-1]}")
 
     async def _call(
-        self,
-        client: openai.AsyncOpenAI,
-        slots: asyncio.Semaphore,
-        request: dict[str, Any],
-        record: ParsedResponse,
+        self, client: openai.AsyncOpenAI, request: dict[str, Any], record: ParsedResponse
     ) -> Annotation:
         """Takes an answer from the endpoint.
 
         Raises:
             InputError: It fails, and not for the record's sake.
         """
+        self.counts["calls"] += 1
         try:
-            async with slots:
-                self.counts["calls"] += 1
-                raw = await client.chat.completions.with_raw_response.create(**request)
+            raw = await client.chat.completions.with_raw_response.create(**request)
         except openai.APIError as error:
             retries = int(error.request.headers.get("x-stainless-retry-count", 0))
             self.counts["retries"] += retries
@@ -214,11 +199,9 @@ class LLMAnnotator(Annotator):
         try:
             completion = json.loads(raw.content)
             choice = completion["choices"][0]
-            reason, text = choice.get("finish_reason"), choice["message"]["content"] or ""
-            usage = completion.get("usage") or {}
-            tokens = ("prompt_tokens", "completion_tokens")
-            self.counts.update({name: usage.get(name) or 0 for name in tokens})
-            text = text.strip()
+            text = (choice["message"]["content"] or "").strip()
+            reason, usage = choice.get("finish_reason"), completion.get("usage") or {}
+            self.counts.update({name: usage.get(name) or 0 for name in TOKENS})
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return Refusal(None, f"HTTP {raw.status_code}, but no chat completion")
         if reason == "content_filter":
@@ -234,27 +217,23 @@ class LLMAnnotator(Annotator):
             " again to go on"
         )
 
-    def _key(self) -> str:
-        key = os.environ.get(self.config.llm_key_env, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            raise InputError(
-                f"{self.config.llm_key_env}: the key holds characters that no header can carry"
-            )
-        return key or NO_KEY
+
+def _read_key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"{variable}: the key holds characters that no header can carry")
+    return key or NO_KEY
 
 
 def _describe(error: openai.APIError) -> str:
     """Says in a few words what happened, without a word of the request or of the endpoint."""
-    if isinstance(error, openai.APIStatusError):
-        # identifiers such as model_not_found help; anything else could quote the request
-        named = [
-            name
-            for name in (error.code, error.param)
-            if isinstance(name, str) and re.fullmatch(r"[a-z_]{1,40}", name)
-        ]
-        if 300 <= error.status_code < 400:
-            named = ["a redirect, not followed"]
-        return f"HTTP {error.status_code}" + (f" ({', '.join(named)})" if named else "")
     if isinstance(error, openai.APITimeoutError):
         return "timed out"
-    return str(error.__cause__) or type(error.__cause__).__name__
+    if not isinstance(error, openai.APIStatusError):
+        return str(error.__cause__) or type(error.__cause__).__name__
+    if error.status_code < 400:
+        return f"HTTP {error.status_code} (a redirect, not followed)"
+    # identifiers such as model_not_found help; anything else could quote the request
+    told = map(str, (error.code, error.param))
+    names = ", ".join(name for name in told if re.fullmatch("[a-z_]{1,40}", name))
+    return f"HTTP {error.status_code}" + (f" ({names})" if names else "")

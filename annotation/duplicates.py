@@ -24,18 +24,18 @@ def prompt_key(text: str) -> str:
 
 
 class DuplicateIndex:
-    """Remembers rows on disk: ids, exact and near duplicates. Memory does not grow with them.
+    """Finds equal ids and duplicates, exact and near, with what it remembers on disk.
 
     Near duplicates are found by MinHash over word shingles: the share of equal hashes estimates the
-    Jaccard similarity of two texts. It has to be high between the responses (two answers to one
-    long prompt are none) and between the prompts (one stock refusal to two prompts is none).
+    Jaccard similarity of two texts. Both the responses and the prompts have to be similar: two
+    answers to one long prompt are no duplicates, nor is one stock refusal to two prompts.
 
-    A band, for lookup, holds hashes of both. Each band remembers its first rows only: thousands
-    that share a template and an answer would otherwise all be compared with each other. What they
-    do not share falls into bands of its own, by which their near duplicates are still found.
+    Rows are looked up by bands, each of some hashes of both texts. A band remembers its first rows
+    only, so that thousands that share a template and an answer are not all compared. The bands of
+    what they do not share still find their near duplicates.
 
     Args:
-        path: A scratch file, deleted by whoever owns its folder.
+        path: A scratch file; the caller deletes it.
         near: Least estimated similarity of a near duplicate; 1 or more looks for exact ones only.
     """
 
@@ -56,30 +56,26 @@ class DuplicateIndex:
         self.offsets = random.integers(0, PRIME, (HASHES, 1), dtype=np.uint64)
 
     def close(self) -> None:
-        """Closes the scratch file."""
         self.connection.close()
 
     def check_id(self, row: Row, column: str) -> None:
-        """Remembers a row's id, which stands in `column`.
-
-        Raises:
-            InputError: Another row has it.
-        """
+        """Remembers a row's id; raises InputError, which names `column`, if another row has it."""
         place = row.where.rsplit(": ", 1)[-1]
         try:
             self.connection.execute("INSERT INTO ids VALUES (?, ?)", (row.id, place))
         except sqlite3.IntegrityError:
             query = "SELECT place FROM ids WHERE id = ?"
             (other,) = self.connection.execute(query, (row.id,)).fetchone()
-            message = f"{row.where}: field '{column}': '{row.id}' stands at {other} too"
-            raise InputError(message) from None
+            raise InputError(
+                f"{row.where}: field '{column}': '{row.id}' stands at {other} too"
+            ) from None
 
     def duplicate_of(self, row: Row) -> tuple[str, str] | None:
-        """Looks a row up among the kept ones, and keeps it if it is new.
+        """Looks a row up among the kept ones, whatever its white space and case; keeps a new one.
 
         Returns:
             What it is ("exact duplicate", "near duplicate", either "with another label") and the id
-            of the earlier row; None for a new row. White space and case make no difference.
+            of the earlier row; None for a new row.
         """
         words = f"{row.prompt} {row.response}".casefold().split()
         digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
@@ -110,10 +106,9 @@ class DuplicateIndex:
         insert = "INSERT INTO signatures (id, label, signature) VALUES (?, ?, ?)"
         values = (row.id, row.label, signatures.tobytes())
         number = self.connection.execute(insert, values).lastrowid
-        pairs = [
-            (band, number) for band, rows in zip(bands, sharing, strict=True) if len(rows) < CROWD
-        ]
-        self.connection.executemany("INSERT INTO bands VALUES (?, ?)", pairs)
+        for band, rows in zip(bands, sharing, strict=True):
+            if len(rows) < CROWD:
+                self.connection.execute("INSERT INTO bands VALUES (?, ?)", (band, number))
         return None
 
     def signature(self, text: str) -> np.ndarray:

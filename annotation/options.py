@@ -68,12 +68,13 @@ class BuildConfig:
     """Replace the output folder."""
 
     scores_sentences: ClassVar[bool] = False  # by themselves, as --word-rule delete needs it
+    shares: ClassVar[tuple[str, ...]] = ()  # names of options in (0, 1]
 
     def __post_init__(self) -> None:
         if not self.judges and not self.spans_column:
             raise InputError("--label-columns: without any, --spans-column is needed")
-        shares = (self.valid_share, self.test_share)
-        if not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
+        held_out = (self.valid_share, self.test_share)
+        if not (min(held_out) > 0 and sum(held_out) < 1):
             raise InputError("--valid-share and --test-share: positive, and below 1 together")
         if self.eval_only is not None and not re.fullmatch(r"[^=]+=.+", self.eval_only):
             raise InputError(f"--eval-only: '{self.eval_only}' is not FIELD=VALUE")
@@ -90,6 +91,10 @@ class BuildConfig:
             raise InputError("--word-rule spans: labels sentences itself; take the one of response")
         if self.word_rule == "delete" and not self.scores_sentences:
             raise InputError(f"--word-rule delete: {self.annotator} scores no sentences")
+        for name in self.shares:
+            if not 0 < getattr(self, name) <= 1:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option}: {getattr(self, name)} is not in 0…1")
 
     @property
     def annotator(self) -> str:
@@ -163,11 +168,3 @@ class CompareConfig:
     """FineHarm file or folder that is taken as the truth."""
     second: str
     """FineHarm file or folder that is compared with it."""
-
-
-def refuse_outside(config: object, *names: str) -> None:
-    """Raises InputError where one of these options of a configuration is no share of 1."""
-    for name in names:
-        if not 0 < getattr(config, name) <= 1:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: {getattr(config, name)} is not in 0…1")

@@ -59,37 +59,24 @@ def label_record(
         The annotated record, and why it should be dropped ("" where it should not).
     """
     words = label_words(record, labels, config.word_rule, annotator.score)
-    annotated = AnnotatedRecord(
-        id=record.id,
-        prompt=record.prompt,
-        response=record.response,
-        sentences=record.sentences,
-        sentence_labels=labels,
-        words=record.words,
-        word_labels=words,
-    )
+    annotated = record.labelled(labels, words)
     reason = inconsistency(record.label, labels)
     if reason and config.consistency == "train" and record.split != "train":
+        reason, agreeing = "", [record.label] * len(labels)
+        annotated = record.labelled(
+            agreeing, label_words(record, agreeing, config.word_rule, annotator.score)
+        )
         annotated["annotator_labels"] = {"sentence_labels": labels, "word_labels": words}
-        labels, reason = [record.label] * len(labels), ""
-        annotated["sentence_labels"] = labels
-        annotated["word_labels"] = label_words(record, labels, config.word_rule, annotator.score)
     elif any(labels) and not any(map(any, words)) and record.split == "train":
         reason = reason or "harmful response without a harmful word"
     return annotated, reason if config.consistency != "none" else ""
 
 
 def parse_all(config: BuildConfig, spool: Path, rejects: Rejects) -> Counter[str]:
-    """Reads, selects and parses the corpus into a file, a record a line.
-
-    Returns:
-        Records by "split label".
-    """
-    source, counts = Path(config.input), Counter()
-    total = count_rows(config)
-    workers = config.num_workers or os.cpu_count() or 1
-    if source.stat().st_size < SMALL:
-        workers = 1
+    """Parses the selected rows into a file, a record a line; counts them by "split label"."""
+    counts, total = Counter(), count_rows(config)
+    small = Path(config.input).stat().st_size < SMALL
+    workers = 1 if small else config.num_workers or os.cpu_count() or 1
     held_out = held_out_prompts(read_judged(config), config) if config.hold_out else ()
     scratch = spool.with_name("seen.sqlite")
     seen = DuplicateIndex(scratch, config.near_duplicates)
@@ -120,11 +107,10 @@ def annotate_all(
     """Labels sentences and words of the parsed records and writes the splits beside them."""
     statistics = Statistics()
     with ExitStack() as stack:
+        paths = {split: spool.with_name(f"{split}.jsonl") for split in SPLITS}
         files = {
-            split: stack.enter_context(
-                open(spool.with_name(f"{split}.jsonl"), "w", encoding="utf-8")
-            )
-            for split in SPLITS
+            split: stack.enter_context(open(path, "w", encoding="utf-8"))
+            for split, path in paths.items()
         }
         # holds what the annotator reads ahead
         records, to_annotate = tee(read_spool(spool))
@@ -141,7 +127,7 @@ def annotate_all(
                 labels = span_labels(record)
             annotated, reason = label_record(config, record, labels, annotator)
             if reason:
-                rejects.add(reason, record, labels=annotated)
+                rejects.add(reason, record, **annotated)
                 continue
             statistics.add(record.split, annotated)
             print(json.dumps(annotated, ensure_ascii=False), file=files[record.split])
@@ -170,7 +156,8 @@ def main(config: BuildConfig) -> None:
             "word_rule": config.word_rule,
             "parsed": parsed.total(),
             "rejected": dict(rejects.counts),
-            **statistics.summary(),
+            "problems": dict(statistics.problems),
+            "splits": statistics.splits,
         }
         plot_statistics(stats, folder / "stats.png")
         write_json(folder / "stats.json", stats)

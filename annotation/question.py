@@ -43,7 +43,7 @@ class Verdict(BaseModel):
     @field_validator("harmful")
     @classmethod
     def numbers_fit(cls, numbers: list[int], info: ValidationInfo) -> list[int]:
-        """Checks the numbers against the count of sentences given as context."""
+        """Checks the numbers against the count of sentences, which is the context."""
         if not all(1 <= number <= info.context for number in numbers):
             raise ValueError(f"a number lies outside 1 to {info.context}")
         if len(set(numbers)) < len(numbers):
@@ -85,7 +85,7 @@ def read_policy(path: Path) -> str:
         InputError: It cannot be read, is not UTF-8 or is empty.
     """
     try:
-        policy = Path(path).read_text(encoding="utf-8-sig").strip()
+        policy = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise InputError(f"--llm-policy: {path}: not UTF-8 (byte {error.start})") from None
     except OSError as error:
@@ -99,21 +99,15 @@ def quote(text: str) -> str:
     """Writes a text as a JSON string that is one line and spells no chat's control token.
 
     An endpoint's tokenizer finds its control tokens in any text. Nearly all begin with < or [
-    (`<|im_end|>`, `</s>`, `[INST]`), which JSON may write as a number. Where turns begin with plain
-    words, as in `### Response:`, only the model can tell that they stand inside a string.
+    (`<|im_end|>`, `</s>`, `[INST]`), which JSON can escape. Turns that begin with plain words, as
+    in `### Response:`, cannot be escaped.
     """
     text = json.dumps(text, ensure_ascii=False)
     return text.replace("<", r"\u003c").replace("[", r"\u005b")
 
 
 def make_messages(policy: str, record: ParsedResponse, problems: list[str]) -> list[dict[str, str]]:
-    """Words the question for one record.
-
-    Args:
-        policy: What counts as harmful.
-        record: The judged response; its label stays out.
-        problems: What was wrong with the earlier answers to this question.
-    """
+    """Words the question for a record, without its label; `problems` are of earlier answers."""
     lines = [f"prompt: {quote(record.prompt)}", f"response: {quote(record.response)}", "sentences:"]
     lines += [f"{number}: {quote(text)}" for number, text in enumerate(record.sentences, 1)]
     if problems:  # in the same message, since some chat templates insist on strict turns

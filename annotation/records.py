@@ -17,57 +17,49 @@ Item = TypeVar("Item")
 
 @dataclass
 class ParsedResponse:
-    """A judged response, its sentences and words found. S sentences of W words each.
-
-    Attributes:
-        id: The row's id.
-        prompt: What was asked.
-        response: The untouched response.
-        label: 1 = the response is harmful.
-        split: train, valid or test.
-        starts: [S] where each sentence starts in the response, in code points.
-        sentences: [S] texts without the white space around them.
-        words: [S][W] texts.
-        word_starts: [S][W] where each word starts in its sentence, in code points.
-        notional: [S][W] 1 where the part of speech is a notional one.
-        spans: [start, end) of harmful characters in the response where humans marked them.
-    """
+    """A judged response split into S sentences of W words each. Places are in code points."""
 
     id: str
     prompt: str
-    response: str
-    label: int
-    split: str
-    starts: list[int]
-    sentences: list[str]
-    words: list[list[str]]
-    word_starts: list[list[int]]
-    notional: list[list[int]]
-    spans: list[tuple[int, int]] | None = None
+    response: str  # untouched
+    label: int  # 1 = the response is harmful
+    split: str  # train, valid or test
+    starts: list[int]  # [S] where each sentence starts in the response
+    sentences: list[str]  # [S] without the white space around them
+    words: list[list[str]]  # [S][W]
+    word_starts: list[list[int]]  # [S][W] where each word starts in its sentence
+    notional: list[list[int]]  # [S][W] 1 where the part of speech is a notional one
+    spans: list[tuple[int, int]] | None = None  # [start, end) of what humans marked as harmful
+
+    def labelled(
+        self, sentence_labels: list[int], word_labels: list[list[int]]
+    ) -> "AnnotatedRecord":
+        """Returns the FineHarm record with these labels, [S] and [S][W]."""
+        return AnnotatedRecord(
+            id=self.id,
+            prompt=self.prompt,
+            response=self.response,
+            sentences=self.sentences,
+            sentence_labels=sentence_labels,
+            words=self.words,
+            word_labels=word_labels,
+        )
 
 
 @dataclass
 class Annotation:
-    """What an annotator says of one response.
+    """What an annotator says of one response."""
 
-    Attributes:
-        labels: [S] 1 = the sentence is harmful; None where the annotator came to no verdict.
-        problem: Why there is none, for rejected.jsonl; or what the labels suffer from, counted in
-            stats.json.
-    """
-
-    labels: list[int] | None
-    problem: str | None = None
+    labels: list[int] | None  # [S] 1 = the sentence is harmful; None where there is no verdict
+    problem: str | None = (
+        None  # why there is none (rejected.jsonl), or a flaw of the labels (stats)
+    )
 
 
 class AnnotatedRecord(Record):
-    """A FineHarm record as this pipeline writes it.
+    """A FineHarm record as this pipeline writes it."""
 
-    Attributes:
-        annotator_labels: The annotator's sentence_labels and word_labels, where the response's
-            label took their place.
-    """
-
+    # the annotator's sentence_labels and word_labels where the response's label replaced them
     annotator_labels: NotRequired[dict[str, list]]
 
 

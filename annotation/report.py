@@ -17,59 +17,37 @@ LEVELS = ("responses", "sentences", "words")
 
 
 class Statistics:
-    """Counts records as they pass.
-
-    Attributes:
-        counts: int [split, level, benign or harmful]; levels as in `LEVELS`.
-        positions: int [split, POSITION_BINS], harmful sentences by where their middle stands among
-            the words of their response; only those of the annotator's choice.
-        overruled: int [split], responses whose label took the place of the annotator's labels.
-        records: Records by "split label".
-        problems: Records by what their labels suffer from.
-    """
+    """Counts records as they pass."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros((len(SPLITS), len(LEVELS), 2), dtype=int)
-        self.positions = np.zeros((len(SPLITS), POSITION_BINS), dtype=int)
-        self.overruled = np.zeros(len(SPLITS), dtype=int)
-        self.records: Counter[str] = Counter()
-        self.problems: Counter[str] = Counter()
+        self.splits: dict[str, dict[str, Any]] = {
+            split: {
+                **{level: {"all": 0, "harmful": 0} for level in LEVELS},
+                # by the place of their middle among the words, only those of the annotator's choice
+                "harmful_sentence_positions": [0] * POSITION_BINS,
+                "overruled": 0,  # responses whose label replaced the annotator's labels
+            }
+            for split in SPLITS
+        }
+        self.records: Counter[str] = Counter()  # by "split label"
+        self.problems: Counter[str] = Counter()  # records by a flaw of their labels
 
     def add(self, split: str, record: AnnotatedRecord) -> None:
         """Counts one record."""
-        place, labels = SPLITS.index(split), np.array(record["sentence_labels"])
-        sizes = np.array([len(words) for words in record["words"]])
-        harmful_words = sum(map(sum, record["word_labels"]))
-        self.records[f"{split} {int(labels.any())}"] += 1
-        self.counts[place, 0, int(labels.any())] += 1
-        self.counts[place, 1] += (int((labels == 0).sum()), int(labels.sum()))
-        self.counts[place, 2] += (int(sizes.sum()) - harmful_words, harmful_words)
+        counts, labels = self.splits[split], record["sentence_labels"]
+        harmful = int(any(labels))
+        self.records[f"{split} {harmful}"] += 1
+        words = [label for some in record["word_labels"] for label in some]
+        for level, found in zip(LEVELS, ([harmful], labels, words), strict=True):
+            counts[level]["all"] += len(found)
+            counts[level]["harmful"] += sum(found)
         if "annotator_labels" in record:
-            self.overruled[place] += 1
+            counts["overruled"] += 1
             return
+        sizes = np.array([len(words) for words in record["words"]])
         middles = (np.cumsum(sizes) - sizes / 2) / max(sizes.sum(), 1)  # in (0, 1)
-        bins = (middles[labels == 1] * POSITION_BINS).astype(int)
-        self.positions[place] += np.bincount(bins, minlength=POSITION_BINS)
-
-    def summary(self) -> dict[str, Any]:
-        """Returns what stats.json holds of them."""
-        return {
-            "problems": dict(self.problems),
-            "splits": {
-                split: {
-                    level: {
-                        "all": int(self.counts[place, row].sum()),
-                        "harmful": int(self.counts[place, row, 1]),
-                    }
-                    for row, level in enumerate(LEVELS)
-                }
-                | {
-                    "harmful_sentence_positions": self.positions[place].tolist(),
-                    "overruled": int(self.overruled[place]),
-                }
-                for place, split in enumerate(SPLITS)
-            },
-        }
+        for place in (middles[np.array(labels) == 1] * POSITION_BINS).astype(int):
+            counts["harmful_sentence_positions"][place] += 1
 
 
 def print_statistics(stats: dict[str, Any]) -> None:
@@ -94,25 +72,25 @@ def plot_statistics(stats: dict[str, Any], path: Path) -> None:
     Source: arXiv 2506.09996, the figures on FineHarm's distribution.
     """
     splits = stats["splits"].values()
-    share = {}
-    for level in LEVELS:
-        total = sum(split[level]["all"] for split in splits)
-        share[level] = sum(split[level]["harmful"] for split in splits) / max(total, 1)
+    share = {
+        level: sum(split[level]["harmful"] for split in splits)
+        / max(sum(split[level]["all"] for split in splits), 1)
+        for level in LEVELS
+    }
     positions = np.sum([split["harmful_sentence_positions"] for split in splits], axis=0)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(8, 3.2), dpi=150, layout="constrained", width_ratios=(2, 3)
     )
     bars = left.bar(list(share), list(share.values()), color=[BLUE, ORANGE, GREY])
     left.bar_label(bars, [f"{percent(value)} %" for value in share.values()], fontsize=8)
-    left.set_ylabel("harmful share")
-    left.set_ylim(0, 1)
+    left.set(ylabel="harmful share", ylim=(0, 1))
     right.bar(np.arange(POSITION_BINS) + 0.5, positions / max(positions.sum(), 1), 0.9, color=BLUE)
     ticks = range(0, POSITION_BINS + 1, 2)
     right.set_xticks(ticks, [f"{100 * tick // POSITION_BINS}" for tick in ticks])
     right.set_xlabel("place of a harmful sentence in its response, % of words")
     right.set_ylabel("share of harmful sentences")
-    name, rule = stats["annotator"]["name"], stats["word_rule"]
-    figure.suptitle(f"annotator {name}, word rule {rule}", fontsize=10)
+    title = f"annotator {stats['annotator']['name']}, word rule {stats['word_rule']}"
+    figure.suptitle(title, fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from annotation.duplicates import DuplicateIndex, prompt_key
 from annotation.options import BuildConfig
@@ -29,28 +29,24 @@ def split_of(key: str, config: BuildConfig) -> str:
 
 
 class Rejects:
-    """Writes what is left out to rejected.jsonl, and counts it by reason."""
+    """Writes the records left out to rejected.jsonl, and counts them by reason."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.counts = file, Counter()
         self.first: dict[str, str] = {}  # detail of each reason's first record
 
     def add(
-        self,
-        reason: str,
-        item: Row | ParsedResponse,
-        detail: str = "",
-        labels: Mapping | None = None,
+        self, reason: str, item: Row | ParsedResponse, detail: str = "", **annotated: Any
     ) -> None:
-        """Writes one record, with the labels it would have had if there are any."""
+        """Writes one record, with the fields of the annotated record if there is one."""
         self.counts[reason] += 1
         self.first.setdefault(reason, detail)
         entry = {"id": item.id, "reason": reason, "detail": detail, "label": item.label}
-        entry |= {"prompt": item.prompt, "response": item.response} | dict(labels or {})
+        entry |= {"prompt": item.prompt, "response": item.response} | annotated
         print(json.dumps(entry, ensure_ascii=False), file=self.file)
 
     def __str__(self) -> str:
-        """Says how many were left out, why, and what is known of the first of each reason."""
+        """Returns each reason with its count and the detail of its first record."""
         return "; ".join(
             f"{count} {reason}" + f" (first: {self.first[reason]})" * bool(self.first[reason])
             for reason, count in self.counts.items()
@@ -86,13 +82,9 @@ def select(
     rejects: Rejects,
     held_out: Container[str] = (),
 ) -> Iterator[tuple[Row, str]]:
-    """Gives the rows to annotate, each with its split; the others are rejected.
+    """Yields the rows to annotate, each with its split; `rejects` takes the others.
 
     Args:
-        rows: All rows.
-        config: The options.
-        seen: Remembers rows.
-        rejects: Takes what is left out.
         held_out: The prompts of `held_out_prompts`; with --hold-out, no other row is for test.
 
     Raises:
@@ -123,10 +115,11 @@ def select(
 def check_classes(
     config: BuildConfig, counts: Mapping[str, int], rejects: Rejects, when: str = ""
 ) -> None:
-    """Refuses a split without harmful or without benign records.
+    """Raises InputError where a split has no harmful or no benign record.
 
-    Raises:
-        InputError: There is such a split.
+    Args:
+        counts: Records by "split label".
+        when: Ends the sentence on what is missing.
     """
     for split in SPLITS:
         for label, word in ((1, "harmful"), (0, "benign")):

@@ -4,6 +4,7 @@ Source: arXiv 2506.09996, section on FineHarm: the notional words of a harmful s
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cache
 
@@ -19,10 +20,9 @@ from annotation.sources import Row
 from utils.files import InputError
 from utils.processes import map_chunks
 
-# The open-class words of Universal Dependencies: those that carry content of their own. The paper
-# calls them notional words. Auxiliaries, pronouns, particles, numerals and all other closed classes
-# are left out: "you will" is the same in a threat and in a recipe. Interjections are in, because
-# in abuse they are often all the content there is.
+# The open-class words of Universal Dependencies, which the paper calls notional words. Closed
+# classes carry no content of their own: "you will" is the same in a threat and in a recipe.
+# Interjections do: in abuse they are often all the content there is.
 NOTIONAL_POS = frozenset({"NOUN", "PROPN", "VERB", "ADJ", "ADV", "INTJ"})
 
 BATCH = 64  # responses a process gets at once
@@ -33,15 +33,13 @@ BLOCKS = MarkdownIt("commonmark")
 BLOCKS.core.ruler.enableOnly(["normalize", "block"])  # nothing within lines
 
 LINE_END = re.compile(r"\r\n?|\n")
+MARK_LENGTH = 8  # characters of a list mark and the space after it
 LIST_MARK = re.compile(r"(?:\W{1,3}|\W?\w{1,3}[.):])")  # "-", "*", "1.", "(a)", "iv)"
 
 
 @cache
 def load_language(name: str = SPACY_MODEL) -> Language:
-    """Loads a spaCy pipeline with what sentences and parts of speech need, and no more.
-
-    Args:
-        name: An installed pipeline, or a folder; by default the English one.
+    """Loads an installed spaCy pipeline, or one in a folder, for sentences and parts of speech.
 
     Raises:
         InputError: There is none of this name, or it finds no sentences or parts of speech.
@@ -62,8 +60,8 @@ def load_language(name: str = SPACY_MODEL) -> Language:
 class LinearTokenizer:
     """Gives spaCy's tokenizer long stretches without white space in parts.
 
-    It peels signs off a stretch one by one and copies the rest each time: a response of 100,000
-    exclamation marks would take half an hour.
+    It takes signs off a stretch one by one and copies the rest each time: without parts, 100,000
+    exclamation marks take half an hour.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -84,34 +82,26 @@ class LinearTokenizer:
 
 
 def _parse_chunk(language: Language, chunk: list[tuple[Row, str]]) -> list[ParsedResponse]:
-    with language.memory_zone():  # else every new word stays in memory for good
+    with language.memory_zone():  # otherwise every new word stays in memory for good
         docs = language.pipe((row.response for row, _ in chunk), batch_size=BATCH)
-        pairs = zip(docs, chunk, strict=True)
-        return [parsed_row(doc, row, split) for doc, (row, split) in pairs]
+        return [_parsed_row(doc, *pair) for doc, pair in zip(docs, chunk, strict=True)]
 
 
 def parse(
     rows: Iterable[tuple[Row, str]], num_workers: int, language: str = SPACY_MODEL
 ) -> Iterator[ParsedResponse]:
-    """Finds sentences, words and parts of speech, in order, over several processes.
+    """Finds sentences, words and parts of speech of (row, split) pairs, in order.
 
-    spaCy's own multiprocessing sends whole documents back, which costs more than parsing them;
-    workers here send words and sentences.
-
-    Args:
-        rows: (row, split) pairs with a label, read a few chunks ahead.
-        num_workers: Processes; 1 parses in this one.
-        language: The spaCy pipeline, see `load_language`.
+    Rows are read a few chunks ahead; one worker is this process. spaCy's own multiprocessing would
+    send whole documents back, which costs more than parsing them.
     """
-    load_language(language)  # a pipeline that is not there is told here, and forked
-    for chunk in map_chunks(
-        _parse_chunk, batched(rows, BATCH), num_workers, load_language, language
-    ):
-        yield from chunk
+    load_language(language)  # fails early, and workers inherit it
+    chunks = batched(rows, BATCH)
+    for parsed in map_chunks(_parse_chunk, chunks, num_workers, load_language, language):
+        yield from parsed
 
 
-def parsed_row(doc: Doc, row: Row, split: str) -> ParsedResponse:
-    """Puts together what was found in a response."""
+def _parsed_row(doc: Doc, row: Row, split: str) -> ParsedResponse:
     sentences = sentences_of(doc)
     words = [[word for word in sentence if not word.is_space] for sentence in sentences]
     starts = [some[0].idx for some in words]
@@ -157,15 +147,14 @@ def sentences_of(doc: Doc) -> list[Span]:
             after_break = after_break or LINE_END.search(token.text) is not None
             continue
         start, before = token.idx, passed
-        while passed < len(edges) and edges[passed] <= start:
-            passed += 1
-        crossed, inside = passed > before, passed % 2 == 1
+        passed = bisect_right(edges, start)
+        inside = passed % 2 == 1
         if after_break:
             line_start = start
-        begins = crossed or (not inside and after_break)
+        begins = passed > before or (after_break and not inside)
         if not begins and not inside and token.is_sent_start:
-            so_far = text[line_start : min(start, line_start + 9)].strip()
-            begins = start - line_start > 8 or not LIST_MARK.fullmatch(so_far)
+            long = start - line_start > MARK_LENGTH
+            begins = long or not LIST_MARK.fullmatch(text[line_start:start].strip())
         if begins and token.i:
             cuts.append(token.i)
         after_break = False

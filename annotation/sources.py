@@ -2,9 +2,11 @@
 
 import csv
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import multimode
 from typing import Any
 
 from pydantic import StrictInt, TypeAdapter
@@ -26,37 +28,23 @@ SPANS = TypeAdapter(list[tuple[StrictInt, StrictInt]])
 
 @dataclass
 class Row:
-    """One judged response.
+    """One judged response."""
 
-    Attributes:
-        where: Names file and record in messages.
-        id: Its id.
-        prompt: What was asked; "" where nobody knows.
-        response: The untouched response.
-        label: 1 = harmful, 0 = benign, None = nobody knows.
-        fields: Everything the file says of it.
-        spans: [start, end) of harmful characters where humans marked them.
-        refused: Why it cannot be annotated, and the details; None where it can.
-    """
-
-    where: str
+    where: str  # file and record, for messages
     id: str
-    prompt: str
-    response: str
-    label: int | None
-    fields: dict[str, Any] = field(repr=False)
-    spans: list[tuple[int, int]] | None = None
-    refused: tuple[str, str] | None = None
+    prompt: str  # "" where it is unknown
+    response: str  # untouched
+    label: int | None  # 1 = harmful, 0 = benign, None = unknown
+    fields: dict[str, Any] = field(repr=False)  # all columns
+    spans: list[tuple[int, int]] | None = None  # [start, end) of what humans marked as harmful
+    refused: tuple[str, str] | None = None  # why it cannot be annotated, and the details
 
 
 def iterate_file(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads rows one by one; only a JSON list is held as a whole.
+    """Yields (where, row) pairs one by one; only a JSON list is held as a whole.
 
     Args:
         path: A `.csv` or `.parquet` file; any other name is read as JSON (a list, or lines).
-
-    Yields:
-        (where, row) pairs.
 
     Raises:
         InputError: The file cannot be read, is malformed or empty.
@@ -79,13 +67,10 @@ def _iterate_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             reader = csv.DictReader(file, strict=True)
             _refuse_twins(path, reader.fieldnames or [])
             for number, row in enumerate(reader, 1):
+                where = f"{path}: record {number}"
                 if None in row or None in row.values():
-                    raise InputError(
-                        f"{path}: record {number}: its fields do not match the header's"
-                    )
-                yield f"{path}: record {number}", row
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+                    raise InputError(f"{where}: its fields do not match the header's")
+                yield where, row
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8") from None
     except csv.Error as error:
@@ -100,10 +85,10 @@ def _iterate_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             _refuse_twins(path, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: record {number}", row
+            batches = file.iter_batches(batch_size=1000)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"{path}: record {number}", row
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0]
         where = f"{path}: after record {number}" if number else path
@@ -111,36 +96,30 @@ def _iterate_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _refuse_twins(path: Path, names: Sequence[str]) -> None:
-    for position, name in enumerate(names):
-        if name in names[:position]:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise InputError(f"{path}: two columns are named '{name}'")
 
 
 def count_rows(config: BuildConfig) -> int:
-    """Counts the rows of the input, and refuses columns that none of them has.
+    """Counts the rows of the input.
 
     Raises:
-        InputError: An option names such a column.
+        InputError: An option names a column that no row has.
     """
-    count, there = 0, {}
+    count, names = 0, {}
     for _, fields in iterate_file(Path(config.input)):
         count += 1
-        there |= dict.fromkeys(fields)
+        names |= dict.fromkeys(fields)
     for option, name in config.columns():
-        if name not in there:
-            raise InputError(
-                f"{config.input}: {option}: field '{name}' is in no record; there are:"
-                f" {', '.join(there)}"
-            )
+        if name not in names:
+            message = f"field '{name}' is in no record; there are: {', '.join(names)}"
+            raise InputError(f"{config.input}: {option}: {message}")
     return count
 
 
 def read_judged(config: BuildConfig) -> Iterator[Row]:
-    """Reads judged responses; of a row that cannot be annotated, what can be read and the reason.
-
-    Raises:
-        InputError: The file cannot be read or is malformed.
-    """
+    """Reads judged responses, see `iterate_file`; those that cannot be annotated say why."""
     for number, (where, fields) in enumerate(iterate_file(Path(config.input))):
         row = Row(where, f"row-{number}", "", "", None, fields)
         try:
@@ -151,11 +130,7 @@ def read_judged(config: BuildConfig) -> Iterator[Row]:
 
 
 def _judge(row: Row, config: BuildConfig) -> None:
-    """Fills in what the fields of a row say.
-
-    Raises:
-        InputError: A field is missing or wrong.
-    """
+    """Fills in a row from its fields; raises InputError where one is missing or wrong."""
     fields, where = row.fields, row.where
     if (identity := fields.get(config.id_column)) is not None:
         row.id = text_field({config.id_column: str(identity)}, config.id_column, where)
@@ -170,10 +145,10 @@ def _judge(row: Row, config: BuildConfig) -> None:
         row.label = int(bool(row.spans))  # unless somebody judged the response as a whole
     if names := config.judges:
         votes = [_vote(fields.get(name), name, where) for name in names]
-        row.label = majority([vote for vote in votes if vote is not None])
+        given = [vote for vote in votes if vote is not None]
+        row.label = majority(given)
         if row.label is None:
-            judged = any(vote is not None for vote in votes)
-            row.refused = ("judgements are tied" if judged else "nobody judged it", where)
+            row.refused = ("judgements are tied" if given else "nobody judged it", where)
 
 
 def majority(labels: Sequence[int]) -> int | None:
@@ -181,8 +156,8 @@ def majority(labels: Sequence[int]) -> int | None:
 
     Source: arXiv 2506.09996, section on FineHarm: response labels are a majority vote.
     """
-    doubled = 2 * sum(labels)
-    return None if doubled == len(labels) else int(doubled > len(labels))
+    most = multimode(labels)
+    return most[0] if len(most) == 1 else None
 
 
 def _vote(value: Any, name: str, where: str) -> int | None:

@@ -14,15 +14,13 @@ SentenceScore = Callable[[list[str]], np.ndarray]
 def label_words(
     record: ParsedResponse, sentence_labels: list[int], rule: WordRule, score: SentenceScore
 ) -> list[list[int]]:
-    """Labels the words of a response, int [S][W].
+    """Labels the words of a response, int [S][W]; `BuildConfig.word_rule` explains the rules.
 
     Args:
         record: The parsed response.
-        sentence_labels: [S] 1 = harmful.
-        rule: "pos": the notional words of harmful sentences, the paper's choice. "all": every word
-            of them. "delete": the words of them without which `score` is lower. "spans": the words
-            that touch a span humans marked.
-        score: Probability of harm of each of some sentences.
+        sentence_labels: [S] 1 = harmful; "spans" does not look at them.
+        rule: Which words are harmful.
+        score: Returns each sentence's probability of harm; for "delete" alone.
     """
     if rule == "pos":
         return [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from annotation.cache import keep_labels
-from annotation.options import ModelConfig, refuse_outside
+from annotation.options import ModelConfig
 from annotation.records import Annotation, Annotator, ParsedResponse
 from utils.options import Precision
 
@@ -28,13 +28,9 @@ class HfConfig(ModelConfig):
     """auto takes bf16 on hardware made for it."""
 
     scores_sentences = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_outside(self, "annotator_threshold")
+    shares = ("annotator_threshold",)
 
     def make_annotator(self) -> "ClassifierAnnotator":
-        """Loads the classifier."""
         return ClassifierAnnotator(self)
 
 
@@ -49,24 +45,18 @@ class ClassifierAnnotator(Annotator):
         from model.text_classifier import TextClassifier
 
         self.config = config
+        folder, option = Path(config.annotator_model), "--annotator-model"
         self.classifier = TextClassifier(
-            Path(config.annotator_model),
-            config.harmful_label,
-            config.precision,
-            "--annotator-model",
-            MAX_LENGTH,
+            folder, config.harmful_label, config.precision, option, MAX_LENGTH
         )
 
     def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
-        """Annotates records in order."""
         return keep_labels(self.config, records, self._annotate)
 
     def score(self, sentences: list[str]) -> np.ndarray:
-        """Returns each sentence's probability of harm, float [S]."""
         return self.classifier.score(sentences)
 
     def report(self) -> dict[str, Any]:
-        """Returns model, class and threshold."""
         return {
             "model": self.classifier.folder.name,
             "harmful_class": self.classifier.harmful_name,

@@ -52,7 +52,6 @@ class LlmConfig(ModelConfig):
             raise InputError("--llm-url: takes http(s)://HOST:PORT/PATH, no user and no query")
 
     def make_annotator(self) -> Annotator:
-        """Returns the annotator; reads the policy."""
         from annotation.chat import LLMAnnotator
 
         return LLMAnnotator(self)

@@ -5,30 +5,24 @@ Starting from "all of them", the positives are refitted until they settle: in ea
 the sentences that look worse than nearly all benign ones, and in any case the likeliest.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from annotation.duplicates import prompt_key
 from annotation.options import BuildConfig
-from annotation.records import Annotation, Annotator, ParsedResponse, batched
+from annotation.records import WINDOW, Annotation, Annotator, ParsedResponse, batched
 from data.terms import terms
 from utils.files import InputError
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 FOLDS = 5
 MAX_ROUNDS = 10
 SETTLED = 0.01  # share of the candidates that may still change
 MAX_SENTENCES = 300_000  # that are fitted on; bounds memory, see `_sample`
-WINDOW = 512  # responses scored at once
 
 
 @dataclass
@@ -45,16 +39,15 @@ class MilConfig(BuildConfig):
         if not 0 < self.mil_false_positives < 1:
             raise InputError(f"--mil-false-positives: {self.mil_false_positives} is not in 0…1")
 
-    def make_annotator(self) -> MilAnnotator:
-        """Returns an annotator that has to learn first."""
+    def make_annotator(self) -> "MilAnnotator":
         return MilAnnotator(self.mil_false_positives)
 
 
 class MilAnnotator(Annotator):
     """Learns which sentences make responses harmful from the training split.
 
-    A sentence is labelled by models that were fitted without its prompt: a model that has seen a
-    sentence called harmful says so again, whatever it says.
+    A sentence is labelled by models that were fitted without its prompt: a model repeats the labels
+    of the sentences that it was fitted on.
 
     Args:
         false_positives: Share of benign sentences that may look harmful; sets the threshold.
@@ -64,20 +57,28 @@ class MilAnnotator(Annotator):
         self.false_positives = false_positives
 
     def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:
-        """Annotates records in order; sentences of benign responses are benign by assumption."""
+        """Annotates records in order; sentences of benign responses are benign by definition."""
         for window in batched(records, WINDOW):
-            yield from self._annotate(window)
+            texts = [text for record in window for text in record.sentences]
+            counts = [len(record.sentences) for record in window]
+            features = self.vectorizer.transform(texts)
+            scores = self._held_out(features, np.repeat([fold_of(one) for one in window], counts))
+            unseen = np.repeat([record.split != "train" for record in window], counts)
+            if unseen.any():  # no model has seen these
+                scores[unseen] = self._mean(features[np.flatnonzero(unseen)])
+            parts = np.split(scores, np.cumsum(counts)[:-1])
+            for record, some in zip(window, parts, strict=True):
+                harmful = (some > self.threshold) & (record.label == 1)
+                yield Annotation(harmful.astype(int).tolist())
 
     def score(self, sentences: list[str]) -> np.ndarray:
         """Returns each sentence's probability of harm, the mean of all models, float [S].
 
         Nothing says here which prompt a sentence answers, so models that have seen it count too.
         """
-        features = self.vectorizer.transform(sentences)
-        return np.mean([model.predict_proba(features)[:, 1] for model in self.models], axis=0)
+        return self._mean(self.vectorizer.transform(sentences))
 
     def report(self) -> dict[str, Any]:
-        """Returns settings, size of the fit and how it settled."""
         return {
             "false_positives": self.false_positives,
             "threshold": self.threshold,
@@ -92,6 +93,7 @@ class MilAnnotator(Annotator):
         Raises:
             InputError: It has too few prompts of both classes.
         """
+        import pandas as pd
         from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
         from sklearn.pipeline import make_pipeline
 
@@ -110,10 +112,9 @@ class MilAnnotator(Annotator):
             scores = self._held_out(features, fold)
             # the same rate of benign sentences would be called harmful by mistake
             self.threshold = float(np.quantile(scores[~candidate], 1 - self.false_positives))
-            likeliest = np.zeros(len(texts), dtype=bool)
-            order = np.lexsort((-scores, bag))
-            likeliest[order[np.unique(bag[order], return_index=True)[1]]] = True
-            chosen = candidate & ((scores > self.threshold) | likeliest)
+            chosen = scores > self.threshold
+            chosen[pd.Series(scores).groupby(bag).idxmax()] = True  # each response's likeliest
+            chosen &= candidate
             self.changed.append(float((chosen != positive).sum() / candidate.sum()))
             positive = chosen
             if self.changed[-1] < SETTLED:
@@ -129,23 +130,19 @@ class MilAnnotator(Annotator):
         total = sum(len(record.sentences) for record in stream() if record.split == "train")
         share = min(1.0, MAX_SENTENCES / max(total, 1))
         texts: list[str] = []
-        label, bag, fold = [], [], []
+        origins: list[tuple[int, int, int]] = []
         for number, record in enumerate(stream()):
-            if record.split != "train" or _uniform(record.id) >= share:
-                continue
-            count = len(record.sentences)
-            texts += record.sentences
-            label += [record.label] * count
-            bag += [number] * count
-            fold += [fold_of(record)] * count
-        labels, folds = np.array(label), np.array(fold)
+            if record.split == "train" and _uniform(record.id) < share:
+                texts += record.sentences
+                origins += [(record.label, number, fold_of(record))] * len(record.sentences)
+        label, bag, fold = np.array(origins, dtype=int).reshape(-1, 3).T
         for held_out in range(FOLDS):
-            if len(set(labels[folds != held_out].tolist())) < 2:
+            if len(np.unique(label[fold != held_out])) < 2:
                 raise InputError("mil: the training split has too few prompts of both classes")
-        return texts, labels, np.array(bag), folds
+        return texts, label, bag, fold
 
     def _fit_folds(
-        self, features: csr_matrix, positive: np.ndarray, bag: np.ndarray, fold: np.ndarray
+        self, features: Any, positive: np.ndarray, bag: np.ndarray, fold: np.ndarray
     ) -> None:
         from sklearn.linear_model import LogisticRegression
 
@@ -160,7 +157,7 @@ class MilAnnotator(Annotator):
             )
             self.models.append(model.fit(features[rows], positive[rows], weight[rows]))
 
-    def _held_out(self, features: csr_matrix, fold: np.ndarray) -> np.ndarray:
+    def _held_out(self, features: Any, fold: np.ndarray) -> np.ndarray:
         """Scores each sentence by the model that was fitted without its fold, float [sentences]."""
         scores = np.empty(len(fold))
         for number, model in enumerate(self.models):
@@ -169,20 +166,8 @@ class MilAnnotator(Annotator):
                 scores[rows] = model.predict_proba(features[rows])[:, 1]
         return scores
 
-    def _annotate(self, records: list[ParsedResponse]) -> Iterator[Annotation]:
-        texts = [text for record in records for text in record.sentences]
-        counts = [len(record.sentences) for record in records]
-        features = self.vectorizer.transform(texts)
-        fold = np.repeat([fold_of(record) for record in records], counts)
-        unseen = np.repeat([record.split != "train" for record in records], counts)
-        scores = self._held_out(features, fold)
-        if unseen.any():  # no model has seen these
-            rows = features[np.flatnonzero(unseen)]
-            scores[unseen] = np.mean([m.predict_proba(rows)[:, 1] for m in self.models], axis=0)
-        bounds = np.cumsum(counts)[:-1]
-        for record, some in zip(records, np.split(scores, bounds), strict=True):
-            harmful = (some > self.threshold) & (record.label == 1)
-            yield Annotation(harmful.astype(int).tolist())
+    def _mean(self, features: Any) -> np.ndarray:
+        return np.mean([model.predict_proba(features)[:, 1] for model in self.models], axis=0)
 
 
 def fold_of(record: ParsedResponse) -> int:

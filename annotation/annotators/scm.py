@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from annotation.cache import keep_labels
-from annotation.options import ModelConfig, refuse_outside
+from annotation.options import ModelConfig
 from annotation.records import Annotation, Annotator, ParsedResponse
-from data.fineharm import Record
+from data.fineharm import every_word
 from utils.options import Precision
 from utils.run_record import read_record
 
@@ -31,12 +31,9 @@ class ScmConfig(ModelConfig):
     precision: Precision = "auto"
     """auto takes bf16 on hardware made for it."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_outside(self, "annotator_threshold", "token_share")
+    shares = ("annotator_threshold", "token_share")
 
     def make_annotator(self) -> "ScmAnnotator":
-        """Loads the model."""
         return ScmAnnotator(self)
 
 
@@ -72,7 +69,6 @@ class ScmAnnotator(Annotator):
         return keep_labels(self.config, records, self._annotate)
 
     def report(self) -> dict[str, Any]:
-        """Returns model and thresholds."""
         return {
             "model": self.folder.name,
             "join": self.layout.join,
@@ -85,8 +81,11 @@ class ScmAnnotator(Annotator):
         from data.splits import to_examples
         from evaluation.predict import predict
 
-        pairs = [(record.id, _unlabelled(record)) for record in records]
-        encoded = encode_records(pairs, self.encoder, self.layout)
+        unlabelled = []
+        for record in records:
+            zeros = [0] * len(record.sentences)
+            unlabelled += [(record.id, record.labelled(zeros, every_word(zeros, record.words)))]
+        encoded = encode_records(unlabelled, self.encoder, self.layout)
         scores = predict(self.model, to_examples(encoded), bf16=self.bf16)
         for record, example, probs in zip(records, encoded, scores.token_probs, strict=True):
             count = len(record.sentences)
@@ -100,15 +99,3 @@ class ScmAnnotator(Annotator):
             cut = example.cut_prompt or example.cut_response
             labels = (share >= self.config.token_share).astype(int).tolist()
             yield Annotation(labels, CUT if cut else None)
-
-
-def _unlabelled(record: ParsedResponse) -> Record:
-    return Record(
-        id=record.id,
-        prompt=record.prompt,
-        response=record.response,
-        sentences=record.sentences,
-        sentence_labels=[0] * len(record.sentences),
-        words=record.words,
-        word_labels=[[0] * len(words) for words in record.words],
-    )
