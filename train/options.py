@@ -47,7 +47,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradient clipping; 0 for none."""
     precision: Precision = "auto"
-    """auto: bf16 mixed precision on hardware made for it (GPU, AMX)."""
+    """auto: bf16 mixed precision on hardware made for it (GPU, AMX, AVX-512 BF16)."""
     attention: Attention = "sdpa"
     """eager is the fastest for short texts on a CPU; memory is quadratic."""
     gradient_checkpointing: bool = False

@@ -18,7 +18,9 @@ def use_bf16(precision: Precision, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    # a training step of 135M takes 0.68 of fp32's time with AVX-512 BF16 alone (AMD EPYC)
+    made_for_it = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and made_for_it
 
 
 def autocast(bf16: bool, device: torch.device) -> contextlib.AbstractContextManager:
