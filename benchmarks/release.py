@@ -1,4 +1,8 @@
-"""Data preparation in the release's way, to measure ours against."""
+"""Data preparation in the release's way, as far as it is known, to measure ours against.
+
+One process, a tokenizer call a sentence, tokens decoded one by one to find their words, everything
+padded.
+"""
 
 import datasets
 import numpy as np
@@ -23,7 +27,7 @@ def padded_dataset(encoded: list[EncodedRecord], length: int) -> datasets.Datase
 def prepare_as_released(
     records: list[tuple[str, Record]], tokenizer, length: int
 ) -> datasets.Dataset:
-    """Prepares records in the release's way: see the head of this file."""
+    """Prepares records in the release's way."""
     columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "token_labels": []}
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     for _, record in records:
