@@ -14,7 +14,7 @@ import psutil
 
 from annotation.sources import iterate_file
 from benchmarks.options import AnnotationBenchmarkConfig
-from benchmarks.timing import recorded
+from benchmarks.timing import print_row, recorded
 from data.fineharm import text_field
 from utils.files import InputError, read_json, write_json
 
@@ -74,11 +74,9 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
 
 
 def main(config: AnnotationBenchmarkConfig) -> None:
-    """Measures each size, prints a table and writes it."""
+    """Measures each size, prints it and writes it."""
     with recorded(config) as result:
         result["sizes"] = []
-        heads = ("size", "rows", "parsed", "seconds", "records/s", "peak memory, MB")
-        print("{:>6}{:>9}{:>9}{:>9}{:>11}{:>17}".format(*heads))
         for times in config.times:
             with tempfile.TemporaryDirectory() as scratch:
                 source, folder = Path(scratch) / "rows.jsonl", Path(scratch) / "out"
@@ -94,6 +92,5 @@ def main(config: AnnotationBenchmarkConfig) -> None:
                 "records_per_second": rows / seconds,
             }
             result["sizes"].append(size)
-            line = "{times:6g}{rows:9}{parsed:9}{seconds:9.0f}{records_per_second:11.1f}"
-            print(line.format(**size) + f"{peak / 1e6:17.0f}", flush=True)
+            print_row(size)
             write_json(Path(config.output), result)  # the next size may take hours

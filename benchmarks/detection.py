@@ -6,7 +6,6 @@ the same prefixes, each padded to its full response. The two ways' scores are co
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from data.tokenization import leading_ids, load_tokenizer
 from evaluation.decisions import MAX_K, THETAS, macro_f1_table
 from evaluation.predict import predict
 from evaluation.prefixes import predict_prefixes
-from model.modernbert import ModernBertForFullDetection, load_encoder
+from model.modernbert import load_encoder
 from model.modernbert_inference import ModernBertInference
 from model.qwen_dual_task import load_backbone
 from utils.options import TOKEN_BUDGET
@@ -63,23 +62,6 @@ def padded_prefixes(model: torch.nn.Module, examples: Examples) -> list[np.ndarr
     return scores
 
 
-def compare_prefixes(
-    encoder: ModernBertForFullDetection, examples: Examples, repeats: int
-) -> dict[str, Any]:
-    """Times two ways of scoring every prefix and adds the largest difference of their scores."""
-    inference = ModernBertInference(encoder).eval()
-    scores = {}
-
-    def ours() -> None:
-        scores["ours"] = predict_prefixes(inference, examples).token_probs
-
-    def padded() -> None:
-        scores["padded"] = padded_prefixes(encoder, examples)
-
-    result = compare({"ours": ours, "padded": padded}, repeats)
-    return result | {"largest_score_difference": largest_difference(**scores)}
-
-
 def main(config: DetectionBenchmarkConfig) -> None:
     """Measures, prints the ratios and writes them."""
     with recorded(config) as result:
@@ -92,27 +74,34 @@ def main(config: DetectionBenchmarkConfig) -> None:
             "ours": lambda: predict(causal, examples),
             "plain": lambda: plain_pass(causal.model, examples),
         }
-        result["causal"] = compare(ways, config.repeats)
+        result["causal"], _ = compare(ways, config.repeats)
         times = 1 / result["causal"]["ratio"]["plain"]
         tokens = int(examples.lengths.sum())
         print(f"causal: scoring {tokens} tokens takes {times:.2f} times a plain forward pass")
 
         path = Path(config.encoder_path)
         examples = read_examples(config, path)
-        prefixes = compare_prefixes(load_encoder(path).eval(), examples, config.repeats)
-        result["prefixes"] = prefixes
+        encoder = load_encoder(path).eval()
+        inference = ModernBertInference(encoder).eval()
+        ways = {
+            "ours": lambda: predict_prefixes(inference, examples).token_probs,
+            "padded": lambda: padded_prefixes(encoder, examples),
+        }
+        prefixes, scores = compare(ways, config.repeats)
+        difference = largest_difference(**scores)
+        result["prefixes"] = prefixes | {"largest_score_difference": difference}
         print(
             f"every prefix of responses of {examples.response_lengths.mean():.0f} tokens:"
             f" {len(examples) / prefixes['seconds']['ours']:.2f} samples/s,"
             f" {prefixes['ratio']['padded']:.2f} times as many as padded to the full response;"
-            f" largest score difference {prefixes['largest_score_difference']:.1e}"
+            f" largest score difference {difference:.1e}"
         )
 
         random = np.random.default_rng(config.seed)
         probs = list(random.random((3000, 400), dtype=np.float32))
         label = random.integers(0, 2, len(probs))
         ways = {"ours": lambda: macro_f1_table(probs, label, THETAS, MAX_K)}
-        result["sweep"] = compare(ways, config.repeats)
+        result["sweep"], _ = compare(ways, config.repeats)
         print(
             f"all {len(THETAS) * MAX_K} (θ, k) of 3,000 responses of 400 tokens:"
             f" {result['sweep']['seconds']['ours']:.2f} s"

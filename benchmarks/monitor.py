@@ -6,7 +6,8 @@ second many streams get together, and how much longer an LLM's generation takes 
 its side. The heads are random: what they say does not change what they cost.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
 from benchmarks.options import WARM_UP, MonitorBenchmarkConfig
-from benchmarks.timing import compare, recorded
+from benchmarks.timing import compare, print_row, recorded
 from data.tokenization import load_tokenizer
 from model.loading import load_checkpoint
 from model.qwen_dual_task import QwenForDualTask, load_backbone
@@ -31,6 +32,7 @@ PROMPT = "Why is the sky blue, and why is it red in the evening?"
 SETTINGS = MonitorSettings(Policy(DelayK(4096), 1.0), "token", 0.5)
 
 
+@torch.inference_mode()
 def measure_latency(
     monitor: StreamingContentMonitor,
     plain: QwenForDualTask,
@@ -43,49 +45,29 @@ def measure_latency(
         before = position - config.repeats - WARM_UP
         stream = monitor.open("")
         stream.feed_ids(ids[: before - stream.cache.length])
-        bare = static_step(plain, ids[:before], position)
-        ways = {"ours": lambda stream=stream: stream.feed_ids(ids[:1]), "bare": bare}
-        times = compare(ways, config.repeats, WARM_UP)["seconds"]
-        again = compare({"ours": whole_prefix(plain, ids[:position])}, config.reread)
+        tokens = torch.tensor([ids[:position]], device=plain.device)
+        cache = StaticCache(config=plain.config, max_cache_len=position)
+        bare = partial(plain.model, past_key_values=cache, use_cache=True)
+        bare(input_ids=tokens[:, :before])
+        ways = {
+            "ours": partial(stream.feed_ids, ids[:1]),
+            "bare": partial(bare, input_ids=tokens[:, :1]),
+        }
+        times, _ = compare(ways, config.repeats, WARM_UP)
+        # what each token costs a monitor without a cache
+        again, _ = compare({"ours": partial(plain, input_ids=tokens)}, config.reread)
         rows.append(
             {
                 "position": position,
-                "ours_ms": 1e3 * times["ours"],
-                "bare_step_ms": 1e3 * times["bare"],
+                "ours_ms": 1e3 * times["seconds"]["ours"],
+                "bare_step_ms": 1e3 * times["seconds"]["bare"],
                 "prefix_again_ms": 1e3 * again["seconds"]["ours"],
                 "cache_megabytes": stream.cache.nbytes / 1e6,
             }
         )
         stream.close()
-        print(
-            "position {position:5d}: ours {ours_ms:7.1f} ms, bare decode step"
-            " {bare_step_ms:7.1f} ms, prefix again {prefix_again_ms:9.1f} ms,"
-            " {cache_megabytes:6.1f} MB a stream".format(**rows[-1])
-        )
+        print_row(rows[-1])
     return rows
-
-
-def static_step(plain: QwenForDualTask, ids: list[int], capacity: int) -> Callable[[], None]:
-    """Returns a bare decode step of the backbone, its static cache filled with `ids`."""
-    cache = StaticCache(config=plain.config, max_cache_len=capacity)
-
-    @torch.inference_mode()
-    def step(ids: Sequence[int] = ids[:1]) -> None:
-        tokens = torch.tensor([ids], device=plain.device)
-        plain.model(input_ids=tokens, past_key_values=cache, use_cache=True)
-
-    step(ids)
-    return step
-
-
-def whole_prefix(plain: QwenForDualTask, ids: list[int]) -> Callable[[], None]:
-    """Returns a pass over a whole prefix: what each token costs a monitor without a cache."""
-
-    @torch.inference_mode()
-    def read() -> None:
-        plain(input_ids=torch.tensor([ids], device=plain.device))
-
-    return read
 
 
 def measure_streams(
@@ -97,8 +79,9 @@ def measure_streams(
         streams = [monitor.open("") for _ in range(count)]
         for number, stream in enumerate(streams):
             stream.feed_ids(np.roll(ids[:FILL], number).tolist())
-        step = {"ours": common_step(monitor, streams, ids)}
-        seconds = compare(step, config.repeats, WARM_UP)["seconds"]["ours"]
+        step = partial(advance, monitor, streams, iter(ids))
+        times, _ = compare({"ours": step}, config.repeats, WARM_UP)
+        seconds = times["seconds"]["ours"]
         rows.append(
             {
                 "streams": count,
@@ -109,61 +92,43 @@ def measure_streams(
         )
         for stream in streams:
             stream.close()
-        print(
-            "{streams:4d} streams: {tokens_per_second:7.1f} tokens/s, {step_ms:7.1f} ms a step,"
-            " {caches_megabytes:7.1f} MB".format(**rows[-1])
-        )
+        print_row(rows[-1])
     return rows
 
 
-def common_step(
-    monitor: StreamingContentMonitor, streams: list[Stream], ids: list[int]
-) -> Callable[[], None]:
-    """Returns a step of many streams: each gets the next token and is judged."""
-    tokens = iter(ids)
-
-    def step() -> None:
-        token = next(tokens)
-        for stream in streams:
-            stream.receive_ids([token])
-        monitor.advance(streams)
-        for stream in streams:
-            stream.verdict()
-
-    return step
+def advance(monitor: StreamingContentMonitor, streams: list[Stream], ids: Iterator[int]) -> None:
+    """Gives each of many streams the next token and asks for its verdict."""
+    token = next(ids)
+    for stream in streams:
+        stream.receive_ids([token])
+    monitor.advance(streams)
+    for stream in streams:
+        stream.verdict()
 
 
 def measure_generation(
     monitor: StreamingContentMonitor, config: MonitorBenchmarkConfig
 ) -> dict[str, float]:
     """Times an LLM, which is the monitor's own backbone, with and without the monitor."""
-    llm, _ = load_checkpoint(
-        Path(config.base_model_path), AutoModelForCausalLM, "language model", "--base-model-path"
-    )
+    folder = Path(config.base_model_path)
+    llm, _ = load_checkpoint(folder, AutoModelForCausalLM, "language model", "--base-model-path")
     llm = llm.to(default_device())
     inputs = monitor.tokenizer(PROMPT, return_tensors="pt").to(llm.device)
-
-    def generate(criteria: list[MonitorCriteria]) -> None:
-        llm.generate(
-            **inputs, max_new_tokens=config.new_tokens, min_new_tokens=config.new_tokens,
-            do_sample=False, stopping_criteria=criteria,
-        )  # fmt: skip
+    length = inputs["input_ids"].shape[1]
+    tokens = {"min_new_tokens": config.new_tokens, "max_new_tokens": config.new_tokens}
+    generate = partial(llm.generate, **inputs, **tokens, do_sample=False)
 
     def monitored() -> None:
-        length = inputs["input_ids"].shape[1]
         with MonitorCriteria(monitor, PROMPT, monitor.tokenizer, length) as criteria:
-            generate([criteria])
+            generate(stopping_criteria=[criteria])
 
-    ways = {"ours": monitored, "alone": lambda: generate([])}
-    seconds = compare(ways, config.reread, 1)["seconds"]
+    ways = {"ours": monitored, "alone": generate}
+    times, _ = compare(ways, config.reread, 1)
     result = {
-        "with_monitor_ms": 1e3 * seconds["ours"] / config.new_tokens,
-        "alone_ms": 1e3 * seconds["alone"] / config.new_tokens,
+        "with_monitor_ms": 1e3 * times["seconds"]["ours"] / config.new_tokens,
+        "alone_ms": 1e3 * times["seconds"]["alone"] / config.new_tokens,
     }
-    print(
-        "generation: {with_monitor_ms:.1f} ms a token with the monitor, {alone_ms:.1f} without"
-        .format(**result)
-    )  # fmt: skip
+    print_row(result)
     return result
 
 

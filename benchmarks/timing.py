@@ -29,23 +29,25 @@ def recorded(config: BenchmarkConfig) -> Iterator[dict[str, Any]]:
 
 
 def compare(
-    ways: dict[str, Callable[[], object]], repeats: int, warm_up: int = 0
-) -> dict[str, Any]:
+    ways: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 0
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Times several ways in turn, one of them "ours", after rounds of warming up.
 
     Returns:
         "seconds": the median of each way; "ratio": how many times longer than ours it took; "all".
+        And what each way returned last.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
+    last = {}
     for _ in range(warm_up + repeats):
         for name, way in ways.items():
             began = time.perf_counter()
-            way()
+            last[name] = way()
             times[name].append(time.perf_counter() - began)
     times = {name: values[warm_up:] for name, values in times.items()}
     seconds = {name: statistics.median(values) for name, values in times.items()}
     ratio = {name: value / seconds["ours"] for name, value in seconds.items() if name != "ours"}
-    return {"seconds": seconds, "ratio": ratio, "all": times}
+    return {"seconds": seconds, "ratio": ratio, "all": times}, last
 
 
 def per_second(result: dict[str, Any], amount: float) -> dict[str, float]:
@@ -56,3 +58,12 @@ def per_second(result: dict[str, Any], amount: float) -> dict[str, float]:
 def largest_difference(ours: Sequence[np.ndarray], padded: Sequence[np.ndarray]) -> float:
     """Returns the largest difference between the scores of two ways, [N] arrays [T] each."""
     return max(float(np.abs(a - b).max()) for a, b in zip(ours, padded, strict=True))
+
+
+def print_row(row: dict[str, float]) -> None:
+    """Prints a row of results under the names that they have in the file."""
+    cells = (
+        f"{name} {value:,.1f}" if isinstance(value, float) else f"{name} {value:,}"
+        for name, value in row.items()
+    )
+    print(", ".join(cells), flush=True)

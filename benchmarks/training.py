@@ -6,6 +6,7 @@ preparation is measured against padding alone and against the release's way (`be
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -44,7 +45,7 @@ def benchmark_data(config: TrainingBenchmarkConfig, tokenizer, records: list) ->
         "padded": lambda: save(padded_dataset(encode(), length)),
         "released": lambda: save(prepare_as_released(many, tokenizer, length)),
     }
-    result = compare(ways, config.repeats)
+    result, _ = compare(ways, config.repeats)
     return result | {"records_per_second": per_second(result, len(many))}
 
 
@@ -65,15 +66,6 @@ def train_step(
     return total
 
 
-def compare_on(examples: Examples, ways: dict[str, Callable[[], None]], repeats: int) -> dict:
-    """Times ways of treating examples and adds real tokens and samples a second."""
-    result = compare(ways, repeats)
-    return result | {
-        "tokens_per_second": per_second(result, int(examples.lengths.sum())),
-        "samples_per_second": per_second(result, len(examples)),
-    }
-
-
 def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict:
     """Compares training and scoring, and the losses and scores that come out."""
     device = default_device()
@@ -84,35 +76,31 @@ def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict
     ).to(device)
     # a rate of zero does all the work and leaves the weights, so that losses can be compared
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-    losses, scores = {}, {}
 
-    def training(name: str, pad_to: int, size: int) -> Callable[[], None]:
+    def training(pad_to: int, size: int) -> Callable[[], float]:
         batches = []
         for group in torch.arange(len(examples)).split(size):
             batch = collate([examples[index] for index in group], pad_to)
             batches.append({key: value.to(device) for key, value in batch.items()})
+        return partial(train_step, model, optimizer, batches, bf16)
 
-        def way() -> None:
-            losses[name] = train_step(model, optimizer, batches, bf16)
-
-        return way
-
-    def scoring(name: str, pad_to: int) -> Callable[[], None]:
-        def way() -> None:
-            scores[name] = predict(model, examples, bf16=bf16, pad_to=pad_to).token_probs
-
-        return way
+    def measure(ours: Callable, padded: Callable) -> tuple[dict, dict]:
+        times, last = compare({"ours": ours, "padded": padded}, config.repeats)
+        times["tokens_per_second"] = per_second(times, int(examples.lengths.sum()))
+        times["samples_per_second"] = per_second(times, len(examples))
+        return times, last
 
     model.train()
     # one padded response at a time: eight of 4,096 tokens would not fit into memory
-    length = config.padded_length
-    ways = {"ours": training("ours", 0, 8), "padded": training("padded", length, 1)}
-    train = compare_on(examples, ways, config.repeats)
-    ways = {"ours": scoring("ours", 0), "padded": scoring("padded", length)}
-    score = compare_on(examples, ways, config.repeats)
+    train, losses = measure(training(0, 8), training(config.padded_length, 1))
     train |= {"loss": losses, "loss_difference": abs(losses["ours"] - losses["padded"])}
-    score |= {"largest_score_difference": largest_difference(**scores)}
-    return {"training": train, "scoring": score}
+    scoring = partial(predict, model, examples, bf16=bf16)
+    score, found = measure(scoring, partial(scoring, pad_to=config.padded_length))
+    probs = {way: scores.token_probs for way, scores in found.items()}
+    return {
+        "training": train,
+        "scoring": score | {"largest_score_difference": largest_difference(**probs)},
+    }
 
 
 def main(config: TrainingBenchmarkConfig) -> None:
@@ -125,21 +113,16 @@ def main(config: TrainingBenchmarkConfig) -> None:
         layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
         encoded = encode_split(records[: config.samples], tokenizer.backend_tokenizer, layout)
         result |= benchmark_model(config, to_examples(encoded))
-        report(result, config.repeats)
+        report(result)
 
 
-def report(result: dict, repeats: int) -> None:
-    """Prints rates and ratios as a table, and what losses and scores differ by."""
-    print(f"\nmedians of {repeats}; ratio: how many times faster than the way named")
-    print(f"{'':32}{'ours':>10}{'that way':>10}{'ratio':>9}")
-    for title, part, unit, way in (
-        ("data, padded", "data", "records", "padded"),
-        ("data, the release's way", "data", "records", "released"),
-        ("training, padded", "training", "samples", "padded"),
-        ("scoring, padded", "scoring", "samples", "padded"),
-    ):
-        rate, ratio = result[part][f"{unit}_per_second"], result[part]["ratio"][way]
-        print(f"{title:32}{rate['ours']:10.2f}{rate[way]:10.2f}{ratio:8.1f}x  {unit}/s")
+def report(result: dict) -> None:
+    """Prints rates and ratios, and what losses and scores differ by."""
+    for part, unit in (("data", "records"), ("training", "samples"), ("scoring", "samples")):
+        rates = result[part][f"{unit}_per_second"]
+        print(f"{part}: {rates['ours']:.2f} {unit}/s")
+        for way, ratio in result[part]["ratio"].items():
+            print(f"  {ratio:.1f} times as fast as {way}, {rates[way]:.2f} {unit}/s")
     for part in ("training", "scoring"):
         print(f"{part}: {result[part]['tokens_per_second']['ours']:.0f} tokens/s without padding")
     loss = result["training"]["loss"]
