@@ -5,14 +5,15 @@ split, stands beside it and is named as optimistic.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.bootstrap import interval_metrics
+from evaluation.bootstrap import intervals
 from evaluation.conformal import calibrate
 from evaluation.decisions import FULL_THETAS, MAX_K, THETAS, Outcome, select_full, select_partial
-from evaluation.metrics import by_length, point_metrics, stop_histogram
+from evaluation.metrics import by_length, metrics, point_metrics, stop_histogram
 from evaluation.predictions import Predictions
 
 
@@ -38,22 +39,16 @@ class OperatingPoint:
 def choose_operating_points(
     valid: Predictions, test: Predictions, target_false_alarm: float = 0.0, target_k: int = 4
 ) -> dict[str, OperatingPoint]:
-    """Chooses the thresholds of every kind of detection that the scores allow.
-
-    The arguments are those of `evaluate`.
-    """
+    """Chooses the thresholds of every kind of detection that the scores allow; see `evaluate`."""
     points = {}
     if not np.isnan(valid.response_prob).all():
         theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
         points["full"] = OperatingPoint(theta, None, "valid")
     if test.token_probs is None:
         return points
-    for key, chosen_on, split in (
-        ("partial", "valid", valid),
-        ("partial_paper_protocol", "test", test),
-    ):
+    for key, name, split in (("partial", "valid", valid), ("partial_paper_protocol", "test", test)):
         theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
-        points[key] = OperatingPoint(theta, k, chosen_on)
+        points[key] = OperatingPoint(theta, k, name)
     if target_false_alarm:
         theta = calibrate(valid.token_probs, valid.label, target_k, target_false_alarm)
         points["partial_conformal"] = OperatingPoint(theta, target_k, "valid")
@@ -82,16 +77,15 @@ def evaluate(
     Returns:
         The content of metrics.json; NaN where undefined.
     """
-    result: dict[str, Any] = {
-        "responses": {
-            name: {
-                "all": len(split),
-                "harmful": int(split.label.sum()),
-                "prompts": len(set(split.group.tolist())),
-            }
-            for name, split in (("valid", valid), ("test", test))
+    counts = {
+        name: {
+            "all": len(split),
+            "harmful": int(split.label.sum()),
+            "prompts": len(np.unique(split.group)),
         }
+        for name, split in (("valid", valid), ("test", test))
     }
+    result: dict[str, Any] = {"responses": counts}
     points = choose_operating_points(valid, test, target_false_alarm, target_k)
     for key, point in points.items():
         outcome, is_partial = point.decide(test), point.k is not None
@@ -100,7 +94,7 @@ def evaluate(
             **({"k": point.k} if is_partial else {}),
             "chosen_on": point.chosen_on,
             "valid": point_metrics(point.decide(valid)),
-            "test": interval_metrics(outcome, resamples, seed),
+            "test": intervals(partial(metrics, outcome), outcome.group, resamples, seed),
             **({"stop_histogram": stop_histogram(outcome).tolist()} if is_partial else {}),
             "by_length": by_length(outcome, test.lengths),
         }

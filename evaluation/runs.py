@@ -1,26 +1,31 @@
 """A test's output folder, read back: the one reader for tables, figures, pages and calibration."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from evaluation.predictions import METRICS, PREDICTIONS, Predictions, load_predictions
 from evaluation.protocol import OperatingPoint, choose_operating_points
 from utils.files import InputError, read_json
 from utils.formatting import printable
 from utils.run_record import RECORD
+from utils.validation import one_line
 
 Name = Annotated[str, AfterValidator(printable)]  # nothing in it steers a terminal or ends a line
-Content = TypeVar("Content", bound="Read")
 
 
 class Read(BaseModel):
     """The fields that are read of a JSON object; others are left alone."""
 
     model_config = ConfigDict(strict=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a JSON file; raises InputError where a field is missing or of another type."""
+        with one_line(str(path)):
+            return cls.model_validate(read_json(path))
 
 
 class Commit(Read):
@@ -76,20 +81,11 @@ class Result(Read):
 
 @dataclass
 class Run:
-    """One test of one model.
-
-    Attributes:
-        folder: The test's output folder.
-        row: Key of the row, as in the README.
-        method: The method's own name, or what `--name` calls it.
-        record: What run.json tells.
-        valid: Scores of the validation split.
-        test: Scores of the test split.
-    """
+    """One test of one model, as its output folder tells."""
 
     folder: Path
-    row: str
-    method: str
+    row: str  # its key, as in the README
+    method: str  # its own name, or what `--name` calls it
     record: Record
     valid: Predictions
     test: Predictions
@@ -122,28 +118,18 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def _read(path: Path, content: type[Content]) -> Content:
-    try:
-        return content.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        place = f"field '{field}': " if field else ""
-        raise InputError(f"{path}: {place}{first['msg']}; is it a test's folder?") from None
-
-
 def read_run(folder: Path, partial: bool = False) -> Run:
     """Reads a test's output folder.
 
     Args:
         folder: The folder.
-        partial: Require scores of each token.
+        partial: Require token scores.
 
     Raises:
         InputError: A file or field is missing or of another type, a split is empty, or a test of
             full detection has no scores of tokens where they are needed.
     """
-    result, record = _read(folder / METRICS, Result), _read(folder / RECORD, Record)
+    result, record = Result.read(folder / METRICS), Record.read(folder / RECORD)
     splits = load_predictions(folder / PREDICTIONS)
     for name, split in splits.items():
         if not len(split):
@@ -167,10 +153,7 @@ def split_key(test: Predictions) -> tuple:
 def find_tests(folder: Path) -> list[Path]:
     """Returns the output folders of tests in a folder and all below it, sorted.
 
-    A test folder holds metrics.json. Hidden folders, some half-written, are not looked into.
+    A test folder holds metrics.json. Those in hidden folders, some half-written, are left out.
     """
-    found = []
-    for path, below, files in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(path)] if METRICS in files else []
-    return sorted(found)
+    found = (path.relative_to(folder) for path in folder.rglob(METRICS))
+    return sorted(folder / path.parent for path in found if "/." not in f"/{path}")

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
-from evaluation.decisions import Outcome
+from evaluation.decisions import Outcome, outcome_of_stops
 from evaluation.metrics import by_length, metrics
 from evaluation.predictions import Predictions
 from monitor.calibrate import benign_threshold
@@ -45,19 +45,9 @@ def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -
         split: The N responses.
         theta: The threshold.
     """
-    lengths = split.lengths
     released = np.array([np.searchsorted(one, theta) for one in maxima])  # T: never stopped
-    return Outcome(
-        label=split.label,
-        flagged=released < lengths,
-        score=_highest(maxima),
-        seen=np.minimum(released + 1, lengths) / lengths,
-        leaked=np.array(
-            [(row[:end] == 1).sum() for row, end in zip(split.token_labels, released, strict=True)]
-        ),
-        released=released,
-        group=split.group,
-    )
+    score = _highest(maxima)
+    return outcome_of_stops(released, score, split.token_labels, split.label, split.group)
 
 
 def statistics_of(outcome: Outcome, lengths: np.ndarray) -> MetricFunction:
