@@ -52,9 +52,6 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
 
     Returns:
         Seconds, and the peak resident memory in bytes of it and all its children together.
-
-    Raises:
-        InputError: The build failed.
     """
     options = ["--input", str(source), "--output-dir", str(folder)]
     command = [sys.executable, "-m", "annotation", annotator, *options]

@@ -18,10 +18,7 @@ def bootstrap(
     `resamples` and `seed` alone, so that detectors of the same responses can be paired.
 
     Args:
-        statistics: Computes them from weights.
         group: int [N], responses of one prompt share a number.
-        resamples: Bootstrap samples.
-        seed: Of the resampling.
         chunk: Samples computed at once; bounds memory, changes nothing.
 
     Returns:

@@ -82,7 +82,9 @@ def predict(
     losses: Counter[str] = Counter()
     lengths = np.maximum(examples.lengths, pad_to)
     batches = list(token_budget_batches(lengths, token_budget, groups))
-    rank, world = _rank_and_world()
+    rank, world = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     # sharded models need every process in every forward pass: the last round is topped up
     numbers = range(rank, -(-len(batches) // world) * world, world)
     hidden = description is None or rank > 0
@@ -129,9 +131,3 @@ def predict(
         response_prob=np.array([response_prob[index] for index in order], dtype=np.float32),
         losses=dict(losses) if with_losses else None,
     )
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -14,12 +14,7 @@ from utils.options import TOKEN_BUDGET
 
 
 def scored_places(length: int, stride: int) -> np.ndarray:
-    """Returns the indices of the response tokens whose prefixes are scored, the last one included.
-
-    Args:
-        length: Response tokens.
-        stride: Every stride-th prefix; 1 for all.
-    """
+    """Returns which of `length` response tokens end a scored prefix: each stride-th, the last."""
     places = np.arange(stride - 1, length, stride)
     return places if length % stride == 0 else np.append(places, length - 1)
 
@@ -52,19 +47,13 @@ def predict_prefixes(
 ) -> Scores:
     """Scores every prefix of every response by the model's holistic scorer.
 
+    The other arguments, the order and the errors are those of `predict`.
+
     Args:
-        model: As for `predict`.
-        examples: N examples.
-        bf16: Compute in bfloat16.
-        token_budget: Padded tokens a batch holds at the most.
         stride: Score every stride-th prefix and the last; tokens between keep the score before.
-        description: Shows a progress bar with this text.
 
     Returns:
-        Scores in the order of the examples; response_prob is the last prefix's.
-
-    Raises:
-        InputError: A score is not a number.
+        Scores whose response_prob is the last prefix's.
     """
     lengths = examples.response_lengths
     places = [scored_places(length, stride) for length in lengths]
@@ -87,8 +76,7 @@ def predict_prefixes(
 def _prefixes(examples: Examples, jobs: list[tuple[int, int]]) -> Examples:
     """Returns examples cut after a response token, (example, token) each; nothing is copied."""
     rows = [index for index, _ in jobs]
-    ends = [examples.response_start[index] + token + 1 for index, token in jobs]
-    cuts = list(zip(rows, ends, strict=True))
+    cuts = [(index, examples.response_start[index] + token + 1) for index, token in jobs]
     return Examples(
         ids=[examples.ids[index] for index in rows],
         input_ids=[examples.input_ids[index][:end] for index, end in cuts],

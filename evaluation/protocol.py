@@ -19,16 +19,10 @@ from evaluation.predictions import Predictions
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The thresholds of one kind of detection.
-
-    Attributes:
-        theta: θ.
-        k: k of delay-k detection; None for full detection.
-        chosen_on: The split that chose them.
-    """
+    """The thresholds of one kind of detection, and the split that chose them."""
 
     theta: float
-    k: int | None
+    k: int | None  # of delay-k detection; None for full detection
     chosen_on: Literal["valid", "test"]
 
     def decide(self, split: Predictions) -> Outcome:

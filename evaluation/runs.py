@@ -119,11 +119,7 @@ def ordinal(number: int) -> str:
 
 
 def read_run(folder: Path, partial: bool = False) -> Run:
-    """Reads a test's output folder.
-
-    Args:
-        folder: The folder.
-        partial: Require token scores.
+    """Reads a test's output folder; `partial` requires token scores.
 
     Raises:
         InputError: A file or field is missing or of another type, a split is empty, or a test of
