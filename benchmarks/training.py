@@ -11,7 +11,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from torch import nn
 
 from benchmarks.options import TrainingBenchmarkConfig
 from benchmarks.release import padded_dataset, prepare_as_released
@@ -49,23 +48,6 @@ def benchmark_data(config: TrainingBenchmarkConfig, tokenizer, records: list) ->
     return result | {"records_per_second": per_second(result, len(many))}
 
 
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[dict], bf16: bool
-) -> float:
-    """Does one optimiser step over micro-batches; returns the loss of all of them."""
-    device = next(model.parameters()).device
-    items = count_items(batches).to(device)
-    total = 0.0
-    for batch in batches:
-        with autocast(bf16, device):
-            loss = model(**batch, num_items_in_batch=items).loss
-        loss.backward()
-        total += loss.item()
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
-
-
 def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict:
     """Compares training and scoring, and the losses and scores that come out."""
     device = default_device()
@@ -82,7 +64,20 @@ def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict
         for group in torch.arange(len(examples)).split(size):
             batch = collate([examples[index] for index in group], pad_to)
             batches.append({key: value.to(device) for key, value in batch.items()})
-        return partial(train_step, model, optimizer, batches, bf16)
+
+        def step() -> float:
+            items = count_items(batches).to(device)
+            total = 0.0
+            for batch in batches:
+                with autocast(bf16, device):
+                    loss = model(**batch, num_items_in_batch=items).loss
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            optimizer.zero_grad()
+            return total
+
+        return step
 
     def measure(ours: Callable, padded: Callable) -> tuple[dict, dict]:
         times, last = compare({"ours": ours, "padded": padded}, config.repeats)

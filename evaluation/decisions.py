@@ -111,13 +111,10 @@ def partial_outcome(
     k: int,
 ) -> Outcome:
     """Stops every response by delay-k detection. The token labels only count what leaked."""
-    stops = [delay_k(probs, theta, k) for probs in token_probs]
-    released = [
-        len(probs) if stop == MISSED else stop
-        for stop, probs in zip(stops, token_probs, strict=True)
-    ]
+    stops = np.array([delay_k(probs, theta, k) for probs in token_probs])
+    released = np.where(stops == MISSED, [len(probs) for probs in token_probs], stops)
     score = kth_largest(token_probs, k)[:, k - 1]
-    return outcome_of_stops(np.array(released), score, token_labels, label, group)
+    return outcome_of_stops(released, score, token_labels, label, group)
 
 
 def full_outcome(

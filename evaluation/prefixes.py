@@ -28,9 +28,6 @@ def spread(places: np.ndarray, probs: np.ndarray, length: int) -> np.ndarray:
         places: int [P], scored tokens in order.
         probs: float [P], their scores.
         length: Response tokens.
-
-    Returns:
-        float32 [length]; 0 before the first score.
     """
     known = np.searchsorted(places, np.arange(length), side="right")
     return np.concatenate([[0.0], probs])[known].astype(np.float32)

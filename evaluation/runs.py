@@ -139,10 +139,7 @@ def read_run(folder: Path, partial: bool = False) -> Run:
 
 
 def split_key(test: Predictions) -> tuple:
-    """Equal for test splits of the same responses, labelled and grouped the same.
-
-    Only detectors tested on such splits can be compared, in one table or one figure.
-    """
+    """Equal for test splits of the same responses, labels and groups: they can be compared."""
     return tuple(test.ids), tuple(test.label.tolist()), tuple(test.group.tolist())
 
 
