@@ -5,12 +5,13 @@ prefix's pass serves the next beyond the first layer's attention: neighbouring p
 response share a batch, so that `model.modernbert_inference` can compute that together.
 """
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
 from data.splits import Examples
 from evaluation.predict import Scores, predict
-from utils.options import TOKEN_BUDGET
 
 
 def scored_places(length: int, stride: int) -> np.ndarray:
@@ -34,20 +35,15 @@ def spread(places: np.ndarray, probs: np.ndarray, length: int) -> np.ndarray:
 
 
 def predict_prefixes(
-    model: nn.Module,
-    examples: Examples,
-    *,
-    bf16: bool = False,
-    token_budget: int = TOKEN_BUDGET,
-    stride: int = 1,
-    description: str | None = None,
+    model: nn.Module, examples: Examples, *, stride: int = 1, **options: Any
 ) -> Scores:
     """Scores every prefix of every response by the model's holistic scorer.
 
-    The other arguments, the order and the errors are those of `predict`.
-
     Args:
+        model: As for `predict`.
+        examples: N examples.
         stride: Score every stride-th prefix and the last; tokens between keep the score before.
+        options: Of `predict`: bf16, token_budget, description.
 
     Returns:
         Scores whose response_prob is the last prefix's.
@@ -55,14 +51,8 @@ def predict_prefixes(
     lengths = examples.response_lengths
     places = [scored_places(length, stride) for length in lengths]
     jobs = [(index, token) for index, tokens in enumerate(places) for token in tokens]
-    scores = predict(
-        model,
-        _prefixes(examples, jobs),
-        bf16=bf16,
-        token_budget=token_budget,
-        groups=np.array([index for index, _ in jobs], dtype=int),
-        description=description,
-    ).response_prob
+    groups = np.array([index for index, _ in jobs], dtype=int)
+    scores = predict(model, _prefixes(examples, jobs), groups=groups, **options).response_prob
     probs = np.split(scores, np.cumsum([len(tokens) for tokens in places])[:-1])
     return Scores(
         [spread(*scored) for scored in zip(places, probs, lengths, strict=True)],
