@@ -53,10 +53,7 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
 def calibrate(token_probs: Sequence[np.ndarray], label: np.ndarray, k: int, target: float) -> float:
     """Returns the conformal θ of delay-k detection, k fixed beforehand, from a validation split.
 
-    Args:
-        token_probs: [N] float arrays [T].
-        label: int [N]; only benign responses count.
-        target: Largest false-alarm probability.
+    Of its token_probs, [N] float arrays [T], those of benign responses count.
     """
     benign = [probs for probs, harmful in zip(token_probs, label, strict=True) if not harmful]
     return conformal_theta(kth_largest(benign, k)[:, k - 1], target)

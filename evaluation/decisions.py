@@ -42,13 +42,9 @@ def delay_k(token_probs: np.ndarray, theta: float, k: int) -> int:
 
 
 def kth_largest(token_probs: Sequence[np.ndarray], max_k: int) -> np.ndarray:
-    """Finds the k-th largest token probability of each response for k = 1 … max_k.
+    """Returns the k-th largest of each response's token probabilities [T] for k = 1 … max_k.
 
-    Args:
-        token_probs: [N] float arrays [T].
-
-    Returns:
-        float [N, max_k]; -inf where a response has fewer than k tokens.
+    The table is float [N, max_k], -inf where a response has fewer than k tokens.
     """
     table = np.full((len(token_probs), max_k), -np.inf)
     for row, probs in enumerate(token_probs):

@@ -70,10 +70,7 @@ class Record(Read):
 
 
 class Result(Read):
-    """metrics.json: a record of the run for people to read.
-
-    Whatever is shown later is computed from the predictions; only these fields are read back.
-    """
+    """What is read back of metrics.json; all else is computed from the predictions."""
 
     row: Name
     method: Name
