@@ -1,18 +1,13 @@
 """The benchmarks: python -m benchmarks training|detection|monitor|annotation …"""
 
-from benchmarks.options import (
-    AnnotationBenchmarkConfig,
-    DetectionBenchmarkConfig,
-    MonitorBenchmarkConfig,
-    TrainingBenchmarkConfig,
-)
+from benchmarks import options
 from utils.cli import Command, run_command
 
 COMMANDS = {
-    "training": Command(TrainingBenchmarkConfig, "benchmarks.training"),
-    "detection": Command(DetectionBenchmarkConfig, "benchmarks.detection"),
-    "monitor": Command(MonitorBenchmarkConfig, "benchmarks.monitor"),
-    "annotation": Command(AnnotationBenchmarkConfig, "benchmarks.annotation"),
+    "training": Command(options.TrainingBenchmarkConfig, "benchmarks.training"),
+    "detection": Command(options.DetectionBenchmarkConfig, "benchmarks.detection"),
+    "monitor": Command(options.MonitorBenchmarkConfig, "benchmarks.monitor"),
+    "annotation": Command(options.AnnotationBenchmarkConfig, "benchmarks.annotation"),
 }
 
 if __name__ == "__main__":

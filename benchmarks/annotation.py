@@ -14,9 +14,9 @@ import psutil
 
 from annotation.sources import iterate_file
 from benchmarks.options import AnnotationBenchmarkConfig
+from benchmarks.timing import print_row, recorded
 from data.fineharm import text_field
-from utils.files import InputError, read_json, refuse_file, write_json
-from utils.run_record import start_record
+from utils.files import InputError, read_json, write_json
 
 INTERVAL = 0.5  # seconds between two looks at the memory
 
@@ -52,12 +52,9 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
 
     Returns:
         Seconds, and the peak resident memory in bytes of it and all its children together.
-
-    Raises:
-        InputError: The build failed.
     """
-    command = [sys.executable, "-m", "annotation", annotator, "--input", str(source)]
-    command += ["--output-dir", str(folder)]
+    options = ["--input", str(source), "--output-dir", str(folder)]
+    command = [sys.executable, "-m", "annotation", annotator, *options]
     began, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as build:
         root = psutil.Process(build.pid)
@@ -74,26 +71,23 @@ def measure(source: Path, annotator: str, folder: Path) -> tuple[float, int]:
 
 
 def main(config: AnnotationBenchmarkConfig) -> None:
-    """Measures each size, prints a table and writes it."""
-    refuse_file(Path(config.output), config.overwrite)
-    result = start_record(config) | {"status": "started", "sizes": []}
-    print(
-        f"{'size':>6}{'rows':>9}{'parsed':>9}{'seconds':>9}{'records/s':>11}{'peak memory, MB':>17}"
-    )
-    for times in config.times:
-        with tempfile.TemporaryDirectory() as scratch:
-            source = Path(scratch) / "rows.jsonl"
-            rows = multiply(Path(config.input), times, source)
-            seconds, peak = measure(source, config.annotator, Path(scratch) / "out")
-            parsed = read_json(Path(scratch) / "out" / "stats.json")["parsed"]
-        size = {"times": times, "rows": rows, "parsed": parsed}
-        size |= {"seconds": seconds, "peak_bytes": peak, "records_per_second": rows / seconds}
-        result["sizes"].append(size)
-        print(
-            f"{times:>6g}{rows:>9}{parsed:>9}{seconds:>9.0f}"
-            f"{rows / seconds:>11.1f}{peak / 1e6:>17.0f}",
-            flush=True,
-        )
-        write_json(Path(config.output), result)  # the next size may take hours
-    write_json(Path(config.output), result | {"status": "finished"})
-    print(f"written to {config.output}")
+    """Measures each size, prints it and writes it."""
+    with recorded(config) as result:
+        result["sizes"] = []
+        for times in config.times:
+            with tempfile.TemporaryDirectory() as scratch:
+                source, folder = Path(scratch) / "rows.jsonl", Path(scratch) / "out"
+                rows = multiply(Path(config.input), times, source)
+                seconds, peak = measure(source, config.annotator, folder)
+                parsed = read_json(folder / "stats.json")["parsed"]
+            size = {
+                "times": times,
+                "rows": rows,
+                "parsed": parsed,
+                "seconds": seconds,
+                "peak_bytes": peak,
+                "records_per_second": rows / seconds,
+            }
+            result["sizes"].append(size)
+            print_row(size)
+            write_json(Path(config.output), result)  # the next size may take hours

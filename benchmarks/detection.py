@@ -1,19 +1,17 @@
 """Speed of detection: scoring, prefixes, thresholds (scripts/run-benchmark.sh detection).
 
 Scoring by a causal model is measured against one plain forward pass of its backbone over the same
-tokens; scoring every prefix by a bidirectional model against transformers' own forward pass over
-the same prefixes, each padded to its full response. All ways in turn, several times; medians are
-compared, and so are the scores.
+tokens; scoring every prefix by a bidirectional model, against transformers' own forward pass over
+the same prefixes, each padded to its full response. The two ways' scores are compared as well.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.options import DetectionBenchmarkConfig
-from benchmarks.timing import compare
+from benchmarks.timing import compare, largest_difference, recorded
 from data.alignment import Layout
 from data.batches import collate, token_budget_batches
 from data.fineharm import find_split, read_split
@@ -23,28 +21,20 @@ from data.tokenization import leading_ids, load_tokenizer
 from evaluation.decisions import MAX_K, THETAS, macro_f1_table
 from evaluation.predict import predict
 from evaluation.prefixes import predict_prefixes
-from model.modernbert import ModernBertForFullDetection, load_encoder
+from model.modernbert import load_encoder
 from model.modernbert_inference import ModernBertInference
 from model.qwen_dual_task import load_backbone
-from utils.files import refuse_file, write_json
 from utils.options import TOKEN_BUDGET
-from utils.run_record import start_record
 
 
-def read_examples(config: DetectionBenchmarkConfig, model_path: str) -> Examples:
+def read_examples(config: DetectionBenchmarkConfig, model_path: Path) -> Examples:
     """Encodes training records drawn at random, of whatever length, for a model."""
-    tokenizer = load_tokenizer(Path(model_path))
+    tokenizer = load_tokenizer(model_path)
     records = read_split(find_split(Path(config.input_dir), "train"), "train")
     drawn = np.random.default_rng(config.seed).permutation(len(records))[: config.samples]
     layout = Layout("newline", config.max_length, tuple(leading_ids(tokenizer)))
-    return to_examples(
-        encode_split(
-            [records[number] for number in drawn],
-            tokenizer.backend_tokenizer,
-            layout,
-            num_workers=0,
-        )
-    )
+    records = [records[number] for number in drawn]
+    return to_examples(encode_split(records, tokenizer.backend_tokenizer, layout, num_workers=0))
 
 
 @torch.inference_mode()
@@ -72,62 +62,47 @@ def padded_prefixes(model: torch.nn.Module, examples: Examples) -> list[np.ndarr
     return scores
 
 
-def compare_prefixes(
-    encoder: ModernBertForFullDetection, examples: Examples, repeats: int
-) -> dict[str, Any]:
-    """Times two ways of scoring every prefix and adds the largest difference of their scores."""
-    inference = ModernBertInference(encoder).eval()
-    scores = {}
-
-    def ours() -> None:
-        scores["ours"] = predict_prefixes(inference, examples).token_probs
-
-    def padded() -> None:
-        scores["padded"] = padded_prefixes(encoder, examples)
-
-    result = compare({"ours": ours, "padded": padded}, repeats)
-    gap = max(np.abs(a - b).max() for a, b in zip(scores["ours"], scores["padded"], strict=True))
-    return result | {"largest_score_difference": float(gap)}
-
-
 def main(config: DetectionBenchmarkConfig) -> None:
     """Measures, prints the ratios and writes them."""
-    refuse_file(Path(config.output), config.overwrite)
-    result = start_record(config) | {"status": "finished"}
-    torch.manual_seed(config.seed)
+    with recorded(config) as result:
+        torch.manual_seed(config.seed)
 
-    examples = read_examples(config, config.base_model_path)
-    causal = load_backbone(
-        Path(config.base_model_path), alpha=0.6, logic_weight=1.0, token_dropout=0.1
-    ).eval()
-    ways = {
-        "ours": lambda: predict(causal, examples),
-        "plain": lambda: plain_pass(causal.model, examples),
-    }
-    result["causal"] = compare(ways, config.repeats)
-    times = 1 / result["causal"]["ratio"]["plain"]
-    tokens = int(examples.lengths.sum())
-    print(f"causal: scoring {tokens} tokens takes {times:.2f} times a plain forward pass")
+        path = Path(config.base_model_path)
+        examples = read_examples(config, path)
+        causal = load_backbone(path, alpha=0.6, logic_weight=1.0, token_dropout=0.1).eval()
+        ways = {
+            "ours": lambda: predict(causal, examples),
+            "plain": lambda: plain_pass(causal.model, examples),
+        }
+        result["causal"], _ = compare(ways, config.repeats)
+        times = 1 / result["causal"]["ratio"]["plain"]
+        tokens = int(examples.lengths.sum())
+        print(f"causal: scoring {tokens} tokens takes {times:.2f} times a plain forward pass")
 
-    examples = read_examples(config, config.encoder_path)
-    encoder = load_encoder(Path(config.encoder_path)).eval()
-    result["prefixes"] = compare_prefixes(encoder, examples, config.repeats)
-    rate = len(examples) / result["prefixes"]["seconds"]["ours"]
-    ratio = result["prefixes"]["ratio"]["padded"]
-    print(
-        f"every prefix of responses of {examples.response_lengths.mean():.0f} tokens: {rate:.2f}"
-        f" samples/s, {ratio:.2f} times as many as padded to the full response; largest score"
-        f" difference {result['prefixes']['largest_score_difference']:.1e}"
-    )
+        path = Path(config.encoder_path)
+        examples = read_examples(config, path)
+        encoder = load_encoder(path).eval()
+        inference = ModernBertInference(encoder).eval()
+        ways = {
+            "ours": lambda: predict_prefixes(inference, examples).token_probs,
+            "padded": lambda: padded_prefixes(encoder, examples),
+        }
+        prefixes, scores = compare(ways, config.repeats)
+        difference = largest_difference(**scores)
+        result["prefixes"] = prefixes | {"largest_score_difference": difference}
+        print(
+            f"every prefix of responses of {examples.response_lengths.mean():.0f} tokens:"
+            f" {len(examples) / prefixes['seconds']['ours']:.2f} samples/s,"
+            f" {prefixes['ratio']['padded']:.2f} times as many as padded to the full response;"
+            f" largest score difference {difference:.1e}"
+        )
 
-    random = np.random.default_rng(config.seed)
-    probs = list(random.random((3000, 400), dtype=np.float32))
-    label = random.integers(0, 2, len(probs))
-    sweep = compare({"ours": lambda: macro_f1_table(probs, label, THETAS, MAX_K)}, config.repeats)
-    result["sweep"] = sweep
-    print(
-        f"all {len(THETAS) * MAX_K} (θ, k) of 3,000 responses of 400 tokens:"
-        f" {sweep['seconds']['ours']:.2f} s"
-    )
-    write_json(Path(config.output), result)
-    print(f"written to {config.output}")
+        random = np.random.default_rng(config.seed)
+        probs = list(random.random((3000, 400), dtype=np.float32))
+        label = random.integers(0, 2, len(probs))
+        ways = {"ours": lambda: macro_f1_table(probs, label, THETAS, MAX_K)}
+        result["sweep"], _ = compare(ways, config.repeats)
+        print(
+            f"all {len(THETAS) * MAX_K} (θ, k) of 3,000 responses of 400 tokens:"
+            f" {result['sweep']['seconds']['ours']:.2f} s"
+        )

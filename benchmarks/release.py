@@ -1,4 +1,8 @@
-"""Data preparation in the release's way, to measure ours against."""
+"""Data preparation in the release's way, as far as it is known, to measure ours against.
+
+One process, a tokenizer call a sentence, tokens decoded one by one to find their words, everything
+padded.
+"""
 
 import datasets
 import numpy as np
@@ -11,19 +15,18 @@ def padded_dataset(encoded: list[EncodedRecord], length: int) -> datasets.Datase
     """Returns examples as a dataset in which every one is padded to `length`."""
     columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "token_labels": []}
     for example in encoded:
-        padding = (0, length - len(example.input_ids))
-        columns["input_ids"].append(np.pad(example.input_ids, padding))
-        mask = np.ones(len(example.input_ids), dtype=np.int8)
-        columns["attention_mask"].append(np.pad(mask, padding))
-        labels = np.pad(example.token_labels, padding, constant_values=IGNORE_INDEX)
-        columns["token_labels"].append(labels)
+        ids, labels = example.input_ids, example.token_labels
+        padding = (0, length - len(ids))
+        columns["input_ids"].append(np.pad(ids, padding))
+        columns["attention_mask"].append(np.pad(np.ones(len(ids), dtype=np.int8), padding))
+        columns["token_labels"].append(np.pad(labels, padding, constant_values=IGNORE_INDEX))
     return datasets.Dataset.from_dict(columns)
 
 
 def prepare_as_released(
     records: list[tuple[str, Record]], tokenizer, length: int
 ) -> datasets.Dataset:
-    """Prepares records in the release's way: see the head of this file."""
+    """Prepares records in the release's way."""
     columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "token_labels": []}
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
     for _, record in records:

@@ -1,40 +1,36 @@
 """Speed against the same code made to pad everything to 4,096 tokens (scripts/run-benchmark.sh).
 
-Each measurement does all ways in turn, several times; medians are compared. Losses and scores are
-compared as well: padding costs time, it must not change a number. Data preparation is measured
-against padding alone and against the release's way as far as it is known: one process, a tokenizer
-call a sentence, tokens decoded one by one to find their words, everything padded.
+Losses and scores are compared as well: padding costs time, it must not change a number. Data
+preparation is measured against padding alone and against the release's way (`benchmarks.release`).
 """
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import datasets
-import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.options import TrainingBenchmarkConfig
 from benchmarks.release import padded_dataset, prepare_as_released
-from benchmarks.timing import compare
+from benchmarks.timing import compare, largest_difference, per_second, recorded
 from data.alignment import EncodedRecord, Layout
 from data.batches import collate, count_items
 from data.fineharm import find_split, read_split
 from data.prepare import encode_split, to_dataset
 from data.splits import Examples, to_examples
 from data.tokenization import leading_ids, load_tokenizer
-from evaluation.predict import Scores, predict
+from evaluation.predict import predict
 from model.qwen_dual_task import load_backbone
 from utils.device import autocast, default_device, use_bf16
-from utils.files import refuse_file, write_json
-from utils.run_record import start_record
 
 
 def benchmark_data(config: TrainingBenchmarkConfig, tokenizer, records: list) -> dict:
     """Compares data preparation, from records in memory to a saved dataset."""
     many = [records[number % len(records)] for number in range(config.records)]
-    layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
+    length = config.padded_length
+    layout = Layout("newline", length, tuple(leading_ids(tokenizer)))
 
     def save(dataset: datasets.Dataset) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -43,40 +39,13 @@ def benchmark_data(config: TrainingBenchmarkConfig, tokenizer, records: list) ->
     def encode() -> list[EncodedRecord]:
         return encode_split(many, tokenizer.backend_tokenizer, layout, num_workers=0)
 
-    length = config.padded_length
     ways = {
         "ours": lambda: save(to_dataset(encode())),
         "padded": lambda: save(padded_dataset(encode(), length)),
         "released": lambda: save(prepare_as_released(many, tokenizer, length)),
     }
-    result = compare(ways, config.repeats)
-    rate = {name: len(many) / seconds for name, seconds in result["seconds"].items()}
-    return {**result, "records_per_second": rate}
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[dict], bf16: bool
-) -> float:
-    """Does one optimiser step over micro-batches; returns the loss of all of them."""
-    device = next(model.parameters()).device
-    items = count_items(batches).to(device)
-    total = 0.0
-    for batch in batches:
-        with autocast(bf16, device):
-            loss = model(**batch, num_items_in_batch=items).loss
-        loss.backward()
-        total += loss.item()
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
-
-
-def rates(result: dict, examples: Examples) -> dict:
-    """Adds real tokens and samples a second to a comparison."""
-    tokens, samples = int(examples.lengths.sum()), len(examples)
-    for name, amount in (("tokens_per_second", tokens), ("samples_per_second", samples)):
-        result[name] = {way: amount / seconds for way, seconds in result["seconds"].items()}
-    return result
+    result, _ = compare(ways, config.repeats)
+    return result | {"records_per_second": per_second(result, len(many))}
 
 
 def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict:
@@ -89,74 +58,68 @@ def benchmark_model(config: TrainingBenchmarkConfig, examples: Examples) -> dict
     ).to(device)
     # a rate of zero does all the work and leaves the weights, so that losses can be compared
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-    losses, scores = {}, {}
 
-    def training(name: str, pad_to: int, size: int) -> Callable[[], None]:
-        groups = [range(start, min(start + size, len(examples)))
-                  for start in range(0, len(examples), size)]  # fmt: skip
-        batches = [
-            {key: value.to(device) for key, value in
-             collate([examples[index] for index in group], pad_to).items()}
-            for group in groups
-        ]  # fmt: skip
+    def training(pad_to: int, size: int) -> Callable[[], float]:
+        batches = []
+        for group in torch.arange(len(examples)).split(size):
+            batch = collate([examples[index] for index in group], pad_to)
+            batches.append({key: value.to(device) for key, value in batch.items()})
 
-        def way() -> None:
-            losses[name] = train_step(model, optimizer, batches, bf16)
+        def step() -> float:
+            items = count_items(batches).to(device)
+            total = 0.0
+            for batch in batches:
+                with autocast(bf16, device):
+                    loss = model(**batch, num_items_in_batch=items).loss
+                loss.backward()
+                total += loss.item()
+            optimizer.step()
+            optimizer.zero_grad()
+            return total
 
-        return way
+        return step
 
-    def scoring(name: str, pad_to: int) -> Callable[[], None]:
-        def way() -> None:
-            scores[name] = predict(model, examples, bf16=bf16, pad_to=pad_to)
-
-        return way
+    def measure(ours: Callable, padded: Callable) -> tuple[dict, dict]:
+        times, last = compare({"ours": ours, "padded": padded}, config.repeats)
+        times["tokens_per_second"] = per_second(times, int(examples.lengths.sum()))
+        times["samples_per_second"] = per_second(times, len(examples))
+        return times, last
 
     model.train()
     # one padded response at a time: eight of 4,096 tokens would not fit into memory
-    length = config.padded_length
-    ways = {"ours": training("ours", 0, 8), "padded": training("padded", length, 1)}
-    train = compare(ways, config.repeats)
-    ways = {"ours": scoring("ours", 0), "padded": scoring("padded", length)}
-    score = compare(ways, config.repeats)
+    train, losses = measure(training(0, 8), training(config.padded_length, 1))
+    train |= {"loss": losses, "loss_difference": abs(losses["ours"] - losses["padded"])}
+    scoring = partial(predict, model, examples, bf16=bf16)
+    score, found = measure(scoring, partial(scoring, pad_to=config.padded_length))
+    probs = {way: scores.token_probs for way, scores in found.items()}
     return {
-        "training": {**rates(train, examples), "loss": losses,
-                     "loss_difference": abs(losses["ours"] - losses["padded"])},
-        "scoring": {**rates(score, examples), "largest_score_difference": _gap(scores)},
-    }  # fmt: skip
-
-
-def _gap(scores: dict[str, Scores]) -> float:
-    pairs = zip(scores["ours"].token_probs, scores["padded"].token_probs, strict=True)
-    return max(float(np.abs(ours - padded).max()) for ours, padded in pairs)
+        "training": train,
+        "scoring": score | {"largest_score_difference": largest_difference(**probs)},
+    }
 
 
 def main(config: TrainingBenchmarkConfig) -> None:
     """Measures, prints the ratios and writes them."""
-    refuse_file(Path(config.output), config.overwrite)
-    datasets.disable_progress_bars()
-    tokenizer = load_tokenizer(Path(config.base_model_path))
-    records = read_split(find_split(Path(config.input_dir), "train"), "train")
-    result = start_record(config) | {"status": "finished"}
-    result["data"] = benchmark_data(config, tokenizer, records)
-    layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
-    encoded = encode_split(records[: config.samples], tokenizer.backend_tokenizer, layout)
-    result |= benchmark_model(config, to_examples(encoded))
-    write_json(Path(config.output), result)
+    with recorded(config) as result:
+        datasets.disable_progress_bars()
+        tokenizer = load_tokenizer(Path(config.base_model_path))
+        records = read_split(find_split(Path(config.input_dir), "train"), "train")
+        result["data"] = benchmark_data(config, tokenizer, records)
+        layout = Layout("newline", config.padded_length, tuple(leading_ids(tokenizer)))
+        encoded = encode_split(records[: config.samples], tokenizer.backend_tokenizer, layout)
+        result |= benchmark_model(config, to_examples(encoded))
+        report(result)
 
-    print(f"\nmedians of {config.repeats}; ratio: how many times faster than the way named")
-    print(f"{'':32}{'ours':>10}{'that way':>10}{'ratio':>9}")
-    for title, part, unit, way in (
-        ("data, padded", "data", "records_per_second", "padded"),
-        ("data, the release's way", "data", "records_per_second", "released"),
-        ("training, padded", "training", "samples_per_second", "padded"),
-        ("scoring, padded", "scoring", "samples_per_second", "padded"),
-    ):
-        rate, ratio = result[part][unit], result[part]["ratio"][way]
-        unit = unit.replace("_per_second", "/s")
-        print(f"{title:32}{rate['ours']:10.2f}{rate[way]:10.2f}{ratio:8.1f}x  {unit}")
-    for title, part in (("training", "training"), ("scoring", "scoring")):
-        print(f"{title}: {result[part]['tokens_per_second']['ours']:.0f} tokens/s without padding")
+
+def report(result: dict) -> None:
+    """Prints rates and ratios, and what losses and scores differ by."""
+    for part, unit in (("data", "records"), ("training", "samples"), ("scoring", "samples")):
+        rates = result[part][f"{unit}_per_second"]
+        print(f"{part}: {rates['ours']:.2f} {unit}/s")
+        for way, ratio in result[part]["ratio"].items():
+            print(f"  {ratio:.1f} times as fast as {way}, {rates[way]:.2f} {unit}/s")
+    for part in ("training", "scoring"):
+        print(f"{part}: {result[part]['tokens_per_second']['ours']:.0f} tokens/s without padding")
     loss = result["training"]["loss"]
     print(f"loss: {loss['ours']:.6f} ours, {loss['padded']:.6f} padded")
     print(f"largest score difference: {result['scoring']['largest_score_difference']:.1e}")
-    print(f"written to {config.output}")

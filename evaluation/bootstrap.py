@@ -1,12 +1,8 @@
 """Bootstrap intervals over prompts, and paired tests."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
-
-from evaluation.decisions import Outcome
-from evaluation.metrics import metrics
 
 # from weights [B, N], how often each response counts, to float [B] each
 MetricFunction = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -22,10 +18,7 @@ def bootstrap(
     `resamples` and `seed` alone, so that detectors of the same responses can be paired.
 
     Args:
-        statistics: From weights [B, N], how often each response counts, to float [B] each.
         group: int [N], responses of one prompt share a number.
-        resamples: Bootstrap samples.
-        seed: Of the resampling.
         chunk: Samples computed at once; bounds memory, changes nothing.
 
     Returns:
@@ -69,16 +62,9 @@ def paired_test(difference: float, samples: np.ndarray) -> dict[str, float]:
 
 
 def intervals(
-    statistics: MetricFunction, group: np.ndarray, resamples: int, seed: int, chunk: int = 200
+    statistics: MetricFunction, group: np.ndarray, resamples: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """Returns each statistic with its 95 % interval; the arguments are those of `bootstrap`."""
     values = statistics(np.ones((1, len(group))))
-    samples = bootstrap(statistics, group, resamples, seed, chunk)
+    samples = bootstrap(statistics, group, resamples, seed)
     return {name: with_interval(float(values[name][0]), samples[name]) for name in values}
-
-
-def interval_metrics(
-    outcome: Outcome, resamples: int, seed: int, chunk: int = 200
-) -> dict[str, dict[str, float]]:
-    """Returns each metric with its 95 % bootstrap interval: {metric: {"value", "low", "high"}}."""
-    return intervals(partial(metrics, outcome), outcome.group, resamples, seed, chunk)

@@ -8,12 +8,11 @@ only ranks above r are flagged. Where (n + 1)α < 1 no finite θ can promise tha
 flagged.
 
 The promise holds on average over validation sets, for streams like those of validation, and for a
-detector and a k that were not chosen on these responses. Here the detector is: validation picks the
-best checkpoint of a training (and the baseline's C), so what is picked looks better on just these
-responses than it is. With n 100 and α .05, false alarms are .049 on average where there is one
-candidate, .058 where the best of 4 is taken and .0625 of 10 independent ones (simulated); those of
-one training are alike, which makes it less. Calibration responses that chose nothing keep the
-promise. Responses to one prompt are not independent: with many of them the promise weakens, too.
+detector and a k that were not chosen on these responses. Here validation chooses the best
+checkpoint of a training (and the baseline's C), which looks better on these responses than it is.
+With n 100 and α .05, simulated false alarms are .049 on average for one candidate, .058 for the
+best of 4 and .0625 for the best of 10 independent ones; checkpoints of one training are alike, so
+the loss is smaller. Many responses to one prompt weaken the promise, too: they are not independent.
 
 Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005.
 """
@@ -52,13 +51,9 @@ def conformal_theta(statistics: np.ndarray, target: float) -> float:
 
 
 def calibrate(token_probs: Sequence[np.ndarray], label: np.ndarray, k: int, target: float) -> float:
-    """Returns the conformal θ of delay-k detection from a validation split.
+    """Returns the conformal θ of delay-k detection, k fixed beforehand, from a validation split.
 
-    Args:
-        token_probs: [N] float arrays [T].
-        label: int [N]; only benign responses count.
-        k: Of delay-k detection, fixed beforehand.
-        target: Largest false-alarm probability.
+    Of its token_probs, [N] float arrays [T], those of benign responses count.
     """
     benign = [probs for probs, harmful in zip(token_probs, label, strict=True) if not harmful]
     return conformal_theta(kth_largest(benign, k)[:, k - 1], target)

@@ -1,7 +1,14 @@
-"""Decisions from scores, in pure NumPy. 1 = harmful everywhere."""
+"""Decisions from scores, in pure NumPy. 1 = harmful everywhere.
+
+A detector gives every response token a probability; delay-k detection (Harm@k) stops a stream at
+the first token where k tokens so far have reached the threshold θ. So a whole response is flagged
+iff its k-th largest probability reaches θ: `kth_largest` once, and every (θ, k) is known.
+
+Source: arXiv 2506.09996, section on evaluation.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,24 +26,11 @@ def reaches(probs: np.ndarray, theta: float) -> np.ndarray:
     return np.asarray(probs, dtype=float) >= theta
 
 
-def full_detection(response_prob: np.ndarray, theta: float) -> np.ndarray:
-    """Flags responses by one probability each.
-
-    Args:
-        response_prob: float [N].
-        theta: Threshold.
-
-    Returns:
-        bool [N].
-    """
-    return reaches(response_prob, theta)
-
-
 def delay_k(token_probs: np.ndarray, theta: float, k: int) -> int:
-    """Finds where delay-k detection stops one response.
+    """Finds where delay-k detection stops a response of T tokens.
 
     Args:
-        token_probs: float [T], one probability a response token.
+        token_probs: float [T].
         theta: Threshold.
         k: Tokens at or above the threshold that it takes, from 1.
 
@@ -48,14 +42,9 @@ def delay_k(token_probs: np.ndarray, theta: float, k: int) -> int:
 
 
 def kth_largest(token_probs: Sequence[np.ndarray], max_k: int) -> np.ndarray:
-    """Returns the k-th largest token probability of each response for k = 1 … max_k.
+    """Returns the k-th largest of each response's token probabilities [T] for k = 1 … max_k.
 
-    Args:
-        token_probs: [N] float arrays [T].
-        max_k: Largest k.
-
-    Returns:
-        float [N, max_k]; -inf where a response has fewer than k tokens.
+    The table is float [N, max_k], -inf where a response has fewer than k tokens.
     """
     table = np.full((len(token_probs), max_k), -np.inf)
     for row, probs in enumerate(token_probs):
@@ -119,8 +108,7 @@ def partial_outcome(
 ) -> Outcome:
     """Stops every response by delay-k detection. The token labels only count what leaked."""
     stops = np.array([delay_k(probs, theta, k) for probs in token_probs])
-    lengths = np.array([len(probs) for probs in token_probs])
-    released = np.where(stops == MISSED, lengths, stops)
+    released = np.where(stops == MISSED, [len(probs) for probs in token_probs], stops)
     score = kth_largest(token_probs, k)[:, k - 1]
     return stopped_outcome(released, score, token_labels, label, group)
 
@@ -133,15 +121,9 @@ def full_outcome(
     theta: float,
 ) -> Outcome:
     """Judges every response once it is complete: all of it was seen, nothing was held back."""
-    return Outcome(
-        label=np.asarray(label),
-        flagged=full_detection(response_prob, theta),
-        score=np.asarray(response_prob),
-        seen=np.ones(len(label)),
-        leaked=np.array([(labels == 1).sum() for labels in token_labels]),
-        released=np.array([len(labels) for labels in token_labels]),
-        group=np.asarray(group),
-    )
+    lengths = np.array([len(labels) for labels in token_labels])
+    unstopped = stopped_outcome(lengths, response_prob, token_labels, label, group)
+    return replace(unstopped, flagged=reaches(response_prob, theta), seen=np.ones(len(lengths)))
 
 
 def macro_f1_table(

@@ -1,13 +1,4 @@
-"""Decisions and what they are worth, in pure NumPy. 1 = harmful everywhere.
-
-A detector gives every response token a probability; delay-k detection (Harm@k) stops a stream at
-the first token where k tokens so far have reached the threshold θ. So a whole response is flagged
-iff its k-th largest probability reaches θ: `kth_largest` once, and every (θ, k) is known.
-
-Source: arXiv 2506.09996, section on evaluation.
-"""
-
-import dataclasses
+"""What decisions are worth, in pure NumPy. 1 = harmful everywhere."""
 
 import numpy as np
 
@@ -24,11 +15,8 @@ def metrics(outcome: Outcome, weights: np.ndarray | None = None) -> dict[str, np
         weights: float [B, N], how often each response counts; default once, B = 1.
 
     Returns:
-        float [B] each: benign_precision, benign_recall, benign_f1, harmful_precision,
-        harmful_recall, harmful_f1, macro_f1, accuracy, false_alarm_rate, miss_rate, auroc, auprc,
-        mean_fraction_seen (over detected harmful responses), leaked_harmful_tokens and
-        released_tokens (a harmful response's mean). NaN where undefined: a class is missing, or
-        nothing was flagged.
+        float [B] each; mean_fraction_seen is over detected harmful responses, the tokens are a
+        harmful response's mean. NaN where undefined: a class is missing, or nothing was flagged.
     """
     weights = np.ones((1, len(outcome.label))) if weights is None else np.asarray(weights, float)
     harmful, flagged = outcome.label == 1, outcome.flagged
@@ -37,23 +25,25 @@ def metrics(outcome: Outcome, weights: np.ndarray | None = None) -> dict[str, np
         fp = weights @ (~harmful & flagged)
         fn = weights @ (harmful & ~flagged)
         tn = weights @ (~harmful & ~flagged)
-        values = {
+        benign_f1, harmful_f1 = 2 * tn / (2 * tn + fn + fp), 2 * tp / (2 * tp + fp + fn)
+        auroc, auprc = _ranking(outcome.score, harmful, weights)
+        return {
             "benign_precision": tn / (tn + fn),
             "benign_recall": tn / (tn + fp),
-            "benign_f1": 2 * tn / (2 * tn + fn + fp),
+            "benign_f1": benign_f1,
             "harmful_precision": tp / (tp + fp),
             "harmful_recall": tp / (tp + fn),
-            "harmful_f1": 2 * tp / (2 * tp + fp + fn),
+            "harmful_f1": harmful_f1,
+            "macro_f1": (benign_f1 + harmful_f1) / 2,
+            "accuracy": (tp + tn) / (tp + tn + fp + fn),
+            "false_alarm_rate": fp / (fp + tn),
+            "miss_rate": fn / (fn + tp),
+            "auroc": auroc,
+            "auprc": auprc,
+            "mean_fraction_seen": weights @ (outcome.seen * (harmful & flagged)) / tp,
+            "leaked_harmful_tokens": weights @ (outcome.leaked * harmful) / (tp + fn),
+            "released_tokens": weights @ (outcome.released * harmful) / (tp + fn),
         }
-        values["macro_f1"] = (values["benign_f1"] + values["harmful_f1"]) / 2
-        values["accuracy"] = (tp + tn) / (tp + tn + fp + fn)
-        values["false_alarm_rate"] = fp / (fp + tn)
-        values["miss_rate"] = fn / (fn + tp)
-        values["auroc"], values["auprc"] = _ranking(outcome.score, harmful, weights)
-        values["mean_fraction_seen"] = weights @ (outcome.seen * (harmful & flagged)) / tp
-        values["leaked_harmful_tokens"] = weights @ (outcome.leaked * harmful) / (tp + fn)
-        values["released_tokens"] = weights @ (outcome.released * harmful) / (tp + fn)
-    return values
 
 
 def _ranking(
@@ -77,7 +67,7 @@ def point_metrics(outcome: Outcome) -> dict[str, float]:
     return {name: float(value[0]) for name, value in metrics(outcome).items()}
 
 
-def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dict[str, float]]:
+def by_length(outcome: Outcome, lengths: np.ndarray) -> list[dict[str, float]]:
     """Returns the point metrics of each quartile of response length.
 
     Delay-k detection favours long responses, which have more tokens to reach k with; this shows
@@ -86,19 +76,16 @@ def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dic
     Args:
         outcome: N responses.
         lengths: int [N], tokens of each.
-        parts: How many parts of like size; equally long responses stay together.
 
     Returns:
-        A row for each part that has a response: from, to (tokens), responses, harmful, and the
-        metrics.
+        A row for each quartile that has a response (equally long ones stay together): from, to
+        (tokens), responses, harmful, and the metrics.
     """
-    part_of = length_part(lengths, parts)
+    part_of = length_part(lengths)
     rows = []
     for part in np.unique(part_of):
         chosen = part_of == part
-        within = dataclasses.replace(
-            outcome, **{name: values[chosen] for name, values in vars(outcome).items()}
-        )
+        within = Outcome(**{name: values[chosen] for name, values in vars(outcome).items()})
         rows.append(
             {
                 "from": int(lengths[chosen].min()),
@@ -111,14 +98,14 @@ def by_length(outcome: Outcome, lengths: np.ndarray, parts: int = 4) -> list[dic
     return rows
 
 
-def length_part(lengths: np.ndarray, parts: int = 4) -> np.ndarray:
-    """Returns the number of the part of like size that each length falls into, int [N]."""
-    edges = np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:-1], method="higher")
+def length_part(lengths: np.ndarray) -> np.ndarray:
+    """Returns the number of the quartile that each length falls into, int [N]."""
+    edges = np.quantile(lengths, [0.25, 0.5, 0.75], method="higher")
     return np.searchsorted(edges, lengths, side="right")
 
 
 def auroc_at_equal_length(
-    outcome: Outcome, lengths: np.ndarray, weights: np.ndarray | None = None, parts: int = 4
+    outcome: Outcome, lengths: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Computes the AUROC among responses of like length, where length itself explains little.
 
@@ -126,14 +113,13 @@ def auroc_at_equal_length(
         outcome: N responses.
         lengths: int [N], tokens of each.
         weights: float [B, N], as in `metrics`.
-        parts: As in `by_length`.
 
     Returns:
-        float [B], the mean over the parts' AUROC, each weighing as many as it has pairs of a
-        harmful and a benign response; NaN where no part has one.
+        float [B], the mean AUROC of the quartiles of length, weighted by their pairs of a harmful
+        and a benign response; NaN where no quartile has a pair.
     """
     weights = np.ones((1, len(outcome.label))) if weights is None else np.asarray(weights, float)
-    harmful, part_of = outcome.label == 1, length_part(lengths, parts)
+    harmful, part_of = outcome.label == 1, length_part(lengths)
     won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     with np.errstate(divide="ignore", invalid="ignore"):
         for part in np.unique(part_of):

@@ -1,5 +1,6 @@
 """One way to get scores out of a model: every response token, padded batches of like length."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +50,10 @@ def predict(
 ) -> Scores:
     """Scores every response token of a split in causal passes, one a response.
 
-    What labels a token has does not decide whether it is scored.
-
     Args:
         model: A `QwenForDualTask`, a model of the same `forward` that has a holistic scorer alone,
             or a wrapper that calls one.
-        examples: N examples.
+        examples: N examples; their labels do not decide which tokens are scored.
         score_with: Which scorer gives the token probabilities.
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
@@ -64,8 +63,8 @@ def predict(
         description: Shows a progress bar with this text.
 
     Returns:
-        Scores in the order of the examples. Under torchrun each process scores its share and all
-        get the whole.
+        Scores in the order of the examples. Under torchrun each process scores its share and gets
+        the scores of all.
 
     Raises:
         InputError: A score is not a number. It would rank as well as a perfect one.
@@ -80,73 +79,55 @@ def predict(
         loss_inputs = {"num_items_in_batch": items}
     token_probs: dict[int, np.ndarray] = {}
     response_prob: dict[int, float] = {}
-    losses: dict[str, float] = {}
+    losses: Counter[str] = Counter()
     lengths = np.maximum(examples.lengths, pad_to)
     batches = list(token_budget_batches(lengths, token_budget, groups))
-    rank, world = _rank_and_world()
+    rank, world = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     # sharded models need every process in every forward pass: the last round is topped up
-    rounds = -(-len(batches) // world)
-    with tqdm(
-        total=rounds,
-        desc=description,
-        unit="batch",
-        disable=description is None or rank > 0,
-    ) as bar:
-        for number in range(rank, rounds * world, world):
-            indices = batches[number % len(batches)]
+    numbers = range(rank, -(-len(batches) // world) * world, world)
+    hidden = description is None or rank > 0
+    with tqdm(numbers, description, unit="batch", disable=hidden) as bar:
+        for number in bar:
+            indices = batches[number % len(batches)].tolist()
             batch = collate([examples[index] for index in indices], pad_to)
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             if not with_losses:
                 del batch["token_labels"], batch["response_label"]
             with autocast(bf16, device):
-                output = model(
-                    **batch,
-                    **loss_inputs,
-                    holistic_everywhere=score_with == "holistic",
-                )
+                output = model(**batch, **loss_inputs, holistic_everywhere=score_with == "holistic")
             whole = output.holistic_logits.float().softmax(-1)[:, 1].cpu().numpy()  # (batch,)
+            response_prob |= zip(indices, whole.tolist(), strict=True)
             everywhere = (
                 output.token_logits if score_with == "token" else output.holistic_everywhere
             )
             if everywhere is not None:
                 probs = everywhere.float().softmax(-1)[..., 1].cpu().numpy()  # (batch, seq_len)
-            for row, index in enumerate(indices.tolist()):
-                response_prob[index] = float(whole[row])
-                finite = np.isfinite(whole[row])
-                if everywhere is not None:
+                for row, index in enumerate(indices):
                     start, end = examples.response_start[index], len(examples.input_ids[index])
                     token_probs[index] = probs[row, start:end].copy()
-                    finite &= np.isfinite(token_probs[index]).all()
-                if not finite:
+            for index in indices:
+                scores = (response_prob[index], token_probs.get(index, 0.0))
+                if not all(np.isfinite(some).all() for some in scores):
                     raise InputError(
                         f"record '{examples.ids[index]}': the model's score is not a number;"
                         " its weights are spoilt"
                     )
-            for name in LOSS_PARTS if with_losses and number < len(batches) else ():
-                if name in output:
-                    losses[name] = losses.get(name, 0.0) + float(output[name])
-            bar.update()
+            if with_losses and number < len(batches):
+                losses.update({name: float(output[name]) for name in LOSS_PARTS if name in output})
     model.train(was_training)
     if world > 1:
         shares: list = [None] * world
         torch.distributed.all_gather_object(shares, (token_probs, response_prob, losses))
-        for their_probs, their_prob, _ in shares:
+        losses = Counter()
+        for their_probs, their_prob, their_losses in shares:
             token_probs |= their_probs
             response_prob |= their_prob
-        losses = {
-            name: sum(share[2].get(name, 0.0) for share in shares)
-            for name in LOSS_PARTS
-            if any(name in share[2] for share in shares)
-        }
+            losses.update(their_losses)
     order = range(len(examples))
     return Scores(
         token_probs=[token_probs[index] for index in order] if token_probs else None,
         response_prob=np.array([response_prob[index] for index in order], dtype=np.float32),
-        losses=losses if with_losses else None,
+        losses=dict(losses) if with_losses else None,
     )
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

@@ -4,6 +4,7 @@ All tables and figures are made from these files alone. No pickle is inside.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Predictions:
     Attributes:
         ids: [N] str.
         label: int [N].
-        group: int [N]; responses to one prompt share a number.
+        group: int [N]; equal for responses to one prompt.
         token_labels: [N] int8 arrays [T], -100 for none.
         pieces: [N] lists of T strings: the text each response token adds; "" for a token that ends
             within a character. Joined they are the response as the detector read it.
@@ -113,10 +114,7 @@ def save_predictions(path: Path, splits: dict[str, Predictions]) -> None:
 
 
 def load_predictions(path: Path) -> dict[str, Predictions]:
-    """Reads predictions.npz.
-
-    Returns:
-        {"valid": …, "test": …}; a test with given thresholds may lack "valid".
+    """Reads predictions.npz: {"valid": …, "test": …}; with given thresholds "valid" may lack.
 
     Raises:
         InputError: It cannot be read, is damaged, or lacks an array.
@@ -140,10 +138,9 @@ def _split(name: str, arrays: dict[str, np.ndarray]) -> Predictions:
     def column(key: str) -> np.ndarray:
         return arrays[f"{name}_{key}"]
 
-    bounds = column("offsets")[1:-1]
-    ends, text = column("text_ends"), column("text").tobytes()
-    starts = np.concatenate([[0], ends[:-1]]).astype(int)
-    pieces = np.array([text[a:b].decode() for a, b in zip(starts, ends, strict=True)], dtype=object)
+    bounds, text = column("offsets")[1:-1], column("text").tobytes()
+    cuts = pairwise([0, *column("text_ends")])
+    pieces = np.array([text[start:end].decode() for start, end in cuts], dtype=object)
     probs = arrays.get(f"{name}_token_probs")
     return Predictions(
         ids=column("ids").tolist(),

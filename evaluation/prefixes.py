@@ -5,21 +5,17 @@ prefix's pass serves the next beyond the first layer's attention: neighbouring p
 response share a batch, so that `model.modernbert_inference` can compute that together.
 """
 
+from typing import Any
+
 import numpy as np
 from torch import nn
 
 from data.splits import Examples
 from evaluation.predict import Scores, predict
-from utils.options import TOKEN_BUDGET
 
 
 def scored_places(length: int, stride: int) -> np.ndarray:
-    """Returns the indices of the response tokens whose prefixes are scored, the last one included.
-
-    Args:
-        length: Response tokens.
-        stride: Every stride-th prefix; 1 for all.
-    """
+    """Returns which of `length` response tokens end a scored prefix: each stride-th, the last."""
     places = np.arange(stride - 1, length, stride)
     return places if length % stride == 0 else np.append(places, length - 1)
 
@@ -33,50 +29,30 @@ def spread(places: np.ndarray, probs: np.ndarray, length: int) -> np.ndarray:
         places: int [P], scored tokens in order.
         probs: float [P], their scores.
         length: Response tokens.
-
-    Returns:
-        float32 [length]; 0 before the first score.
     """
     known = np.searchsorted(places, np.arange(length), side="right")
     return np.concatenate([[0.0], probs])[known].astype(np.float32)
 
 
 def predict_prefixes(
-    model: nn.Module,
-    examples: Examples,
-    *,
-    bf16: bool = False,
-    token_budget: int = TOKEN_BUDGET,
-    stride: int = 1,
-    description: str | None = None,
+    model: nn.Module, examples: Examples, *, stride: int = 1, **options: Any
 ) -> Scores:
     """Scores every prefix of every response by the model's holistic scorer.
 
     Args:
         model: As for `predict`.
         examples: N examples.
-        bf16: Compute in bfloat16.
-        token_budget: Padded tokens a batch holds at the most.
         stride: Score every stride-th prefix and the last; tokens between keep the score before.
-        description: Shows a progress bar with this text.
+        options: Of `predict`: bf16, token_budget, description.
 
     Returns:
-        Scores in the order of the examples; response_prob is the last prefix's.
-
-    Raises:
-        InputError: A score is not a number.
+        Scores whose response_prob is the last prefix's.
     """
     lengths = examples.response_lengths
     places = [scored_places(length, stride) for length in lengths]
     jobs = [(index, token) for index, tokens in enumerate(places) for token in tokens]
-    scores = predict(
-        model,
-        _prefixes(examples, jobs),
-        bf16=bf16,
-        token_budget=token_budget,
-        groups=np.array([index for index, _ in jobs], dtype=int),
-        description=description,
-    ).response_prob
+    groups = np.array([index for index, _ in jobs], dtype=int)
+    scores = predict(model, _prefixes(examples, jobs), groups=groups, **options).response_prob
     probs = np.split(scores, np.cumsum([len(tokens) for tokens in places])[:-1])
     return Scores(
         [spread(*scored) for scored in zip(places, probs, lengths, strict=True)],
@@ -87,8 +63,7 @@ def predict_prefixes(
 def _prefixes(examples: Examples, jobs: list[tuple[int, int]]) -> Examples:
     """Returns examples cut after a response token, (example, token) each; nothing is copied."""
     rows = [index for index, _ in jobs]
-    ends = [examples.response_start[index] + token + 1 for index, token in jobs]
-    cuts = list(zip(rows, ends, strict=True))
+    cuts = [(index, examples.response_start[index] + token + 1) for index, token in jobs]
     return Examples(
         ids=[examples.ids[index] for index in rows],
         input_ids=[examples.input_ids[index][:end] for index, end in cuts],

@@ -5,30 +5,25 @@ split, stands beside it and is named as optimistic.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
-from evaluation.bootstrap import interval_metrics
+from evaluation.bootstrap import intervals
 from evaluation.conformal import calibrate
 from evaluation.decisions import FULL_THETAS, MAX_K, THETAS, Outcome, select_full, select_partial
-from evaluation.metrics import by_length, point_metrics, stop_histogram
+from evaluation.metrics import by_length, metrics, point_metrics, stop_histogram
 from evaluation.predictions import Predictions
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The thresholds of one kind of detection.
-
-    Attributes:
-        theta: θ.
-        k: k of delay-k detection; None for full detection.
-        chosen_on: The split that chose them, or "settings": they were given.
-    """
+    """The thresholds of one kind of detection, and the split that chose them."""
 
     theta: float
-    k: int | None
-    chosen_on: Literal["valid", "test", "settings"]
+    k: int | None  # of delay-k detection; None for full detection
+    chosen_on: Literal["valid", "test", "settings"]  # settings: they were given
 
     def decide(self, split: Predictions) -> Outcome:
         """Judges a split."""
@@ -42,10 +37,7 @@ def choose_operating_points(
     target_k: int = 4,
     given: tuple[float, int] | None = None,
 ) -> dict[str, OperatingPoint]:
-    """Chooses the thresholds of every kind of detection that the scores allow.
-
-    The arguments are those of `evaluate`.
-    """
+    """Chooses the thresholds of every kind of detection that the scores allow; see `evaluate`."""
     if given is not None:
         return {"partial": OperatingPoint(*given, "settings")}
     points = {}
@@ -54,12 +46,9 @@ def choose_operating_points(
         points["full"] = OperatingPoint(theta, None, "valid")
     if test.token_probs is None:
         return points
-    for key, chosen_on, split in (
-        ("partial", "valid", valid),
-        ("partial_paper_protocol", "test", test),
-    ):
+    for key, name, split in (("partial", "valid", valid), ("partial_paper_protocol", "test", test)):
         theta, k = select_partial(split.token_probs, split.label, THETAS, MAX_K)
-        points[key] = OperatingPoint(theta, k, chosen_on)
+        points[key] = OperatingPoint(theta, k, name)
     if target_false_alarm:
         theta = calibrate(valid.token_probs, valid.label, target_k, target_false_alarm)
         points["partial_conformal"] = OperatingPoint(theta, target_k, "valid")
@@ -91,17 +80,16 @@ def evaluate(
     Returns:
         The content of metrics.json; NaN where undefined.
     """
-    result: dict[str, Any] = {
-        "responses": {
-            name: {
-                "all": len(split),
-                "harmful": int(split.label.sum()),
-                "prompts": len(set(split.group.tolist())),
-            }
-            for name, split in (("valid", valid), ("test", test))
-            if split is not None
+    counts = {
+        name: {
+            "all": len(split),
+            "harmful": int(split.label.sum()),
+            "prompts": len(np.unique(split.group)),
         }
+        for name, split in (("valid", valid), ("test", test))
+        if split is not None
     }
+    result: dict[str, Any] = {"responses": counts}
     points = choose_operating_points(valid, test, target_false_alarm, target_k, given)
     for key, point in points.items():
         outcome, is_partial = point.decide(test), point.k is not None
@@ -110,7 +98,7 @@ def evaluate(
             **({"k": point.k} if is_partial else {}),
             "chosen_on": point.chosen_on,
             **({"valid": point_metrics(point.decide(valid))} if valid is not None else {}),
-            "test": interval_metrics(outcome, resamples, seed),
+            "test": intervals(partial(metrics, outcome), outcome.group, resamples, seed),
             **({"stop_histogram": stop_histogram(outcome).tolist()} if is_partial else {}),
             "by_length": by_length(outcome, test.lengths),
         }

@@ -1,26 +1,31 @@
 """A test's output folder, read back: the one reader for tables, figures, pages and calibration."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from evaluation.predictions import METRICS, PREDICTIONS, Predictions, load_predictions
 from evaluation.protocol import OperatingPoint, choose_operating_points
 from utils.files import InputError, read_json
 from utils.formatting import printable
 from utils.run_record import RECORD
+from utils.validation import one_line
 
 Name = Annotated[str, AfterValidator(printable)]  # nothing in it steers a terminal or ends a line
-Content = TypeVar("Content", bound="Read")
 
 
 class Read(BaseModel):
     """The fields that are read of a JSON object; others are left alone."""
 
     model_config = ConfigDict(strict=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a JSON file; raises InputError where a field is missing or of another type."""
+        with one_line(str(path)):
+            return cls.model_validate(read_json(path))
 
 
 class Commit(Read):
@@ -73,10 +78,7 @@ class Record(Read):
 
 
 class Result(Read):
-    """metrics.json: a record of the run for people to read.
-
-    Whatever is shown later is computed from the predictions; only these fields are read back.
-    """
+    """What is read back of metrics.json; all else is computed from the predictions."""
 
     row: Name
     method: Name
@@ -84,23 +86,14 @@ class Result(Read):
 
 @dataclass
 class Run:
-    """One test of one model.
-
-    Attributes:
-        folder: The test's output folder.
-        row: Key of the row, as in the README.
-        method: The method's own name, or what `--name` calls it.
-        record: What run.json tells.
-        test: Scores of the test split.
-        valid: Scores of the validation split; None where thresholds were given and it lacks.
-    """
+    """One test of one model, as its output folder tells."""
 
     folder: Path
-    row: str
-    method: str
+    row: str  # its key, as in the README
+    method: str  # its own name, or what `--name` calls it
     record: Record
     test: Predictions
-    valid: Predictions | None = None
+    valid: Predictions | None = None  # a test with given thresholds may lack it
 
     @property
     def display_name(self) -> str:
@@ -132,29 +125,14 @@ def ordinal(number: int) -> str:
     return f"{number}{ending}"
 
 
-def _read(path: Path, content: type[Content]) -> Content:
-    try:
-        return content.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        place = f"field '{field}': " if field else ""
-        raise InputError(f"{path}: {place}{first['msg']}; is it a test's folder?") from None
-
-
 def read_run(folder: Path, partial: bool = False, valid: bool = False) -> Run:
-    """Reads a test's output folder.
-
-    Args:
-        folder: The folder.
-        partial: Require scores of each token.
-        valid: Require a validation split, whatever thresholds were given.
+    """Reads a test's output folder; `partial` requires token scores, `valid` a validation split.
 
     Raises:
         InputError: A file or field is missing or of another type, a split is empty or missing, or a
             test of full detection has no scores of tokens where they are needed.
     """
-    result, record = _read(folder / METRICS, Result), _read(folder / RECORD, Record)
+    result, record = Result.read(folder / METRICS), Record.read(folder / RECORD)
     splits = load_predictions(folder / PREDICTIONS)
     if "valid" not in splits and (valid or record.settings is None):
         raise InputError(f"{folder / PREDICTIONS}: split 'valid' is missing")
@@ -170,20 +148,14 @@ def read_run(folder: Path, partial: bool = False, valid: bool = False) -> Run:
 
 
 def split_key(test: Predictions) -> tuple:
-    """Equal for test splits of the same responses, labelled and grouped the same.
-
-    Only detectors tested on such splits can be compared, in one table or one figure.
-    """
+    """Equal for test splits of the same responses, labels and groups: they can be compared."""
     return tuple(test.ids), tuple(test.label.tolist()), tuple(test.group.tolist())
 
 
 def find_tests(folder: Path) -> list[Path]:
     """Returns the output folders of tests in a folder and all below it, sorted.
 
-    A test folder holds metrics.json. Hidden folders, some half-written, are not looked into.
+    A test folder holds metrics.json. Those in hidden folders, some half-written, are left out.
     """
-    found = []
-    for path, below, files in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        found += [Path(path)] if METRICS in files else []
-    return sorted(found)
+    found = (path.relative_to(folder) for path in folder.rglob(METRICS))
+    return sorted(folder / path.parent for path in found if "/." not in f"/{path}")

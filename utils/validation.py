@@ -34,4 +34,5 @@ def one_line(where: str, field: str = "") -> Iterator[None]:
         place = ".".join(map(str, [field, *first["loc"]])).strip(".")
         text = first["msg"].removeprefix("Value error, ")
         told = f": {text[0].lower()}{text[1:]}, found {first['input']!r:.40}"
-        raise InputError(f"{where}: field {place!r}{TOLD.get(first['type'], told)}") from None
+        told = TOLD.get(first["type"], told)
+        raise InputError(f"{where}: field {place!r}{told}" if place else f"{where}{told}") from None

@@ -1,21 +1,23 @@
 """Decisions and metrics, by hand and against brute force."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
-from evaluation.bootstrap import bootstrap, interval_metrics, paired_test
+from evaluation.bootstrap import bootstrap, intervals, paired_test
 from evaluation.decisions import (
     MISSED,
     Outcome,
     delay_k,
-    full_detection,
     full_outcome,
     kth_largest,
     macro_f1_table,
     partial_outcome,
+    reaches,
     select_full,
     select_partial,
 )
@@ -47,7 +49,7 @@ def test_delay_k_is_a_running_count(probs, theta, k):
 def test_a_score_at_the_threshold_is_judged_alike_everywhere():
     probs = [np.array([0.9], dtype=np.float32)]  # a hair below 0.9
     assert delay_k(probs[0], 0.9, 1) == MISSED
-    assert not full_detection(probs[0], 0.9).any()
+    assert not reaches(probs[0], 0.9).any()
     assert kth_largest(probs, 1)[0, 0] < 0.9
     assert macro_f1_table(probs, np.array([0]), [0.9], 1)[0, 0] == 0.5  # not flagged, benign
 
@@ -129,11 +131,14 @@ def test_intervals_resample_prompts_not_responses():
     alone = make(label, flagged)
     clustered = make(np.repeat(label[:40], 10), np.repeat(flagged[:40], 10))
     clustered.group = np.repeat(np.arange(40), 10)
-    first = interval_metrics(alone, 500, seed=1)["accuracy"]
-    wide = interval_metrics(clustered, 500, seed=1)["accuracy"]
+    of_alone, of_clustered = (partial(metrics, outcome) for outcome in (alone, clustered))
+    first = intervals(of_alone, alone.group, 500, seed=1)["accuracy"]
+    wide = intervals(of_clustered, clustered.group, 500, seed=1)["accuracy"]
     assert first["low"] < first["value"] < first["high"]
     assert wide["high"] - wide["low"] > 2 * (first["high"] - first["low"])
-    assert first == interval_metrics(alone, 500, seed=1, chunk=7)["accuracy"]
+    samples = bootstrap(of_alone, alone.group, 500, seed=1)
+    for name, values in bootstrap(of_alone, alone.group, 500, seed=1, chunk=7).items():
+        np.testing.assert_array_equal(values, samples[name])
 
 
 def test_paired_test_by_hand():

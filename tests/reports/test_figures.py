@@ -310,7 +310,7 @@ def test_bad_folders_are_named(tmp_path):
         main(FigureConfig(str(tmp_path)))
     write_run(tmp_path / "scm")
     (tmp_path / "scm" / "metrics.json").write_text('{"row": "scm"}')
-    with pytest.raises(InputError, match="scm/metrics.json: field 'method': Field required"):
+    with pytest.raises(InputError, match="scm/metrics.json: field 'method' is missing"):
         main(FigureConfig(str(tmp_path)))
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "mine").write_text("")

@@ -218,11 +218,11 @@ def spoil_record(folder: Path) -> None:
         (lambda folder: (folder / "predictions.npz").unlink(), "predictions.npz: cannot be read"),
         (spoil_predictions, "predictions.npz: array 'valid_text' is missing; run the test again"),
         (lambda folder: (folder / "run.json").unlink(), "run.json: no such file"),
-        (spoil_record, "run.json: field 'config.bootstrap': Field required"),
-        (lambda folder: write_json(folder / "metrics.json", []), "metrics.json: Input should be a"),
+        (spoil_record, "run.json: field 'config.bootstrap' is missing"),
+        (lambda folder: write_json(folder / "metrics.json", []), "metrics.json: input should be a"),
         (
             lambda folder: write_json(folder / "metrics.json", {"row": 3, "method": "x"}),
-            "metrics.json: field 'row': Input should be a valid string",
+            "metrics.json: field 'row': input should be a valid string",
         ),
     ],
 )
