@@ -16,6 +16,8 @@ from test.testing import run_evaluation
 from utils.device import default_device, use_bf16
 from utils.run_record import run_folder
 
+NAME = "ModernBERT"
+
 
 def main(config: ModernBertTestConfig) -> None:
     """Scores validation and test and reports."""
@@ -31,4 +33,4 @@ def main(config: ModernBertTestConfig) -> None:
                 return predict(model, examples, **shared)
             return predict_prefixes(model, examples, stride=config.stride, **shared)
 
-        run_evaluation(config, data, config.row, "ModernBERT", score, folder)
+        run_evaluation(config, data, config.row, NAME, score, folder)
