@@ -98,7 +98,7 @@ class AnnotationBenchmarkConfig(BenchmarkConfig):
     """Building FineHarm records of a growing corpus."""
 
     input: str
-    """Judged responses, as for build_fineharm."""
+    """Judged responses, as for run-annotate.sh."""
     times: list[float] = field(default_factory=lambda: [1.0, 4.0, 16.0])
     """Sizes to measure, in multiples of the input."""
     annotator: Literal["response", "mil"] = "response"
