@@ -148,12 +148,7 @@ def load_pretrained(
 
 
 def load_trained(model_class: type[PreTrainedModel], folder: Path, script: str) -> PreTrainedModel:
-    """Loads a checkpoint that a training has made.
-
-    Args:
-        model_class: The model.
-        folder: Model folder with safetensors.
-        script: Trains such a model; for the message.
+    """Loads a checkpoint that a training has made; the message of a failure names the script of it.
 
     Raises:
         InputError: The folder is no such checkpoint.
@@ -170,17 +165,14 @@ def load_trained(model_class: type[PreTrainedModel], folder: Path, script: str) 
 def load_checkpoint(
     folder: Path, auto_class: Any, kind: str, option: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads another's model and its tokenizer.
+    """Loads another's model, on the processor and in evaluation mode, and the tokenizer beside it.
 
     Args:
-        folder: Checkpoint with safetensors, its tokenizer beside it.
+        folder: Checkpoint with safetensors.
         auto_class: AutoModelForSequenceClassification or its like.
         kind: What the folder should hold, for messages: "text classifier", …
         option: The option that named the folder, for messages.
         options: Passed on to `load_pretrained`.
-
-    Returns:
-        The model in evaluation mode, on the processor, and the tokenizer.
 
     Raises:
         InputError: The folder is no such checkpoint, or its weights are pickled.

@@ -21,23 +21,15 @@ LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 
 @dataclass
 class DualTaskOutput(ModelOutput):
-    """What a forward pass returns.
-
-    Attributes:
-        loss: The training loss, where labels were given, and its parts below.
-        token_logits: (batch, seq_len, 2) of the token scorer; benign, harmful.
-        holistic_logits: (batch, 2) of the holistic scorer at the last response token.
-        holistic_everywhere: (batch, seq_len, 2) of the holistic scorer at every token, where it
-            was asked for.
-    """
+    """What a forward pass returns. The loss and its parts need labels."""
 
     loss: Tensor | None = None
     token_loss: Tensor | None = None
     holistic_loss: Tensor | None = None
     logic_loss: Tensor | None = None
-    token_logits: Tensor | None = None
-    holistic_logits: Tensor | None = None
-    holistic_everywhere: Tensor | None = None
+    token_logits: Tensor | None = None  # (batch, seq_len, 2); benign, harmful
+    holistic_logits: Tensor | None = None  # (batch, 2), read at the last response token
+    holistic_everywhere: Tensor | None = None  # (batch, seq_len, 2), read at every token
 
 
 class QwenForDualTask(Qwen2PreTrainedModel):
@@ -154,7 +146,7 @@ def load_backbone(
         folder: Any Qwen2 model folder with safetensors: Qwen2.5-0.5B, -1.5B, -7B, …
         alpha: Weight of the token loss.
         logic_weight: Weight of the logic-consistency loss (the paper's β).
-        token_dropout: Dropout before the token scorer.
+        token_dropout: Before the token scorer.
         attention: Implementation of attention; it changes speed and memory alone.
 
     Returns:
