@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data.batches import token_budget_batches
+from data.batches import collate, token_budget_batches
 from data.splits import Examples
 from model.loading import config_hash
 from model.qwen_dual_task import QwenForDualTask
@@ -55,8 +54,8 @@ def read_frozen_layers(
     maker = f"{weights} {config} {depth} {attention} {bf16}"
     folder = Path(cache) / hashlib.sha256(maker.encode()).hexdigest()[:16]
     known = _read_shards(folder)
-    texts = {_key(ids): ids for examples in splits for ids in examples.input_ids}
-    if new := {key: ids for key, ids in texts.items() if key not in known}:
+    texts = {_key(text["input_ids"]): text for examples in splits for text in examples}
+    if new := {key: text for key, text in texts.items() if key not in known}:
         _write_shard(model, depth, folder, new, bf16, token_budget)
         known = _read_shards(folder)
 
@@ -94,13 +93,13 @@ def _write_shard(
     model: QwenForDualTask,
     depth: int,
     folder: Path,
-    new: dict[str, np.ndarray],
+    new: dict[str, dict[str, Any]],
     bf16: bool,
     token_budget: int,
 ) -> None:
     """Writes the first layers' output for the texts of `new`, by key, into one more shard."""
     keys, texts, backbone = list(new), list(new.values()), model.model
-    lengths = np.array([len(ids) for ids in texts])
+    lengths = np.array([len(text["input_ids"]) for text in texts])
     shape = (int(lengths.sum()), model.config.hidden_size)
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(folder).free
@@ -119,11 +118,10 @@ def _write_shard(
             np.lib.format.write_array_header_1_0(file, header)
             batches = list(token_budget_batches(lengths, token_budget))
             for rows in tqdm(batches, desc="frozen layers", unit="batch"):
-                ids = [torch.from_numpy(texts[row]).long() for row in rows]
-                input_ids = pad_sequence(ids, batch_first=True)  # (batch, seq_len)
-                mask = torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths[rows])[:, None]
+                batch = collate([texts[row] for row in rows])
+                batch = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
                 with autocast(bf16, device):
-                    output = backbone(input_ids.to(device), attention_mask=mask.long().to(device))
+                    output = backbone(**batch)
                 for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
                     file.write(hidden[: lengths[row]].numpy().tobytes())
                     written.append([keys[row], int(lengths[row])])
