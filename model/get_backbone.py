@@ -115,16 +115,14 @@ def build_llama(wheel: Wheel, folder: Path, config: BackboneConfig) -> None:
         llama = LlamaForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         ).eval()
-    source = llama.config
     shared = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads"
         " num_key_value_heads hidden_act max_position_embeddings rms_norm_eps rope_parameters"
         " bos_token_id eos_token_id pad_token_id tie_word_embeddings"
     ).split()
-    qwen = Qwen2ForCausalLM(Qwen2Config(**{name: getattr(source, name) for name in shared})).eval()
-    missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
-    if unexpected or not all(name.endswith("_proj.bias") for name in missing):
-        raise InputError(f"{wheel.member}: not the expected Llama, differs in {unexpected}")
+    qwen_config = Qwen2Config(**{name: getattr(llama.config, name) for name in shared})
+    qwen = Qwen2ForCausalLM(qwen_config).eval()
+    qwen.load_state_dict(qwen.state_dict() | llama.state_dict())
     with torch.inference_mode():
         ids = tokenizer("Streams are judged while they grow.", return_tensors="pt")["input_ids"]
         gap = (qwen(ids).logits - llama(ids).logits).abs().max().item()

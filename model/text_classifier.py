@@ -58,6 +58,7 @@ class TextClassifier:
         names = {index: str(name).lower() for index, name in config.id2label.items()}
         self.is_benign = bool(benign_label)
         self.harmful = _class_of_harm(names, harmful_label, benign_label)
+        self.harmful_name = ("not " if benign_label else "") + config.id2label[self.harmful]
         apart = config.problem_type == "multi_label_classification" or config.num_labels == 1
         self.function = ("sigmoid" if apart else "softmax") if function == "auto" else function
         if function == "auto" and config.problem_type is None and config.num_labels > 2:
@@ -72,11 +73,6 @@ class TextClassifier:
         device = default_device()
         self.bf16 = use_bf16(precision, device)
         self.model.to(device)
-
-    @property
-    def harmful_name(self) -> str:
-        """Name of the harmful class, as the checkpoint writes it."""
-        return ("not " if self.is_benign else "") + self.model.config.id2label[self.harmful]
 
     @torch.inference_mode()
     def score(

@@ -27,10 +27,9 @@ from utils.files import InputError
 class DualTaskTrainer(HfMultiTaskTrainer):
     """Trains a `QwenForDualTask`, or a model of the same `forward` with a holistic scorer alone.
 
-    hf-mtask-trainer 0.0.5 keeps the loss parts (`additional_state`); its `log` calls a function
-    that transformers 5 removed, never gathers over processes and mixes training with evaluation, so
-    `log` is replaced here. The parts are handed over in `compute_loss`; the model knows nothing of
-    the Trainer.
+    hf-mtask-trainer 0.0.5 keeps the loss parts (`additional_state`). Its `log` is replaced: it
+    calls a function that transformers 5 removed, never gathers over processes and mixes training
+    with evaluation.
 
     Args:
         config: The options.
@@ -116,14 +115,10 @@ class DualTaskTrainer(HfMultiTaskTrainer):
 
 
 def last_checkpoint(folder: Path, remove_broken: bool) -> Path | None:
-    """Returns the newest checkpoint that was written to its end, or None.
+    """Returns a run's newest complete checkpoint, or None; may remove the incomplete ones.
 
     The Trainer writes trainer_state.json last, so a checkpoint whose state does not parse was cut
     short by a kill.
-
-    Args:
-        folder: Of the run.
-        remove_broken: Delete what was cut short.
     """
     complete = {}
     for path in folder.glob("checkpoint-[0-9]*"):
