@@ -74,9 +74,11 @@ def token_pieces(tokenizer: PreTrainedTokenizerFast, ids: np.ndarray) -> list[st
     return [stream.step(backend, int(token)) or "" for token in ids]
 
 
-def collect(examples: Examples, scores: Scores, tokenizer: PreTrainedTokenizerFast) -> Predictions:
-    """Puts a split and its scores together."""
-    responses = zip(examples.input_ids, examples.response_start, strict=True)
+def collect(
+    examples: Examples, scores: Scores, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Predictions:
+    """Puts a split and its scores together; without a tokenizer there are no `pieces`."""
+    responses = zip(examples.input_ids, examples.response_start, strict=True) if tokenizer else ()
     return Predictions(
         ids=examples.ids,
         label=examples.response_label,

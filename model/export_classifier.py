@@ -27,10 +27,9 @@ def main(config: ExportConfig) -> None:
     if untrained := model.untrained_holistic_scorer():
         raise InputError(f"{config.model_path}/{untrained}")
     tokenizer = load_tokenizer(Path(config.model_path))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise InputError(f"{config.model_path}: its tokenizer has no token to pad with")
-        tokenizer.pad_token = tokenizer.eos_token
+        raise InputError(f"{config.model_path}: its tokenizer has no token to pad with")
     settings = model.config.to_dict() | {
         "num_labels": 2,
         "id2label": {0: "benign", 1: "harmful"},

@@ -1,4 +1,4 @@
-"""Frozen layers computed once: their output is kept on disk and fed to the layers that train."""
+"""Frozen layers are computed once: the layers that train read their output from disk."""
 
 import hashlib
 import os
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from data.batches import token_budget_batches
+from data.batches import collate, token_budget_batches
 from data.splits import Examples
 from model.loading import config_hash
 from model.qwen_dual_task import QwenForDualTask
@@ -25,24 +24,24 @@ def read_frozen_layers(
     model: QwenForDualTask,
     last_layers: int,
     splits: Sequence[Examples],
-    folder: Path,
+    cache: str,
     *,
-    backbone: str,
+    backbone: dict[str, str],
     bf16: bool,
     token_budget: int,
 ) -> None:
-    """Lets a model read from disk what its frozen layers make of a text, instead of computing it.
+    """Makes a model read the frozen layers' output from disk; computes first what is missing there.
 
-    The model stays whole: its layers keep their names and weights, and its backbone starts with the
-    first trained layer, from `inputs_embeds`. What is not on disk yet is computed now. The residual
-    stream reaches 27,000 (measured on SmolLM2-135M): it is kept in float32.
+    The model keeps its layers' names and weights, but its backbone starts with the first trained
+    layer, from `inputs_embeds`. The residual stream reaches 27,000 (measured on SmolLM2-135M), so
+    it is kept in float32.
 
     Args:
         model: The model, without dropout in its backbone.
-        last_layers: Its layers that are not frozen.
-        splits: All texts that it will be given.
-        folder: Cache shared by runs; 4 bytes × tokens × hidden size.
-        backbone: What identifies the backbone's weights.
+        last_layers: Number of layers that are not frozen.
+        splits: All texts that the model will be given.
+        cache: Folder shared by runs; 4 bytes × tokens × hidden size.
+        backbone: From `backbone_summary`.
         bf16: Compute in bfloat16.
         token_budget: Padded tokens a batch holds at the most.
 
@@ -51,11 +50,12 @@ def read_frozen_layers(
     """
     config, attention = config_hash(model.config.to_dict()), model.config._attn_implementation
     depth = model.config.num_hidden_layers - last_layers
-    maker = f"{backbone} {config} {depth} {attention} {bf16}"
-    folder = Path(folder) / hashlib.sha256(maker.encode()).hexdigest()[:16]
+    weights = " ".join(backbone[name] for name in backbone if name.endswith(".safetensors"))
+    maker = f"{weights} {config} {depth} {attention} {bf16}"
+    folder = Path(cache) / hashlib.sha256(maker.encode()).hexdigest()[:16]
     known = _read_shards(folder)
-    texts = {_key(ids): ids for examples in splits for ids in examples.input_ids}
-    if new := {key: ids for key, ids in texts.items() if key not in known}:
+    texts = {_key(text["input_ids"]): text for examples in splits for text in examples}
+    if new := {key: text for key, text in texts.items() if key not in known}:
         _write_shard(model, depth, folder, new, bf16, token_budget)
         known = _read_shards(folder)
 
@@ -77,7 +77,7 @@ def _key(ids: np.ndarray) -> str:
 
 
 def _read_shards(folder: Path) -> dict[str, np.ndarray]:
-    """Maps all states that are there. A shard is there once its list of keys is."""
+    """Maps all states on disk by key. A shard's list of keys is written last."""
     known: dict[str, np.ndarray] = {}
     for path in sorted(folder.glob("*.json")):
         states = np.load(path.with_suffix(".npy"), mmap_mode="r")  # (tokens, hidden)
@@ -93,13 +93,13 @@ def _write_shard(
     model: QwenForDualTask,
     depth: int,
     folder: Path,
-    new: dict[str, np.ndarray],
+    new: dict[str, dict[str, Any]],
     bf16: bool,
     token_budget: int,
 ) -> None:
-    """Computes the first layers' output for the texts of `new` into one more shard."""
+    """Writes the first layers' output for the texts of `new`, by key, into one more shard."""
     keys, texts, backbone = list(new), list(new.values()), model.model
-    lengths = np.array([len(ids) for ids in texts])
+    lengths = np.array([len(text["input_ids"]) for text in texts])
     shape = (int(lengths.sum()), model.config.hidden_size)
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(folder).free
@@ -113,22 +113,18 @@ def _write_shard(
     layers, norm, device = backbone.layers, backbone.norm, model.device
     backbone.layers, backbone.norm = layers[:depth], nn.Identity()
     try:
-        with (
-            open(partial, "wb") as file,
-            tqdm(total=shape[0], desc="frozen layers", unit="token") as bar,
-        ):
+        with open(partial, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for rows in token_budget_batches(lengths, token_budget):
-                ids = [torch.from_numpy(texts[row]).long() for row in rows]
-                input_ids = pad_sequence(ids, batch_first=True)  # (batch, seq_len)
-                mask = torch.arange(input_ids.shape[1]) < torch.from_numpy(lengths[rows])[:, None]
+            batches = list(token_budget_batches(lengths, token_budget))
+            for rows in tqdm(batches, desc="frozen layers", unit="batch"):
+                batch = collate([texts[row] for row in rows])
+                batch = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
                 with autocast(bf16, device):
-                    output = backbone(input_ids.to(device), attention_mask=mask.long().to(device))
+                    output = backbone(**batch)
                 for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
                     file.write(hidden[: lengths[row]].numpy().tobytes())
                     written.append([keys[row], int(lengths[row])])
-                    bar.update(int(lengths[row]))
         os.replace(partial, folder / f"{name}.npy")
         write_json(folder / f"{name}.json", written)
     except OSError as error:

@@ -122,13 +122,12 @@ def _gguf_tokenizer(gguf: Path):
 
 
 def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Recovers a byte-pair tokenizer's merges from its ranks.
+    """Recovers a byte-pair tokenizer's merges, by rank, from its ranks.
 
-    A token's merge is the last one that byte-pair encoding does to its own bytes with the merges of
-    lower rank; merges come in the order of the tokens they make.
+    Byte-pair encoding of a token's bytes with the merges of lower rank leaves two parts: its merge.
 
     Raises:
-        ValueError: A token is out of its own ranks' reach.
+        ValueError: A token cannot be built from lower ranks.
     """
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -208,13 +207,14 @@ def build_qwen(folder: Path, config: BackboneConfig) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _learn_tokenizer(corpus: Path, size: int, special_tokens: list[str]):
+def _learn_tokenizer(config: BackboneConfig, size: int, special_tokens: list[str]):
     """Learns a byte-level tokenizer from the training responses of a FineHarm folder."""
     from tokenizers import ByteLevelBPETokenizer
 
     learnt = ByteLevelBPETokenizer()
+    split = find_split(Path(config.corpus), "train")
     learnt.train_from_iterator(
-        (record["response"] for _, record in read_split(find_split(corpus, "train"), "train")),
+        (record["response"] for _, record in read_split(split, "train")),
         vocab_size=size,
         special_tokens=special_tokens,
         show_progress=False,
@@ -222,68 +222,65 @@ def _learn_tokenizer(corpus: Path, size: int, special_tokens: list[str]):
     return learnt._tokenizer
 
 
+def _save_random(folder: Path, seed: int, model_class, model_config, learnt, **tokens: str) -> None:
+    """Writes a model with random weights, and its tokenizer with names for its special tokens."""
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    model_class(model_config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=learnt, **tokens).save_pretrained(folder)
+
+
 def build_tiny(folder: Path, config: BackboneConfig) -> None:
     """Writes a random Qwen2 of 0.2 million parameters with a byte-level tokenizer of 1,024 ids."""
-    import torch
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_learn_tokenizer(Path(config.corpus), 1024, ["<|endoftext|>"]),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
+    end = "<|endoftext|>"
+    learnt = _learn_tokenizer(config, 1024, [end])
+    model_config = Qwen2Config(
+        vocab_size=1024,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=0,
+        bos_token_id=None,
     )
-    torch.manual_seed(config.seed)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=1024,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            eos_token_id=0,
-            bos_token_id=None,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokens = {"eos_token": end, "pad_token": end}
+    _save_random(folder, config.seed, Qwen2ForCausalLM, model_config, learnt, **tokens)
 
 
 def build_modernbert(folder: Path, config: BackboneConfig) -> None:
     """Writes a random ModernBERT: its architecture, few and small layers, nothing pretrained."""
-    import torch
     from tokenizers.processors import TemplateProcessing
-    from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
 
     is_tiny = config.name == "tiny-modernbert"
     size, hidden, layers = (1024, 64, 4) if is_tiny else (8192, 256, 7)
     special = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
-    learnt = _learn_tokenizer(Path(config.corpus), size, special)
+    learnt = _learn_tokenizer(config, size, special)
     learnt.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    names = {f"{token[1:-1].lower()}_token": token for token in special}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learnt, **names)
-    torch.manual_seed(config.seed)
-    model = ModernBertForMaskedLM(
-        ModernBertConfig(
-            vocab_size=size,
-            hidden_size=hidden,
-            intermediate_size=hidden * 3 // 2,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 64 * 2,
-            pad_token_id=0,
-            cls_token_id=1,
-            bos_token_id=1,
-            sep_token_id=2,
-            eos_token_id=2,
-        )
+    model_config = ModernBertConfig(
+        vocab_size=size,
+        hidden_size=hidden,
+        intermediate_size=hidden * 3 // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64 * 2,
+        pad_token_id=0,
+        cls_token_id=1,
+        bos_token_id=1,
+        sep_token_id=2,
+        eos_token_id=2,
     )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tokens = {f"{token[1:-1].lower()}_token": token for token in special}
+    _save_random(folder, config.seed, ModernBertForMaskedLM, model_config, learnt, **tokens)
 
 
 BUILDERS: dict[str, Callable[[Path, BackboneConfig], None]] = {

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from data.tokenization import load_tokenizer
 from model.config import DualTaskConfig
-from model.options import Attention
 from utils.files import InputError, read_json, sha256_file
 
-# Fields of a config.json that decide nothing of what a backbone computes: remarks, and what the
-# heads and their training add.
+# Fields of a config.json that do not change a backbone's output: remarks, and what the heads and
+# their training add.
 NOT_OF_BACKBONE = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
 NOT_OF_BACKBONE |= {"use_cache", *DualTaskConfig.__annotations__}
 
@@ -26,11 +25,7 @@ LARGEST = 2**24  # no context or other size of a model is larger
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Returns the SHA-256 of what decides, beside the weights, what a backbone computes.
-
-    Args:
-        config: Content of a config.json, or a loaded configuration's `to_dict`.
-    """
+    """Returns the SHA-256 of the fields of a config.json that change a backbone's output."""
     decisive = {name: value for name, value in config.items() if name not in NOT_OF_BACKBONE}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -43,11 +38,6 @@ def backbone_summary(folder: Path) -> dict[str, str]:
         "config.json": config_hash(check_folder(folder)),
         **{path.name: sha256_file(path) for path in files},
     }
-
-
-def backbone_key(summary: dict[str, str]) -> str:
-    """Returns what identifies a backbone's weights, from its `backbone_summary`."""
-    return " ".join(value for name, value in summary.items() if name.endswith(".safetensors"))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -112,64 +102,77 @@ def load_pretrained(
     model_class: Any,
     folder: Path,
     *,
-    fresh: Set[str] = frozenset(),
+    fresh_heads: bool = False,
     more: bool = False,
-    dtype: torch.dtype = torch.float32,
-    trust_remote_code: bool = False,
-    attention: Attention | None = None,
-    **config_changes: Any,
+    **options: Any,
 ) -> PreTrainedModel:
-    """Loads a model and accounts for every weight.
+    """Loads a model in float32 and accounts for every weight.
 
     Args:
         model_class: The model, or AutoModelForSequenceClassification or its like.
         folder: Model folder with safetensors.
-        fresh: Weights that the folder may lack; they start at random.
+        fresh_heads: Whether it may lack what lies outside of the backbone; that starts at random.
         more: Whether it may hold more weights than the model has.
-        dtype: The weights are held in it.
-        trust_remote_code: Run Python code that lies in the folder.
-        attention: How attention is computed; changes speed and memory, not what is computed.
-        config_changes: Fields of the configuration to set.
+        options: Of `from_pretrained`, among them fields of the configuration to set.
 
     Raises:
-        InputError: The folder cannot be read, or its weights do not fit the model.
+        InputError: The folder cannot be read, holds a model of another type, or its weights do not
+            fit the model.
     """
+    config_class = getattr(model_class, "config_class", None)  # an Auto class has none
+    found = read_config(folder).get("model_type")
+    if config_class and found != config_class.model_type:
+        raise InputError(
+            f"{folder}/config.json: field 'model_type': '{found}' is not"
+            f" '{config_class.model_type}'"
+        )
     check_folder(folder)
+    defaults = {"dtype": torch.float32, "trust_remote_code": False}
     try:
         model, report = model_class.from_pretrained(
             folder,
-            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
-            trust_remote_code=trust_remote_code,
-            attn_implementation=attention,
-            **config_changes,
+            **defaults | options,
         )
     except Exception as error:  # a spoilt file and code of others may raise anything
         raise InputError(f"{folder}: cannot be loaded: {_reason(error)}") from error
-    unexpected = set() if more else set(report["unexpected_keys"])
-    wrong = (set(report["missing_keys"]) - fresh) | unexpected
+    wrong = set() if more else set(report["unexpected_keys"])
+    backbone = f"{model.base_model_prefix}." if fresh_heads else ""
+    wrong |= {name for name in report["missing_keys"] if name.startswith(backbone)}
     if wrong:
         name = type(model).__name__
         raise InputError(f"{folder}: weights do not fit {name}, for one: {min(wrong)}")
     return model
 
 
+def load_trained(model_class: type[PreTrainedModel], folder: Path, script: str) -> PreTrainedModel:
+    """Loads a checkpoint that a training has made; the message of a failure names the script of it.
+
+    Raises:
+        InputError: The folder is no such checkpoint.
+    """
+    architectures = read_config(folder).get("architectures") or []
+    if model_class.__name__ not in architectures:
+        raise InputError(
+            f"{folder}/config.json: field 'architectures': {', '.join(architectures) or 'none'}; a"
+            f" trained {model_class.__name__} was expected, train one with {script}"
+        )
+    return load_pretrained(model_class, folder)
+
+
 def load_checkpoint(
     folder: Path, auto_class: Any, kind: str, option: str, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads another's model and its tokenizer.
+    """Loads another's model, on the processor and in evaluation mode, and the tokenizer beside it.
 
     Args:
-        folder: Checkpoint with safetensors, its tokenizer beside it.
+        folder: Checkpoint with safetensors.
         auto_class: AutoModelForSequenceClassification or its like.
-        kind: What a folder that will not do is not: "text classifier", …
+        kind: What the folder should hold, for messages: "text classifier", …
         option: The option that named the folder, for messages.
         options: Passed on to `load_pretrained`.
-
-    Returns:
-        The model in evaluation mode, on the processor, and the tokenizer.
 
     Raises:
         InputError: The folder is no such checkpoint, or its weights are pickled.

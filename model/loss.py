@@ -1,20 +1,8 @@
 """The three-part training loss as a pure function."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-@dataclass
-class LossParts:
-    """The loss and what it is made of, each a float32 scalar."""
-
-    total: Tensor
-    token: Tensor
-    holistic: Tensor
-    logic: Tensor
 
 
 def logic_consistency(
@@ -56,7 +44,7 @@ def dual_task_loss(
     logic_weight: float,
     ignore_index: int = -100,
     num_items: Tensor | None = None,
-) -> LossParts:
+) -> dict[str, Tensor]:
     """L = α·L_tok + (1 − α)·L_hol + β·L_logic, in float32 whatever the logits are.
 
     Args:
@@ -69,8 +57,11 @@ def dual_task_loss(
         logic_weight: The paper's β.
         ignore_index: Label of tokens without a loss.
         num_items: (2,): labelled tokens and responses to divide by. None takes those of this
-            batch (its means). A larger batch's counts make the parts of several small batches add
-            up to exactly what the large batch would give, whatever the layout.
+            batch (its means). With the counts of a larger batch, the losses of its parts add up to
+            the loss of the whole.
+
+    Returns:
+        loss, token_loss, holistic_loss and logic_loss, float32 scalars.
 
     Source: arXiv 2506.09996, training objective; α = 0.6, β = 1 in its experiments.
     """
@@ -89,4 +80,4 @@ def dual_task_loss(
     logic = logic_consistency(holistic_logits, token_logits, response_mask).sum()
     token, holistic, logic = token / tokens, holistic / responses, logic / responses
     total = alpha * token + (1 - alpha) * holistic + logic_weight * logic
-    return LossParts(total, token, holistic, logic)
+    return {"loss": total, "token_loss": token, "holistic_loss": holistic, "logic_loss": logic}

@@ -9,13 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ModernBertForSequenceClassification
 
-from model.loading import load_pretrained, read_config
+from model.loading import load_pretrained, load_trained
 from model.options import Attention
 from model.qwen_dual_task import DualTaskOutput
-from utils.files import InputError
-
-ARCHITECTURE = "ModernBertForFullDetection"
-HEADS = {"head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias"}
 
 
 class ModernBertForFullDetection(ModernBertForSequenceClassification):
@@ -59,12 +55,13 @@ def load_encoder(folder: Path, attention: Attention = "sdpa") -> ModernBertForFu
     Raises:
         InputError: The folder is missing or holds no ModernBERT in safetensors.
     """
-    kind = read_config(folder).get("model_type")
-    if kind != "modernbert":
-        raise InputError(f"{folder}/config.json: field 'model_type': '{kind}' is not 'modernbert'")
-    names = {"id2label": {0: "benign", 1: "harmful"}, "label2id": {"benign": 0, "harmful": 1}}
     return load_pretrained(
-        ModernBertForFullDetection, folder, fresh=HEADS, attention=attention, **names
+        ModernBertForFullDetection,
+        folder,
+        fresh_heads=True,
+        attn_implementation=attention,
+        id2label={0: "benign", 1: "harmful"},
+        label2id={"benign": 0, "harmful": 1},
     )
 
 
@@ -74,11 +71,5 @@ def load_full_detection(folder: Path) -> ModernBertForFullDetection:
     Raises:
         InputError: The folder is no such checkpoint.
     """
-    architectures = read_config(folder).get("architectures") or []
-    if ARCHITECTURE not in architectures:
-        found = ", ".join(architectures) or "none"
-        raise InputError(
-            f"{folder}/config.json: field 'architectures': {found}; a trained {ARCHITECTURE} was"
-            " expected, train one with scripts/run-modernbert-full.sh"
-        )
-    return load_pretrained(ModernBertForFullDetection, folder)
+    script = "scripts/run-modernbert-full.sh"
+    return load_trained(ModernBertForFullDetection, folder, script)

@@ -9,8 +9,6 @@ from utils.run_record import model_summary
 
 ScoreWith = Literal["token", "holistic"]
 Function = Literal["auto", "softmax", "sigmoid"]  # of a classifier's logits
-
-
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 

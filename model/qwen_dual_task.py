@@ -11,40 +11,25 @@ from transformers.utils import ModelOutput
 
 from data.alignment import IGNORE_INDEX
 from model.config import DualTaskConfig
-from model.loading import load_pretrained, read_config
+from model.loading import load_pretrained, load_trained
 from model.loss import dual_task_loss
 from model.options import Attention
 from utils.files import InputError
 
 LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
 
-ARCHITECTURE = "QwenForDualTask"
-
-HEADS = {"token_classifier.weight", "token_classifier.bias", "sequence_classifier.weight"}
-
 
 @dataclass
 class DualTaskOutput(ModelOutput):
-    """What a forward pass returns.
-
-    Attributes:
-        loss: The training loss, where labels were given.
-        token_loss: Its token part.
-        holistic_loss: Its holistic part.
-        logic_loss: Its logic-consistency part.
-        token_logits: (batch, seq_len, 2) of the token scorer; benign, harmful.
-        holistic_logits: (batch, 2) of the holistic scorer at the last response token.
-        holistic_everywhere: (batch, seq_len, 2) of the holistic scorer at every token, where it
-            was asked for.
-    """
+    """What a forward pass returns. The loss and its parts need labels."""
 
     loss: Tensor | None = None
     token_loss: Tensor | None = None
     holistic_loss: Tensor | None = None
     logic_loss: Tensor | None = None
-    token_logits: Tensor | None = None
-    holistic_logits: Tensor | None = None
-    holistic_everywhere: Tensor | None = None
+    token_logits: Tensor | None = None  # (batch, seq_len, 2); benign, harmful
+    holistic_logits: Tensor | None = None  # (batch, 2), read at the last response token
+    holistic_everywhere: Tensor | None = None  # (batch, seq_len, 2), read at every token
 
 
 class QwenForDualTask(Qwen2PreTrainedModel):
@@ -119,9 +104,7 @@ class QwenForDualTask(Qwen2PreTrainedModel):
         last = (places * response_mask).argmax(dim=1)  # (batch,); the last response token
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         holistic_logits = self.sequence_classifier(hidden[rows, last])  # (batch, 2)
-        output = DualTaskOutput(token_logits=token_logits, holistic_logits=holistic_logits)
-        if holistic_everywhere:
-            output.holistic_everywhere = self.sequence_classifier(hidden)  # (batch, seq_len, 2)
+        losses = {}
         if token_labels is not None and response_label is not None:
             config = self.config
             if config.logic_reduce != "mean":
@@ -129,7 +112,7 @@ class QwenForDualTask(Qwen2PreTrainedModel):
                     f"config.json: field 'logic_reduce': '{config.logic_reduce}' cannot be trained"
                     " with here, 'mean' (over responses) can"
                 )
-            parts = dual_task_loss(
+            losses = dual_task_loss(
                 token_logits,
                 holistic_logits,
                 token_labels,
@@ -140,9 +123,13 @@ class QwenForDualTask(Qwen2PreTrainedModel):
                 ignore_index=config.ignore_index,
                 num_items=num_items_in_batch,
             )
-            output.loss, output.token_loss = parts.total, parts.token
-            output.holistic_loss, output.logic_loss = parts.holistic, parts.logic
-        return output
+        everywhere = self.sequence_classifier(hidden) if holistic_everywhere else None
+        return DualTaskOutput(
+            token_logits=token_logits,
+            holistic_logits=holistic_logits,
+            holistic_everywhere=everywhere,  # (batch, seq_len, 2)
+            **losses,
+        )
 
 
 def load_backbone(
@@ -159,8 +146,8 @@ def load_backbone(
         folder: Any Qwen2 model folder with safetensors: Qwen2.5-0.5B, -1.5B, -7B, …
         alpha: Weight of the token loss.
         logic_weight: Weight of the logic-consistency loss (the paper's β).
-        token_dropout: Dropout before the token scorer.
-        attention: How attention is computed; changes speed and memory, not what is computed.
+        token_dropout: Before the token scorer.
+        attention: Implementation of attention; it changes speed and memory alone.
 
     Returns:
         The model in float32; the optimiser's small steps would vanish in bfloat16.
@@ -168,16 +155,11 @@ def load_backbone(
     Raises:
         InputError: The folder is missing or holds no Qwen2 model in safetensors.
     """
-    config = read_config(folder)
-    if config.get("model_type") != "qwen2":
-        raise InputError(
-            f"{folder}/config.json: field 'model_type': '{config.get('model_type')}' is not 'qwen2'"
-        )
     return load_pretrained(
         QwenForDualTask,
         folder,
-        fresh=HEADS,
-        attention=attention,
+        fresh_heads=True,
+        attn_implementation=attention,
         num_token_labels=2,
         num_sequence_labels=2,
         alpha=alpha,
@@ -195,11 +177,4 @@ def load_dual_task(folder: Path) -> QwenForDualTask:
     Raises:
         InputError: The folder is no dual-task checkpoint.
     """
-    architectures = read_config(folder).get("architectures") or []
-    if ARCHITECTURE not in architectures:
-        found = ", ".join(architectures) or "none"
-        raise InputError(
-            f"{folder}/config.json: field 'architectures': {found}; a dual-task checkpoint"
-            f" ({ARCHITECTURE}) was expected, train one with scripts/run-scm.sh"
-        )
-    return load_pretrained(QwenForDualTask, folder)
+    return load_trained(QwenForDualTask, folder, "scripts/run-scm.sh")

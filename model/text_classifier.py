@@ -20,20 +20,18 @@ HARMFUL_NAMES = {"harmful", "toxic", "toxicity", "unsafe", "hate", "hateful", "o
 class TextClassifier:
     """Gives each text's probability of harm.
 
-    Texts are text: one that spells a control token does not bring it in.
+    What spells a control token in a text is read as text.
 
     Args:
         folder: Checkpoint with safetensors, its tokenizer beside it.
-        harmful_label: Name of its harmful class; "" takes the one whose name says so, or the last
-            of one or two that nobody named.
-        precision: Of the computation.
+        harmful_label: Name of its harmful class; "" takes the one of a name in `HARMFUL_NAMES`, or
+            the last of one or two unnamed classes.
         option: The option that named the folder, for messages.
-        max_length: Tokens of a text that are read, at the most; None reads what the model can.
+        max_length: Most tokens of a text that are read; None reads what the model can.
         token_budget: Tokens a batch.
-        benign_label: Name of its benign class, where all others are harmful: harm is what it lacks
-            to 1.
-        function: What makes probabilities of logits. softmax: one class a text. sigmoid: each class
-            by itself. auto: what config.json says, softmax where it says nothing of several.
+        benign_label: Name of its benign class b, where all others are harmful: harm is 1 − P(b).
+        function: Makes probabilities of logits. softmax: one class a text. sigmoid: each class by
+            itself. auto: what config.json says, softmax where it says nothing.
 
     Raises:
         InputError: The folder is no such checkpoint, or the class cannot be told.
@@ -59,7 +57,8 @@ class TextClassifier:
         self.max_length = min(places, max_length or places)
         names = {index: str(name).lower() for index, name in config.id2label.items()}
         self.is_benign = bool(benign_label)
-        self.harmful = harmful_class(names, harmful_label, benign_label)
+        self.harmful = _class_of_harm(names, harmful_label, benign_label)
+        self.harmful_name = ("not " if benign_label else "") + config.id2label[self.harmful]
         apart = config.problem_type == "multi_label_classification" or config.num_labels == 1
         self.function = ("sigmoid" if apart else "softmax") if function == "auto" else function
         if function == "auto" and config.problem_type is None and config.num_labels > 2:
@@ -75,17 +74,9 @@ class TextClassifier:
         self.bf16 = use_bf16(precision, device)
         self.model.to(device)
 
-    @property
-    def harmful_name(self) -> str:
-        """Name of the harmful class, as the checkpoint writes it."""
-        return ("not " if self.is_benign else "") + self.model.config.id2label[self.harmful]
-
     @torch.inference_mode()
     def score(
-        self,
-        texts: list[str],
-        seconds: list[str] | None = None,
-        description: str | None = None,
+        self, texts: list[str], seconds: list[str] | None = None, description: str | None = None
     ) -> np.ndarray:
         """Returns the probability of harm of each text, or pair, float [N].
 
@@ -101,22 +92,18 @@ class TextClassifier:
             texts, seconds, truncation=True, max_length=self.max_length, return_token_type_ids=typed
         )
         columns = ["input_ids", "token_type_ids"] if typed else ["input_ids"]
-        scores = np.empty(len(texts))
         lengths = np.array([max(len(ids), 1) for ids in encoded["input_ids"]], dtype=int)
-        with tqdm(
-            total=len(texts), desc=description, unit="response", disable=description is None
-        ) as bar:
-            for indices in token_budget_batches(lengths, self.token_budget, groups=lengths):
-                batch = {
-                    name: torch.tensor([encoded[name][index] or [0] for index in indices])
-                    for name in columns
-                }  # (batch, length)
-                batch = {name: ids.to(self.model.device) for name, ids in batch.items()}
-                with autocast(self.bf16, self.model.device):
-                    logits = self.model(**batch).logits.float()  # (batch, classes)
-                probs = logits.sigmoid() if self.function == "sigmoid" else logits.softmax(-1)
-                scores[indices] = probs[:, self.harmful].cpu().numpy()
-                bar.update(len(indices))
+        batches = list(token_budget_batches(lengths, self.token_budget, groups=lengths))
+        scores = np.empty(len(texts))
+        for indices in tqdm(batches, description, unit="batch", disable=description is None):
+            batch = {}  # (batch, length) each
+            for name in columns:
+                rows = [encoded[name][index] or [0] for index in indices]
+                batch[name] = torch.tensor(rows, device=self.model.device)
+            with autocast(self.bf16, self.model.device):
+                logits = self.model(**batch).logits.float()  # (batch, classes)
+            probs = logits.sigmoid() if self.function == "sigmoid" else logits.softmax(-1)
+            scores[indices] = probs[:, self.harmful].cpu().numpy()
         if not np.isfinite(scores).all():
             raise InputError(f"{self.option}: {self.folder}: its scores are no numbers")
         return 1 - scores if self.is_benign else scores
@@ -130,17 +117,8 @@ class TextClassifier:
         return self.tokenizer(texts, seconds, split_special_tokens=True, **options)
 
 
-def harmful_class(names: dict[int, str], harmful: str, benign: str = "") -> int:
-    """Returns the number of the class that harm is read from, harmful or benign.
-
-    Args:
-        names: Of the classes, in lower case.
-        harmful: See `TextClassifier`.
-        benign: See `TextClassifier`.
-
-    Raises:
-        InputError: Not one class is meant.
-    """
+def _class_of_harm(names: dict[int, str], harmful: str, benign: str) -> int:
+    """Returns the number of the class, of `names` in lower case, that harm is read from."""
     wanted = harmful or benign
     if wanted:
         found = [index for index, name in names.items() if name == wanted.lower()]

@@ -14,7 +14,6 @@ from data.tokenization import load_tokenizer
 from evaluation.predict import Scores, predict
 from evaluation.predictions import PREDICTIONS, load_predictions
 from model.frozen import read_frozen_layers
-from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from monitor.calibrate import tested_settings
 from monitor.settings import FILE as SETTINGS
@@ -50,8 +49,8 @@ def read_frozen(model: QwenForDualTask, config: CausalTestConfig, splits: list[E
         model,
         layers,
         splits,
-        Path(config.frozen_cache),
-        backbone=backbone_key(record["backbone"]),
+        config.frozen_cache,
+        backbone=record["backbone"],
         bf16=use_bf16(config.precision, default_device()),
         token_budget=config.token_budget,
     )

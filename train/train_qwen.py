@@ -11,7 +11,6 @@ from torch import nn
 
 from data.splits import Examples
 from model.frozen import freeze_all_but_last, read_frozen_layers
-from model.loading import backbone_key
 from model.qwen_dual_task import QwenForDualTask, load_backbone
 from train.options import QwenConfig
 from train.training import run_training
@@ -30,7 +29,7 @@ def main(config: QwenConfig) -> None:
             attention=config.attention,
         )
         if config.lora_rank:
-            return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout)
+            return add_lora(model, config)
         if config.last_layers:
             freeze_all_but_last(model, config.last_layers)
         if config.frozen_cache:
@@ -38,8 +37,8 @@ def main(config: QwenConfig) -> None:
                 model.to(default_device()),
                 config.last_layers,
                 splits,
-                Path(config.frozen_cache),
-                backbone=backbone_key(backbone),
+                config.frozen_cache,
+                backbone=backbone,
                 bf16=use_bf16(config.precision, default_device()),
                 token_budget=config.eval_tokens,
             )
@@ -49,22 +48,13 @@ def main(config: QwenConfig) -> None:
     run_training(config, make_model, score_with="token" if config.alpha else "holistic")
 
 
-def add_lora(model: QwenForDualTask, rank: int, alpha: int, dropout: float) -> PeftModel:
-    """Puts low-rank adapters on the backbone's linear layers; the heads train in full.
-
-    Args:
-        model: The model to wrap.
-        rank: Rank of the adapters.
-        alpha: Numerator of their scale alpha / rank.
-        dropout: Dropout before them.
-    """
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
-            modules_to_save=["token_classifier", "sequence_classifier"],
-        ),
+def add_lora(model: QwenForDualTask, config: QwenConfig) -> PeftModel:
+    """Puts low-rank adapters on the backbone's linear layers; the heads train in full."""
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
+        modules_to_save=["token_classifier", "sequence_classifier"],
     )
+    return get_peft_model(model, lora)

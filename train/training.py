@@ -18,20 +18,27 @@ from data.splits import Examples, load_examples, load_processed
 from data.tokenization import load_tokenizer
 from model.options import ScoreWith
 from train.options import TrainConfig
-from train.trainer import DualTaskTrainer, last_complete_checkpoint, remove_later_checkpoints
+from train.trainer import DualTaskTrainer, last_checkpoint
 from utils.device import default_device, use_bf16
 from utils.files import InputError
 from utils.run_record import claim, empty, refuse_taken, start_record, write_record
 
-# Makes the model; gets the backbone's hashes and the splits that it will be given.
+# Makes the model, from the backbone's hashes and the splits that it will be given.
 MakeModel = Callable[[dict[str, str], Sequence[Examples]], nn.Module]
 
+# Options of ours that TrainingArguments has under the same name.
+SHARED = (
+    "output_dir learning_rate weight_decay max_grad_norm eval_steps save_total_limit logging_steps"
+    " seed"
+).split()
 
-def accumulation_steps(config: TrainConfig) -> int:
-    """Returns how many micro-batches make the effective batch, on each process.
+
+def training_arguments(config: TrainConfig) -> TrainingArguments:
+    """Translates our options into the Trainer's, and adds those that were passed on.
 
     Raises:
-        InputError: The effective batch does not divide into whole micro-batches.
+        InputError: The effective batch does not divide into whole micro-batches, or an option that
+            was passed on does not exist or is set by one of ours.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     micro = min(config.micro_batch_size, config.batch_size)
@@ -40,38 +47,22 @@ def accumulation_steps(config: TrainConfig) -> int:
             f"--batch-size: {config.batch_size} is not a multiple of micro batch {micro} × {world}"
             " processes"
         )
-    return config.batch_size // (micro * world)
-
-
-def training_arguments(config: TrainConfig) -> TrainingArguments:
-    """Translates our options into the Trainer's, and adds those that were passed on.
-
-    Raises:
-        InputError: One that was passed on does not exist, or is set by an option of ours.
-    """
     device = default_device()
-    ours = dict(
-        output_dir=config.output_dir,
+    ours = {name: getattr(config, name) for name in SHARED} | dict(
         num_train_epochs=config.epochs,
-        per_device_train_batch_size=min(config.micro_batch_size, config.batch_size),
-        gradient_accumulation_steps=accumulation_steps(config),
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * world),
         lr_scheduler_type="constant" if config.scheduler == "exponential" else config.scheduler,
         warmup_steps=config.warmup_ratio,
-        max_grad_norm=config.max_grad_norm,
         bf16=use_bf16(config.precision, device),
         use_cpu=device.type == "cpu",
         activation_checkpointing=config.gradient_checkpointing,
         eval_strategy="steps",
-        eval_steps=config.eval_steps,
         save_strategy="steps",
         save_steps=config.eval_steps,
-        save_total_limit=config.save_total_limit,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{config.best_metric}",
         greater_is_better=config.best_metric != "loss",
-        logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
@@ -79,21 +70,13 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=device.type == "cuda",
         report_to="none",
-        seed=config.seed,
         data_seed=config.seed,
     )
     return TrainingArguments(**ours, **passed_on_arguments(config.passed_on, set(ours)))
 
 
 def passed_on_arguments(words: Sequence[str], ours: set[str]) -> dict[str, Any]:
-    """Reads options of `TrainingArguments` from the command line.
-
-    Args:
-        words: `--optim adafactor`, …
-        ours: Names that are set already.
-
-    Returns:
-        The values of those that were given.
+    """Reads the options of `TrainingArguments` among `words`, such as `--optim adafactor`.
 
     Raises:
         InputError: There is no such option, its value cannot be read, or it is one of `ours`.
@@ -142,11 +125,11 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
 
     Args:
         config: The options.
-        make_model: Makes the model; see `MakeModel`.
+        make_model: Makes the model.
         score_with: The scorer whose partial detection is validated, of a model that has several.
     """
     folder, record = Path(config.output_dir), start_record(config, **config.inputs())
-    is_first = int(os.environ.get("RANK", "0")) == 0
+    began, is_first = time.monotonic(), int(os.environ.get("RANK", "0")) == 0
     with claim(folder) if is_first else nullcontext():
         earlier = refuse_taken(config, record)
         if earlier:
@@ -154,70 +137,48 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
             record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
         # processes meet in here: none writes before all have looked
         arguments = training_arguments(config)
-        _train(config, arguments, record, earlier is not None, make_model, score_with)
-
-
-def _train(
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    record: dict[str, Any],
-    resumed: bool,
-    make_model: MakeModel,
-    score_with: ScoreWith,
-) -> None:
-    """Trains in a folder that was claimed."""
-    began, folder = time.monotonic(), Path(config.output_dir)
-    tokenizer = load_tokenizer(Path(config.base_model_path))
-    data = load_processed(Path(config.data_dir), tokenizer)
-    train, valid = load_examples(data, "train"), load_examples(data, "valid")
-    set_seed(config.seed)
-    model = make_model(record["backbone"], (train, valid))
-    record["parameters"] = parameter_counts(model)
-    trainer = DualTaskTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train,
-        processing_class=tokenizer,
-        valid=valid,
-        effective_batch_size=config.batch_size,
-        scheduler=config.scheduler,
-        lr_gamma=config.lr_gamma,
-        eval_tokens=config.eval_tokens,
-        score_with=score_with,
-    )
-    if hasattr(model, "merge_and_unload") and (
-        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    ):
-        raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")
-    checkpoint = last_complete_checkpoint(folder) if resumed else None
-    if trainer.is_world_process_zero():
-        if not resumed:
-            empty(folder)  # --overwrite: only now that everything else is in place
-        remove_later_checkpoints(folder, checkpoint)
-        write_record(folder, record)
-        step = int(checkpoint.name.rpartition("-")[2]) + 1 if checkpoint else None
-        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-        trainer.add_callback(TensorBoardCallback(writer))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    publish(trainer, folder)
-    if trainer.is_world_process_zero():
-        state = trainer.state
-        write_record(
-            folder,
-            record,
-            started=began,
-            best={"step": state.best_global_step, f"valid_{config.best_metric}": state.best_metric},
-            bf16=trainer.args.bf16,
-            resumed_from=checkpoint.name if checkpoint else None,
-            log=state.log_history,
+        tokenizer = load_tokenizer(Path(config.base_model_path))
+        data = load_processed(Path(config.data_dir), tokenizer)
+        train, valid = load_examples(data, "train"), load_examples(data, "valid")
+        set_seed(config.seed)
+        model = make_model(record["backbone"], (train, valid))
+        trained = model.num_parameters(only_trainable=True)
+        record["parameters"] = {"all": model.num_parameters(), "trained": trained}
+        trainer = DualTaskTrainer(
+            config,
+            score_with,
+            model=model,
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=valid,
+            processing_class=tokenizer,
         )
-        print(f"best checkpoint: step {state.best_global_step}; model in {folder}")
-
-
-def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Counts all parameters and the trained ones."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return {
-        "all": sum(size for size, _ in sizes),
-        "trained": sum(size for size, trained in sizes if trained),
-    }
+        if hasattr(model, "merge_and_unload") and (
+            trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        ):
+            raise InputError("--lora-rank: adapters cannot be merged into sharded weights; no FSDP")
+        checkpoint = last_checkpoint(folder, is_first) if earlier else None
+        if is_first:
+            if not earlier:
+                empty(folder)  # --overwrite: only now that everything else is in place
+            write_record(folder, record)
+            step = int(checkpoint.name.rpartition("-")[2]) + 1 if checkpoint else None
+            writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            trainer.add_callback(TensorBoardCallback(writer))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        publish(trainer, folder)
+        if is_first:
+            state = trainer.state
+            write_record(
+                folder,
+                record,
+                started=began,
+                best={
+                    "step": state.best_global_step,
+                    f"valid_{config.best_metric}": state.best_metric,
+                },
+                bf16=trainer.args.bf16,
+                resumed_from=checkpoint.name if checkpoint else None,
+                log=state.log_history,
+            )
+            print(f"best checkpoint: step {state.best_global_step}; model in {folder}")

@@ -14,7 +14,7 @@ import torch
 from data.batches import collate
 from data.splits import Examples
 from model.frozen import read_frozen_layers
-from model.loading import backbone_key, backbone_summary
+from model.loading import backbone_summary
 from model.qwen_dual_task import load_backbone, load_dual_task
 from utils.files import InputError
 from utils.run_record import check_same_run
@@ -40,8 +40,8 @@ EXAMPLES = Examples(
 def read(model, weights: Path, cache: Path) -> None:
     """Lets a model read what all but its last layer make of two short examples."""
     read_frozen_layers(
-        model, 1, [EXAMPLES], cache,
-        backbone=backbone_key(backbone_summary(weights)), bf16=False, token_budget=100,
+        model, 1, [EXAMPLES], str(cache),
+        backbone=backbone_summary(weights), bf16=False, token_budget=100,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def test_loss_and_gradients_match_a_reference_computation():
     """An independent computation from the paper's formulas, value by value."""
     batch = random_batch()
     parts = dual_task_loss(**batch, alpha=0.6, logic_weight=1.0)
-    parts.total.backward()
+    parts["loss"].backward()
 
     tok = batch["token_logits"].detach().clone().requires_grad_()
     hol = batch["holistic_logits"].detach().clone().requires_grad_()
@@ -107,9 +107,9 @@ def test_loss_and_gradients_match_a_reference_computation():
     mean = [torch.stack(terms).mean() for terms in (token_terms, holistic_terms, logic_terms)]
     expected = 0.6 * mean[0] + 0.4 * mean[1] + 1.0 * mean[2]
     expected.backward()
-    for value, reference in zip((parts.token, parts.holistic, parts.logic), mean, strict=True):
-        assert value.item() == pytest.approx(reference.item(), rel=1e-5)
-    assert parts.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, reference in zip(("token_loss", "holistic_loss", "logic_loss"), mean, strict=True):
+        assert parts[name].item() == pytest.approx(reference.item(), rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
     torch.testing.assert_close(batch["token_logits"].grad, tok.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(batch["holistic_logits"].grad, hol.grad, rtol=1e-4, atol=1e-6)
 
@@ -125,10 +125,10 @@ def test_parts_of_a_batch_add_up_to_the_batch(size):
             **{name: value[start : start + size] for name, value in batch.items()},
             **options,
             num_items=items,
-        ).total
+        )["loss"]
         for start in range(0, 5, size)
     )
-    assert total.item() == pytest.approx(whole.total.item(), rel=1e-5)
+    assert total.item() == pytest.approx(whole["loss"].item(), rel=1e-5)
 
 
 def test_half_precision_logits_are_scored_in_float32():
@@ -136,15 +136,15 @@ def test_half_precision_logits_are_scored_in_float32():
     batch["token_logits"] = batch["token_logits"].detach().bfloat16()
     batch["holistic_logits"] = batch["holistic_logits"].detach().bfloat16()
     parts = dual_task_loss(**batch, alpha=0.6, logic_weight=1.0)
-    assert parts.total.dtype == torch.float32
+    assert parts["loss"].dtype == torch.float32
     exact = {**batch, "token_logits": batch["token_logits"].float()}
     exact["holistic_logits"] = batch["holistic_logits"].float()
-    assert parts.total == dual_task_loss(**exact, alpha=0.6, logic_weight=1.0).total
+    assert parts["loss"] == dual_task_loss(**exact, alpha=0.6, logic_weight=1.0)["loss"]
 
 
 def test_full_detection_baseline_leaves_the_token_scorer_alone():
     batch = random_batch()
-    dual_task_loss(**batch, alpha=0.0, logic_weight=0.0).total.backward()
+    dual_task_loss(**batch, alpha=0.0, logic_weight=0.0)["loss"].backward()
     assert (batch["token_logits"].grad == 0).all()
     assert (batch["holistic_logits"].grad != 0).any()
 
@@ -152,4 +152,4 @@ def test_full_detection_baseline_leaves_the_token_scorer_alone():
 def test_a_batch_without_labelled_tokens_has_a_loss():
     batch = random_batch()
     batch["token_labels"] = torch.full_like(batch["token_labels"], -100)
-    assert dual_task_loss(**batch, alpha=0.6, logic_weight=1.0).total.isfinite()
+    assert dual_task_loss(**batch, alpha=0.6, logic_weight=1.0)["loss"].isfinite()
