@@ -26,15 +26,11 @@ def sha256_file(path: Path) -> str:
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Decodes JSON, with or without a byte order mark.
-
-    Args:
-        content: UTF-8.
-        where: Names its place in the message.
+    """Decodes JSON in UTF-8, with or without a byte order mark.
 
     Raises:
         InputError: It is not UTF-8 or malformed, an object names a key twice, or it holds thousands
-            of brackets or digits.
+            of brackets or digits. The message begins with `where`.
     """
     try:
         return json.loads(content.decode("utf-8-sig").rstrip(), object_pairs_hook=_object)
@@ -50,20 +46,16 @@ def parse_json(content: bytes, where: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"field {twice!r} stands twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"field {name!r} stands twice in one object")
+        found[name] = value
     return found
 
 
 def read_json(path: Path) -> Any:
-    """Reads one JSON file, see `parse_json`.
-
-    Raises:
-        InputError: The file is missing, unreadable or malformed.
-    """
+    """Reads one JSON file, see `parse_json`; raises InputError, too, where it cannot be read."""
     try:
         return parse_json(Path(path).read_bytes(), str(path))
     except FileNotFoundError:
@@ -102,10 +94,6 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def refuse_file(path: Path, overwrite: bool) -> None:
-    """Fails early where an output file is there already.
-
-    Raises:
-        InputError: It is, and may not be replaced.
-    """
+    """Raises InputError where an output file exists and may not be replaced."""
     if Path(path).exists() and not overwrite:
         raise InputError(f"{path}: exists already; name another file or pass --overwrite")

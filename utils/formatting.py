@@ -7,18 +7,15 @@ DIRECTIONS = set("LRE RLE LRO RLO PDF LRI RLI FSI PDI".split())  # they reorder 
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Spells out what steers a terminal, ends a line or reorders text, but for what is to be kept.
+    """Spells out what steers a terminal, ends a line or reorders text, except what to keep."""
 
-    Args:
-        text: For one line of a terminal, a table or a figure.
-        keep: Control characters that may stay, such as line ends.
-    """
+    def steers(character: str) -> bool:
+        control = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        return control or unicodedata.bidirectional(character) in DIRECTIONS
+
     return "".join(
-        character.encode("unicode_escape").decode()
-        if (unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character not in keep)
-        or unicodedata.bidirectional(character) in DIRECTIONS
-        else character
-        for character in text
+        one.encode("unicode_escape").decode() if steers(one) and one not in keep else one
+        for one in text
     )
 
 
@@ -42,6 +39,5 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
     """Formats cells by their columns, which are the first row's; what is left out is empty."""
     heads = list(rows[0])
     lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

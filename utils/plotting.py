@@ -46,13 +46,7 @@ def _warn_once(message: str) -> None:
 
 
 def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png",)) -> None:
-    """Writes a figure in each format, 150 dots per inch, and closes it.
-
-    Args:
-        figure: What was drawn.
-        path: File to write; each format puts its own suffix to it.
-        formats: "png", "pdf".
-    """
+    """Writes a figure as `path` with the suffix of each format, 150 dots per inch; closes it."""
     _show_as_written(figure)
     with plt.rc_context({"pdf.fonttype": 42}):  # embeds TrueType, as publishers ask
         for name in formats:

@@ -25,8 +25,8 @@ def map_chunks(
     """Yields `function(state, chunk)` of each chunk, in order, computed by several processes.
 
     Args:
-        function: Defined at the top of a module, as `setup` is.
-        chunks: Read a few chunks ahead of what is taken.
+        function: Defined at the top of a module, like `setup`.
+        chunks: Read a few ahead of the one that is yielded.
         workers: Processes; 1 computes in this one.
         setup: Makes the state, once a process.
         arguments: Of `setup`. Forked processes inherit them without a copy.
@@ -51,25 +51,18 @@ def map_chunks(
 
 
 def _start_worker(setup: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    end_with_parent()
+    """Makes the state, and lets this process end when its parent does, even if that is killed.
+
+    A pool's worker waits on a pipe that it holds open itself, which never tells it so.
+    """
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
     _state[:] = [setup(*arguments)]
 
 
 def _apply(function: Callable[[Any, Any], Any], chunk: Any) -> Any:
     return function(_state[0], chunk)
-
-
-def end_with_parent() -> None:
-    """Makes this worker process end when its parent does, however that ends.
-
-    A pool's worker waits for work on a pipe that it holds open itself, so that nothing would tell
-    it of a parent that was killed.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "called in a worker process only"
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

@@ -1,7 +1,7 @@
-"""Output folders: claimed first, filled under another name, and put in place with their run.json.
+"""Output folders: claimed first, filled under another name, then renamed, with their run.json.
 
-run.json tells what ran, on what, with which data, so that a number can be traced to its run, and
-so that a command which is given again knows that it is done.
+run.json records what ran, on what and with which data: a number can be traced to its run, and a
+command that is given again recognises that it is done.
 """
 
 import dataclasses
@@ -29,20 +29,13 @@ RECORD = "run.json"
 ROOM = 1 << 20  # bytes; a disk with less is full
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 
-# Options that two runs of one result may differ in. What lies at a path is compared by its hash,
-# among the inputs; the others change speed and logs.
-FREE = {"output_dir", "data_dir", "input_dir", "input", "model_path", "base_model_path"}
-FREE |= {
-    "tokenizer_path",
-    "corpus",
-    "test_dir",
-    "runs_dir",
-    "metrics_dir",
-    "annotator_model",
-    "label_cache",
-    "frozen_cache",
-}
-FREE |= {"resume", "overwrite", "num_workers", "logging_steps", "save_total_limit"}
+# Options that two runs of one result may differ in: paths, whose content is compared by its hash
+# among the inputs, and what changes speed and logs only.
+FREE = set(
+    "output_dir data_dir input_dir input model_path base_model_path tokenizer_path corpus test_dir"
+    " runs_dir metrics_dir annotator_model label_cache frozen_cache resume overwrite num_workers"
+    " logging_steps save_total_limit".split()
+)
 
 
 class FinishedAlready(Exception):
@@ -54,9 +47,9 @@ def run_folder(config: Any) -> Iterator[Path]:
     """Fills a command's output folder under a temporary name: all of it appears, or nothing.
 
     Args:
-        config: The command's options. `output_dir` is the folder, `overwrite` replaces an earlier
-            one (only once the new one is complete), `inputs()` returns what the command reads, by
-            name: hashes of it, or dictionaries that hold some.
+        config: The command's options. `output_dir` names the folder; `overwrite` replaces an
+            earlier run once the new one is complete; `inputs()` returns the hashes of what the
+            command reads, in dictionaries of any depth.
 
     Yields:
         The temporary folder to write into.
@@ -72,8 +65,8 @@ def run_folder(config: Any) -> Iterator[Path]:
         refuse_taken(config, record)
         empty(partial)  # of a run that was killed
         yield partial
-        noted = read_json(partial / RECORD) if (partial / RECORD).exists() else {}
-        write_record(partial, record | noted, began)
+        noted = partial / RECORD
+        write_record(partial, record | (read_json(noted) if noted.exists() else {}), began)
         old = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)  # of a run that was killed here
         if folder.exists():
@@ -90,13 +83,11 @@ def note(folder: Path, **facts: Any) -> None:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Makes a folder and holds it against other processes, until the block ends however it ends.
-
-    An empty or temporary folder goes with the block.
+    """Makes a folder and locks it against other processes; removes it if left empty or temporary.
 
     Raises:
-        InputError: Another process holds it, or it is a file.
-        OSError: The disk is full, among others; names the folder.
+        InputError: Another process holds the lock, or the folder is a file.
+        OSError: Such as a full disk; names the folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,18 +96,18 @@ def claim(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it after a kill
-            held = _lies_at(handle, folder)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            locked = _lies_at(handle, folder)
         except BlockingIOError:
-            held = False
-        if not held:
+            locked = False
+        if not locked:
             raise InputError(f"{folder}: another process is writing to it")
         try:
             yield
         except OSError as error:
             error.filename = error.filename or str(folder)  # a full disk does not name it
             raise
-        except (RuntimeError, SafetensorError) as error:  # what PyTorch makes of a full disk
+        except (RuntimeError, SafetensorError) as error:  # PyTorch's words for a full disk
             if shutil.disk_usage(folder).free < ROOM:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
             raise
@@ -132,7 +123,7 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 def _lies_at(handle: int, folder: Path) -> bool:
-    """Says whether an open folder still has its name."""
+    """Tells whether an open folder still has its name."""
     return folder.exists() and os.path.samestat(os.fstat(handle), os.stat(folder))
 
 
@@ -143,15 +134,15 @@ def empty(folder: Path) -> None:
 
 
 def refuse_taken(config: Any, record: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """Says whether a command may fill its output folder.
+    """Refuses an output folder that a command may not fill.
 
     Args:
-        config: Its options; `overwrite` replaces another run, `resume` (of those that have it)
-            goes on with an unfinished one of the same options and inputs.
-        record: Of the run, from `start_record`; made here where it is not.
+        config: The command's options. `overwrite` replaces another run; `resume`, where there is
+            such an option, continues an unfinished run of the same options and inputs.
+        record: The run's, from `start_record`; made here if not given.
 
     Returns:
-        The record of the run to go on with; None where there is none.
+        The record of the run to continue, or None.
 
     Raises:
         FinishedAlready: The same options and inputs filled the folder already.
@@ -179,26 +170,18 @@ def refuse_taken(config: Any, record: dict[str, Any] | None = None) -> dict[str,
 
 
 def device_name() -> str:
-    """Names the device models run on: the GPU, or the processor and PyTorch's threads on it."""
-    torch = sys.modules.get("torch")  # a command that did not need it does not load it for this
+    """Names the device that models run on: the GPU, or the processor and PyTorch's threads."""
+    torch = sys.modules.get("torch")  # not imported for its name alone
     if torch and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
-    cpu = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        cpu = found.group(1) if found else cpu
-    except OSError:
-        pass  # no Linux
+    about = Path("/proc/cpuinfo")  # of Linux
+    found = re.search(r"model name\s*:\s*(.+)", about.read_text() if about.exists() else "")
+    cpu = found.group(1) if found else platform.processor() or platform.machine()
     return f"cpu: {cpu}" + (f", {torch.get_num_threads()} threads" if torch else "")
 
 
 def start_record(config: Any, **inputs: Any) -> dict[str, Any]:
-    """Returns the record of a run that starts now.
-
-    Args:
-        config: The command's options; all of them are recorded.
-        inputs: What the run reads, see `run_folder`.
-    """
+    """Returns the record of a run that starts now: its options, inputs and surroundings."""
     return {
         "status": "running",
         "argv": sys.orig_argv[1:],
@@ -236,9 +219,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def model_summary(folder: Path) -> dict[str, Any]:
-    """Returns what a test's record says of its model: its weights' hashes, and how it was trained.
+    """Returns what a test's record says of its model: hashes of its weights, and its training.
 
-    Of a model that no training of ours made, the latter is empty.
+    The training is empty for a model that was not trained here.
     """
     record = read_record(folder) or {}
     config, git = record.get("config", {}), record.get("git") or {}
@@ -257,39 +240,31 @@ def model_summary(folder: Path) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, earlier: dict[str, Any], record: dict[str, Any]) -> None:
-    """Refuses a folder that a run of other options, or on other inputs, has filled.
-
-    Args:
-        folder: The folder, for the message.
-        earlier: Its record.
-        record: The record of the run that wants to fill it.
+    """Refuses a folder whose run (`earlier`) had other options or inputs than a new one (`record`).
 
     Raises:
         InputError: Names the first option or input that differs.
     """
+    place, advice = f"{folder}/{RECORD}: field", "name another folder or pass --overwrite"
     # as they were written: JSON knows no tuples
     before, now = earlier["config"], json.loads(json.dumps(record["config"]))
     for name in sorted((set(before) | set(now)) - FREE):
         if before.get(name) != now.get(name):
+            differs = f"{before.get(name)!r}, not {now.get(name)!r}"
             raise InputError(
-                f"{folder}/{RECORD}: field 'config.{name}': the run was started with"
-                f" {before.get(name)!r}, not {now.get(name)!r}; name another folder or pass"
-                " --overwrite"
+                f"{place} 'config.{name}': the run was started with {differs}; {advice}"
             )
     before, now = (_hashes({key: one.get(key) for key in record}) for one in (earlier, record))
     for name in sorted(before | now):
         if before.get(name) != now.get(name):
-            raise InputError(
-                f"{folder}/{RECORD}: field '{name}': the run was started with another; name"
-                " another folder or pass --overwrite"
-            )
+            raise InputError(f"{place} '{name}': the run was started with another; {advice}")
 
 
 def _hashes(value: Any, place: str = "") -> dict[str, str]:
-    """Returns all SHA-256 in nested dictionaries by their places: {"data.meta_sha256": …}."""
+    """Returns each SHA-256 in nested dictionaries by its place: {"data.meta_sha256": …}."""
     if isinstance(value, dict):
-        found = (_hashes(item, f"{place}.{key}" if place else key) for key, item in value.items())
-        return {key: item for one in found for key, item in one.items()}
+        found = (_hashes(item, f"{place}.{key}".lstrip(".")) for key, item in value.items())
+        return dict(pair for one in found for pair in one.items())
     is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
     return {place: value} if is_hash else {}
 

@@ -31,6 +31,8 @@ class Config:
     """Share; not above 1, see --method two."""
     targets: list[float] = field(default_factory=lambda: [0.1])
     """Several at once."""
+    k: int | None = None
+    """Tokens."""
     resume: bool = False
     """Go on."""
 
@@ -51,8 +53,8 @@ def command_line(monkeypatch, capsys):
     """Runs a command line; returns its exit status, its output and its errors."""
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
 
-    def go(*words: str, **commands: Command) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["program", *words])
+    def go(*words: str, package: str = "program", **commands: Command) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"/repository/{package}/__main__.py", *words])
         try:
             run_command(commands or {"go": Command(Config, __name__, ("output_dir",))})
             status = 0
@@ -77,9 +79,11 @@ def test_first_words_fill_positional_options_and_the_last_flag_wins():
     [
         (["out", "--rat", "1"], "unknown option --rat"),
         (["out", "more"], "unknown option more"),
-        (["out", "--rate", "much"], "--rate.*'much'"),
-        (["out", "--rate"], "--rate"),
-        (["out", "--method", "three"], "'three' for argument '--method'.*'one', 'two'"),
+        (["out", "--rate", "much"], "^--rate: expected FLOAT, found 'much'$"),
+        (["out", "--k", "abc"], r"^--k: expected {None}.INT, found \['abc'\]$"),
+        (["out", "--targets", "1", "b"], r"^--targets: expected .*FLOAT.*, found \['1', 'b'\]$"),
+        (["out", "--rate"], "^--rate: expected FLOAT, found no value$"),
+        (["out", "--method", "three"], "^--method: 'three' is not one of one, two$"),
         (["out", "--rate", "2"], "--rate: 2.0 is above 1"),
         ([], "missing --output-dir;"),
     ],
@@ -102,7 +106,7 @@ def test_commands_are_named(command_line):
     status, _, errors = command_line("stop")
     assert status == 2 and errors == "error: 'stop': the first word must be one of go\n"
     status, output, _ = command_line("--help")
-    assert status == 0 and "  go" in output
+    assert status == 0 and "  go" in output and "usage: python -m program COMMAND" in output
     guards = Command({"one": Config}, __name__)
     assert command_line("guard", "one", "--output-dir", "o", guard=guards)[0] == 0
     status, _, errors = command_line("guard", "two", guard=guards)
@@ -122,8 +126,11 @@ def test_every_command_has_help(package, command_line):
     for name, command in commands.items():
         kinds = command.options if isinstance(command.options, dict) else {"": command.options}
         for kind, options in kinds.items():
-            status, output, errors = command_line(name, *[kind][: bool(kind)], "--help", **commands)
+            status, output, errors = command_line(
+                name, *[kind][: bool(kind)], "--help", package=package, **commands
+            )
             assert status == 0 and not errors
+            assert output.startswith(f"usage: python -m {package} {name} {kind}".rstrip())
             for option in {one.name for one in fields(options)} - {"passed_on"}:
                 assert f"--{option.replace('_', '-')}" in output, (package, name, option)
 
