@@ -20,7 +20,7 @@ FILE_STEMS = {
 }
 
 
-# a bound makes pydantic look into the string: half a surrogate pair, which no tokenizer takes
+# the bound makes pydantic refuse half a surrogate pair, which no tokenizer takes
 Text = Annotated[str, Field(min_length=0)]
 Label = Annotated[int, Field(ge=0, le=1)]  # Literal[0, 1] would take True and 1.0
 
@@ -41,15 +41,7 @@ TEXT, RECORD = TypeAdapter(Text), TypeAdapter(Record)
 
 
 def every_word(sentence_labels: list[int], words: list[list[str]]) -> list[list[int]]:
-    """Gives each word its sentence's label.
-
-    Args:
-        sentence_labels: [S] 1 = harmful.
-        words: [S][W].
-
-    Returns:
-        int [S][W].
-    """
+    """Gives each of the words [S][W] its sentence's label, int [S][W]."""
     return [[label] * len(some) for label, some in zip(sentence_labels, words, strict=True)]
 
 
@@ -89,15 +81,11 @@ def text_field(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def check_record(row: dict[str, Any], where: str, default_id: str) -> Record:
-    """Validates one row.
+    """Returns a valid row as a record, with the fields of `Record` alone.
 
     Args:
-        row: A decoded JSON object.
+        row: A decoded JSON object; `default_id` is its id if it names none.
         where: Names file and record in messages.
-        default_id: Used where the row has no `id` of its own.
-
-    Returns:
-        The record, with the fields of `Record` alone.
 
     Raises:
         InputError: A field is missing or of the wrong type, lengths disagree, a label is not 0/1,

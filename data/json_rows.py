@@ -9,10 +9,7 @@ from utils.files import InputError, parse_json
 
 
 def iterate_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads a JSON list or JSON lines of objects, lines one by one.
-
-    Args:
-        path: A `.json` or `.jsonl` file; which of the two it is, its first character decides.
+    """Reads a JSON list or JSON lines of objects; the file's first character decides which.
 
     Yields:
         (where, row) pairs; `where` is "FILE: record N" (or "line N"), from 1, for messages.

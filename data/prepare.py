@@ -55,14 +55,11 @@ def encode_split(
     num_workers: int = 1,
     description: str = "",
 ) -> list[EncodedRecord]:
-    """Encodes records over several processes, in order, behind a progress bar.
+    """Encodes (where, record) pairs over several processes, in order, behind a progress bar.
 
     Args:
-        records: (where, record) pairs.
         tokenizer: The fast tokenizer behind the model's.
-        layout: How a record is laid out.
         num_workers: Processes at the most; 0 takes one a core. Small splits take fewer.
-        description: Stands before the progress bar.
 
     Raises:
         InputError: At the first record that cannot be encoded.
@@ -93,7 +90,7 @@ def to_dataset(encoded: list[EncodedRecord]) -> datasets.Dataset:
 
 
 def statistics(encoded: list[EncodedRecord]) -> dict[str, int]:
-    """Counts what a reader of meta.json wants to know about one split."""
+    """Returns the counts of one split that meta.json holds."""
     response_labels = [example.token_labels[example.response_start :] for example in encoded]
     return {
         "records": len(encoded),

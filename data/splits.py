@@ -36,12 +36,11 @@ def load_processed(folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> P
 
     Args:
         folder: The output folder of scripts/run-data.sh.
-        tokenizer: The model's tokenizer; the data must have been prepared with its like. None
-            where no model is involved: the folder's own.
+        tokenizer: The model's, with which the data must have been prepared; None takes the
+            folder's own.
 
     Raises:
-        InputError: No such folder, not a data folder, data of another tokenizer, or data that was
-            prepared while records could still spell control tokens.
+        InputError: The folder holds no data, or data of another tokenizer.
     """
     folder = Path(folder)
     meta = read_meta(folder)

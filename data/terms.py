@@ -16,7 +16,7 @@ LONGEST = 3  # characters of an unspaced term
 def terms(text: str) -> list[str]:
     """Returns the words of two characters or more and pairs of them, in lower case.
 
-    Of scripts without spaces, in which a clause would be one word, 1 to 3 characters in a row.
+    A script without spaces, where a clause would be one word, gives runs of 1 to 3 characters.
     """
     text = text.lower()
     words = WORD.findall(text)
