@@ -3,7 +3,6 @@
 Both are fitted on complete responses; partial detection judges every prefix by the same classifier.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,56 +25,56 @@ from utils.run_record import run_folder
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
 
 
-def responses_of(examples: Examples) -> list[np.ndarray]:
-    """Returns the token ids of each response, [N] arrays [T]."""
-    pairs = zip(examples.input_ids, examples.response_start, strict=True)
-    return [ids[start:] for ids, start in pairs]
-
-
 def main(config: BaselineConfig) -> None:
     """Fits on train, picks the regularisation on validation, reports."""
     with run_folder(config) as folder:
         data = load_processed(Path(config.data_dir), tokenizer=None)
         tokenizer = load_tokenizer(data.folder / "tokenizer")
+        examples = {name: load_examples(data, name) for name in ("train", "valid", "test")}
+        responses = {}
+        for name, split in examples.items():
+            pairs = zip(split.input_ids, split.response_start, strict=True)
+            responses[name] = [ids[start:] for ids, start in pairs]
+
+        def inputs_of(texts: list[np.ndarray]) -> list[str] | np.ndarray:
+            """Returns what a method reads of N texts, given as token ids."""
+            if config.method == "length":
+                return np.array([[len(ids)] for ids in texts])
+            return tokenizer.batch_decode([ids.tolist() for ids in texts])
+
+        inputs = {name: inputs_of(texts) for name, texts in responses.items()}
 
         if config.method == "length":
             features = make_pipeline(FunctionTransformer(np.log), StandardScaler())
         else:
             features = TfidfVectorizer(analyzer=terms, min_df=2, sublinear_tf=True)
-
-        def inputs_of(responses: Sequence[np.ndarray]) -> list[str] | np.ndarray:
-            if config.method == "length":
-                return np.array([[len(ids)] for ids in responses])
-            return tokenizer.batch_decode([ids.tolist() for ids in responses])
-
-        train, valid = load_examples(data, "train"), load_examples(data, "valid")
         try:
-            train_features = features.fit_transform(inputs_of(responses_of(train)))
+            fitted = features.fit_transform(inputs["train"])
         except ValueError:  # no term is left
             raise InputError(f"{data.folder}: split 'train': no word is in two responses") from None
 
         def fit(strength: float) -> Pipeline:
             classifier = LogisticRegression(C=strength, max_iter=1000)
-            return make_pipeline(features, classifier.fit(train_features, train.response_label))
+            return make_pipeline(features, classifier.fit(fitted, examples["train"].response_label))
 
-        def probabilities(pipeline: Pipeline, inputs: list[str] | np.ndarray) -> np.ndarray:
-            return pipeline.predict_proba(inputs)[:, 1].astype(np.float32)
+        def probabilities(pipeline: Pipeline, split: str) -> np.ndarray:
+            return pipeline.predict_proba(inputs[split])[:, 1].astype(np.float32)
 
-        def quality(pipeline: Pipeline) -> float:
-            return roc_auc_score(valid.response_label, probabilities(pipeline, valid_inputs))
+        pipelines = [fit(strength) for strength in STRENGTHS]
+        label = examples["valid"].response_label
+        best = max(pipelines, key=lambda one: roc_auc_score(label, probabilities(one, "valid")))
 
-        valid_inputs = inputs_of(responses_of(valid))
-        best = max(map(fit, STRENGTHS), key=quality)
+        def prefix_probabilities(response: np.ndarray) -> np.ndarray:
+            """Judges each prefix of one response, float32 [T]."""
+            prefixes = [response[:length] for length in range(1, len(response) + 1)]
+            return best.predict_proba(inputs_of(prefixes))[:, 1].astype(np.float32)
 
-        def score(examples: Examples, split: str) -> Scores:
-            responses, token_probs = responses_of(examples), None
+        def score(_: Examples, split: str) -> Scores:
+            token_probs = None
             if config.detection == "partial":
-                prefixes = (
-                    [ids[:length] for length in range(1, len(ids) + 1)]
-                    for ids in tqdm(responses, split, unit="response")
-                )
-                token_probs = [probabilities(best, inputs_of(some)) for some in prefixes]
-            return Scores(token_probs, probabilities(best, inputs_of(responses)))
+                bar = tqdm(responses[split], split, unit="response")
+                token_probs = [prefix_probabilities(response) for response in bar]
+            return Scores(token_probs, probabilities(best, split))
 
         names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
         run_evaluation(config, data, config.method, names[config.method], score, folder)
