@@ -116,8 +116,8 @@ def _write_shard(
         with open(partial, "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            batches = list(token_budget_batches(lengths, token_budget))
-            for rows in tqdm(batches, desc="frozen layers", unit="batch"):
+            bar = tqdm(total=shape[0], desc="frozen layers", unit="token")
+            for rows in token_budget_batches(lengths, token_budget):
                 batch = collate([texts[row] for row in rows])
                 batch = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
                 with autocast(bf16, device):
@@ -125,6 +125,8 @@ def _write_shard(
                 for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
                     file.write(hidden[: lengths[row]].numpy().tobytes())
                     written.append([keys[row], int(lengths[row])])
+                bar.update(int(lengths[rows].sum()))
+            bar.close()
         os.replace(partial, folder / f"{name}.npy")
         write_json(folder / f"{name}.json", written)
     except OSError as error:

@@ -93,9 +93,9 @@ class TextClassifier:
         )
         columns = ["input_ids", "token_type_ids"] if typed else ["input_ids"]
         lengths = np.array([max(len(ids), 1) for ids in encoded["input_ids"]], dtype=int)
-        batches = list(token_budget_batches(lengths, self.token_budget, groups=lengths))
         scores = np.empty(len(texts))
-        for indices in tqdm(batches, description, unit="batch", disable=description is None):
+        bar = tqdm(total=len(texts), desc=description, unit="response", disable=not description)
+        for indices in token_budget_batches(lengths, self.token_budget, groups=lengths):
             batch = {}  # (batch, length) each
             for name in columns:
                 rows = [encoded[name][index] or [0] for index in indices]
@@ -104,6 +104,8 @@ class TextClassifier:
                 logits = self.model(**batch).logits.float()  # (batch, classes)
             probs = logits.sigmoid() if self.function == "sigmoid" else logits.softmax(-1)
             scores[indices] = probs[:, self.harmful].cpu().numpy()
+            bar.update(len(indices))
+        bar.close()
         if not np.isfinite(scores).all():
             raise InputError(f"{self.option}: {self.folder}: its scores are no numbers")
         return 1 - scores if self.is_benign else scores
