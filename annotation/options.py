@@ -76,11 +76,9 @@ class BuildConfig:
         held_out = (self.valid_share, self.test_share)
         if not (min(held_out) > 0 and sum(held_out) < 1):
             raise InputError("--valid-share and --test-share: positive, and below 1 together")
-        if self.eval_only is not None and not re.fullmatch(r"[^=]+=.+", self.eval_only):
-            raise InputError(f"--eval-only: '{self.eval_only}' is not FIELD=VALUE")
-        for rule in self.hold_out:
+        for option, rule in self.rules():
             if not re.fullmatch(r"[^=]+=.+", rule):
-                raise InputError(f"--hold-out: '{rule}' is not FIELD=VALUE")
+                raise InputError(f"{option}: '{rule}' is not FIELD=VALUE")
         if self.num_workers < 0:
             raise InputError(f"--num-workers: {self.num_workers} is negative")
         if not 0.7 <= self.near_duplicates <= 1:
@@ -106,6 +104,11 @@ class BuildConfig:
         """The columns of judgements."""
         return [name for name in self.label_columns if name]
 
+    def rules(self) -> list[tuple[str, str]]:
+        """Returns the rules FIELD=VALUE, each with its option."""
+        eval_only = [] if self.eval_only is None else [("--eval-only", self.eval_only)]
+        return eval_only + [("--hold-out", rule) for rule in self.hold_out]
+
     def columns(self) -> list[tuple[str, str]]:
         """Returns the columns that have to be there, each with its option."""
         named = [("--prompt-column", self.prompt_column)]
@@ -113,8 +116,7 @@ class BuildConfig:
         named += [("--label-columns", name) for name in self.judges]
         named += [("--id-column", self.id_column)] * (self.id_column != DEFAULT_ID)
         named += [("--spans-column", self.spans_column)]
-        named += [("--eval-only", (self.eval_only or "").partition("=")[0])]
-        named += [("--hold-out", rule.partition("=")[0]) for rule in self.hold_out]
+        named += [(option, rule.partition("=")[0]) for option, rule in self.rules()]
         return [(option, name) for option, name in named if name]
 
     def inputs(self) -> dict[str, Any]:

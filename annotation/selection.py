@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from annotation.duplicates import DuplicateIndex, prompt_key
@@ -53,10 +53,10 @@ class Rejects:
         )
 
 
-def held_out_by(row: Row, config: BuildConfig) -> list[str]:
-    """Names the rules of --hold-out that a row meets."""
-    rules = (rule.partition("=") for rule in config.hold_out)
-    return [f"{name}={value}" for name, _, value in rules if str(row.fields.get(name)) == value]
+def meets(row: Row, rule: str) -> bool:
+    """Tells whether a row has the value of a rule FIELD=VALUE."""
+    name, _, value = rule.partition("=")
+    return str(row.fields.get(name)) == value
 
 
 def held_out_prompts(rows: Iterable[Row], config: BuildConfig) -> set[str]:
@@ -67,8 +67,8 @@ def held_out_prompts(rows: Iterable[Row], config: BuildConfig) -> set[str]:
     """
     prompts, met = set(), set()
     for row in rows:
-        if rules := held_out_by(row, config):
-            met |= {*rules}
+        if rules := {rule for rule in config.hold_out if meets(row, rule)}:
+            met |= rules
             prompts.add(prompt_key(row.prompt or row.response))
     if missing := [rule for rule in config.hold_out if rule not in met]:
         raise InputError(f"{config.input}: --hold-out: no record has {missing[0]}")
@@ -80,7 +80,7 @@ def select(
     config: BuildConfig,
     seen: DuplicateIndex,
     rejects: Rejects,
-    held_out: Container[str] = (),
+    held_out: Collection[str] = (),
 ) -> Iterator[tuple[Row, str]]:
     """Yields the rows to annotate, each with its split; `rejects` takes the others.
 
@@ -90,21 +90,20 @@ def select(
     Raises:
         InputError: Two rows share an id.
     """
-    name, _, value = (config.eval_only or "").partition("=")
     for row in rows:
         seen.check_id(row, config.id_column)
         # without prompts, each response is on its own
         split = split_of(row.prompt or row.response, config)
-        is_held_out = bool(held_out_by(row, config))
         if config.hold_out:
+            is_held_out = any(meets(row, rule) for rule in config.hold_out)
             split = "test" if is_held_out else split.replace("test", "train")
         if row.refused:
             rejects.add(row.refused[0], row, row.refused[1])
         elif len(row.response) > MAX_CHARACTERS:
             rejects.add("too long to parse", row, f"{len(row.response)} characters")
-        elif not is_held_out and prompt_key(row.prompt or row.response) in held_out:
+        elif split != "test" and held_out and prompt_key(row.prompt or row.response) in held_out:
             rejects.add("prompt of a row that is held out", row)
-        elif split != "train" and name and str(row.fields.get(name)) != value:
+        elif split != "train" and config.eval_only and not meets(row, config.eval_only):
             rejects.add("not for evaluation (--eval-only)", row)
         elif found := seen.duplicate_of(row):
             rejects.add(found[0], row, f"of {found[1]}")

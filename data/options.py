@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from data.fineharm import find_split
+from data.fineharm import SPLITS, find_split
 from utils.files import InputError, sha256_file
 
 Join = Literal["newline", "original"]
-Split = Literal["train", "valid", "test"]
+Split = Literal[SPLITS]
 
 
 @dataclass
@@ -28,7 +28,7 @@ class DataConfig:
     """Longest sequence in tokens, prompt included."""
     word_rule: Literal["given", "all"] = "given"
     """given: words as the records label them. all: each word as its sentence, an ablation."""
-    splits: list[Split] = field(default_factory=lambda: [*get_args(Split)])
+    splits: list[Split] = field(default_factory=lambda: [*SPLITS])
     """Splits to prepare. Of all three each needs both classes; fewer, of which none needs both, do
     for a test with --settings."""
     num_workers: int = 0
@@ -39,7 +39,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.max_length < 16:
             raise InputError(f"--max-length: {self.max_length} is below 16 tokens")
-        self.splits = [split for split in get_args(Split) if split in self.splits]
+        self.splits = [split for split in SPLITS if split in self.splits]
+        if not self.splits:
+            raise InputError("--splits: names none")
         if self.num_workers < 0:
             raise InputError(f"--num-workers: {self.num_workers} is negative")
 

@@ -26,12 +26,6 @@ from utils.run_record import claim, empty, refuse_taken, start_record, write_rec
 # Makes the model, from the backbone's hashes and the splits that it will be given.
 MakeModel = Callable[[dict[str, str], Sequence[Examples]], nn.Module]
 
-# Options of ours that TrainingArguments has under the same name.
-SHARED = (
-    "output_dir learning_rate weight_decay max_grad_norm eval_steps save_total_limit logging_steps"
-    " seed"
-).split()
-
 
 def training_arguments(config: TrainConfig) -> TrainingArguments:
     """Translates our options into the Trainer's, and adds those that were passed on.
@@ -48,21 +42,28 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             " processes"
         )
     device = default_device()
-    ours = {name: getattr(config, name) for name in SHARED} | dict(
+    ours = dict(
+        output_dir=config.output_dir,
         num_train_epochs=config.epochs,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // (micro * world),
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
         lr_scheduler_type="constant" if config.scheduler == "exponential" else config.scheduler,
         warmup_steps=config.warmup_ratio,
+        max_grad_norm=config.max_grad_norm,
         bf16=use_bf16(config.precision, device),
         use_cpu=device.type == "cpu",
         activation_checkpointing=config.gradient_checkpointing,
         eval_strategy="steps",
+        eval_steps=config.eval_steps,
         save_strategy="steps",
         save_steps=config.eval_steps,
+        save_total_limit=config.save_total_limit,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{config.best_metric}",
         greater_is_better=config.best_metric != "loss",
+        logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
         include_num_input_tokens_seen="non_padding",
         remove_unused_columns=False,
@@ -70,6 +71,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=device.type == "cuda",
         report_to="none",
+        seed=config.seed,
         data_seed=config.seed,
     )
     return TrainingArguments(**ours, **passed_on_arguments(config.passed_on, set(ours)))

@@ -15,6 +15,7 @@ from data.prepare import encode_split, main
 from data.splits import load_examples, load_processed
 from data.tokenization import load_tokenizer, tokenizer_fingerprint
 from tests.conftest import SAMPLE, run
+from utils.cli import parse
 from utils.files import InputError, write_json
 from utils.run_record import FinishedAlready
 
@@ -158,6 +159,11 @@ def test_the_shell_script_says_it_in_one_line(fineharm, tiny, tmp_path):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert errors == [f"error: {fineharm}/test.json: record 3: field 'sentences' is missing"]
     assert "Traceback" not in done.stderr and not out.exists()
+
+
+def test_no_split_at_all_is_refused():
+    with pytest.raises(InputError, match="--splits: names none"):
+        parse(DataConfig, ["--output-dir", "o", "--tokenizer-path", "t", "--splits"])
 
 
 def test_an_unknown_option_is_named():
