@@ -15,7 +15,9 @@ import numpy as np
 from tokenizers import Encoding
 
 from data.fineharm import Record
-from data.options import Join
+from data.folding import fold
+from data.hiding import Disguise
+from data.options import Join, Reading
 from data.tokenization import TextEncoder
 from utils.files import InputError
 
@@ -35,11 +37,15 @@ class Layout:
             layout); "original" encodes the untouched response in one piece.
         max_length: Longest sequence in tokens, opening tokens and prompt included.
         opening: Ids every sequence opens with, [BOS] or [CLS] where the tokenizer has one.
+        reading: "folded" reads prompt and response as `data.folding` does.
+        disguise: Hides the text of responses before that; None for none.
     """
 
     join: Join
     max_length: int
     opening: tuple[int, ...] = ()
+    reading: Reading = "plain"
+    disguise: Disguise | None = None
 
 
 @dataclass
@@ -215,19 +221,49 @@ def encode_records(
         token_labels    -100 -100 -100    0   0   0    1    1    0  0  0
         response_start     3; response_label 1; sentence 0 0 0 1 1 1 1 1
     """
-    texts: list[str] = []
-    for _, record in records:
-        texts.append(record["prompt"] + "\n\n")
-        texts.extend(record["sentences"] if layout.join == "newline" else [record["response"]])
-    encodings = iter(encoder.encode_batch(texts))
+    texts = [text for _, record in records for text in _texts(record, layout)]
+    encodings = encoder.encode_batch([text for text, _ in texts])
+    places = (their for _, their in texts)
+    read = zip(encodings, places, strict=True)
     newline = encoder.encode("\n").ids
-    return [_encode_record(record, where, encodings, newline, layout) for where, record in records]
+    return [_encode_record(record, where, read, newline, layout) for where, record in records]
+
+
+def _texts(record: Record, layout: Layout) -> list[tuple[str, Sequence[int]]]:
+    """Returns a record's texts as the model reads them, the prompt first.
+
+    With each come the places in the record's own text that its characters come from.
+    """
+    parts = record["sentences"] if layout.join == "newline" else [record["response"]]
+    texts = [(part, range(len(part))) for part in parts]
+    if layout.disguise:
+        texts = layout.disguise.hide_all(record["id"], parts) or texts
+    texts.insert(0, (prompt := record["prompt"] + "\n\n", range(len(prompt))))
+    if layout.reading == "folded":
+        for number, (text, places) in enumerate(texts):
+            folded, kept = fold(text)
+            texts[number] = folded, [places[place] for place in kept]
+    return texts
+
+
+def _offsets(encoding: Encoding, places: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns where in the record's own text the tokens lie; one of nothing but added text at 0."""
+    if isinstance(places, range):  # it was read as it is
+        return encoding.offsets
+    return [
+        (places[start], places[end - 1] + 1) if start < end else (0, 0)
+        for start, end in encoding.offsets
+    ]
 
 
 def _encode_record(
-    record: Record, where: str, encodings: Iterator[Encoding], newline: list[int], layout: Layout
+    record: Record,
+    where: str,
+    read: Iterator[tuple[Encoding, Sequence[int]]],
+    newline: list[int],
+    layout: Layout,
 ) -> EncodedRecord:
-    prompt_ids, sentences = next(encodings).ids, record["sentences"]
+    prompt_ids, sentences = next(read)[0].ids, record["sentences"]
     word_labels = list(chain.from_iterable(record["word_labels"]))
     if layout.join == "newline":
         text, exact = "".join(sentence + "\n" for sentence in sentences), True
@@ -250,9 +286,9 @@ def _encode_record(
         ends = np.append(np.maximum.accumulate(sentence_spans[:, 0])[1:], len(text))
     ids, offsets, counts = [], [], []
     for sentence in sentences:
-        encoding, mark = next(encodings), len(sentence)
+        (encoding, places), mark = next(read), len(sentence)
         ids += encoding.ids + newline
-        offsets += encoding.offsets + [(mark, mark + 1)] * len(newline)
+        offsets += _offsets(encoding, places) + [(mark, mark + 1)] * len(newline)
         counts.append(len(ids) - sum(counts))
     if not ids:
         raise InputError(f"{where}: field 'response': the tokenizer finds no token in it")

@@ -24,7 +24,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     for name in NEEDED:
         if name not in meta:
             raise InputError(f"{folder / META}: field '{name}' is missing")
-    return meta
+    return {"reading": "plain"} | meta
 
 
 def data_summary(folder: Path | str) -> dict[str, Any]:
@@ -32,6 +32,6 @@ def data_summary(folder: Path | str) -> dict[str, Any]:
     meta = read_meta(Path(folder))
     return {
         "folder": str(folder),
-        **{name: meta[name] for name in NEEDED},
+        **{name: meta[name] for name in (*NEEDED, "reading")},
         "meta_sha256": sha256_file(Path(folder) / META),
     }

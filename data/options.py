@@ -9,6 +9,8 @@ from utils.files import InputError, sha256_file
 
 Join = Literal["newline", "original"]
 Split = Literal[SPLITS]
+Reading = Literal["plain", "folded"]
+Hiding = Literal["zero-width", "homoglyphs", "marks", "spacing", "leetspeak"]
 
 
 @dataclass
@@ -31,6 +33,20 @@ class DataConfig:
     splits: list[Split] = field(default_factory=lambda: [*SPLITS])
     """Splits to prepare. Of all three each needs both classes; fewer, of which none needs both, do
     for a test with --settings."""
+    reading: Reading = "plain"
+    """plain: text as it is. folded: invisible characters dropped, letters in disguise and digits
+    for letters made plain, words that are spelled out joined; a monitor then reads so, too."""
+    hide: list[Hiding] = field(default_factory=list)
+    """Spell the words of responses so that they hide, each response in one of these ways drawn at
+    random: to test that, or to train against it."""
+    hide_splits: list[Split] = field(default_factory=lambda: [*SPLITS])
+    """Splits whose responses hide, with --hide."""
+    hide_records: float = 1.0
+    """Share of their responses that do."""
+    hide_words: float = 1.0
+    """Share of the words of such a response."""
+    seed: int = 42
+    """Of --hide."""
     num_workers: int = 0
     """Processes; 0 takes every core where the data is worth it."""
     overwrite: bool = False
@@ -42,6 +58,10 @@ class DataConfig:
         self.splits = [split for split in SPLITS if split in self.splits]
         if not self.splits:
             raise InputError("--splits: names none")
+        for name in ("hide_records", "hide_words"):
+            if not 0 < getattr(self, name) <= 1:
+                option = name.replace("_", "-")
+                raise InputError(f"--{option}: {getattr(self, name)} is not above 0 and at most 1")
         if self.num_workers < 0:
             raise InputError(f"--num-workers: {self.num_workers} is negative")
 

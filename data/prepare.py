@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import datasets
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from data.alignment import HARMFUL, IGNORE_INDEX, EncodedRecord, Layout, encode_records
 from data.fineharm import SPLITS, Record, every_word, find_split, read_split
+from data.hiding import Disguise
 from data.meta import META
 from data.options import DataConfig
 from data.tokenization import TextEncoder, leading_ids, load_tokenizer, tokenizer_fingerprint
@@ -118,7 +120,12 @@ def main(config: DataConfig) -> None:
     with run_folder(config) as folder:
         paths = {split: find_split(input_dir, split) for split in config.splits}
         tokenizer = load_tokenizer(Path(config.tokenizer_path))
-        layout = Layout(config.join, config.max_length, tuple(leading_ids(tokenizer)))
+        layout = Layout(
+            config.join, config.max_length, tuple(leading_ids(tokenizer)), config.reading
+        )
+        hides = tuple(config.hide), config.hide_records, config.hide_words, config.seed
+        hidden_splits = config.hide_splits if config.hide else []
+        hidden = replace(layout, disguise=Disguise(*hides))
 
         splits, counts = {}, {}
         for split, path in paths.items():
@@ -128,7 +135,11 @@ def main(config: DataConfig) -> None:
                     labels = every_word(record["sentence_labels"], record["words"])
                     record["word_labels"] = labels
             encoded = encode_split(
-                records, tokenizer.backend_tokenizer, layout, config.num_workers, split
+                records,
+                tokenizer.backend_tokenizer,
+                hidden if split in hidden_splits else layout,
+                config.num_workers,
+                split,
             )
             counts[split] = statistics(encoded)
             if len(paths) == len(SPLITS) and not 0 < counts[split]["harmful"] < len(encoded):
@@ -146,6 +157,8 @@ def main(config: DataConfig) -> None:
                 "join": config.join,
                 "max_length": config.max_length,
                 "word_rule": config.word_rule,
+                "reading": config.reading,
+                "hidden": dict.fromkeys(hidden_splits, asdict(hidden.disguise)),
                 "inputs": {
                     split: {"file": path.name, "sha256": sha256_file(path)}
                     for split, path in paths.items()

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from data.options import Reading
 from evaluation.predictions import METRICS, PREDICTIONS, Predictions, load_predictions
 from evaluation.protocol import OperatingPoint, choose_operating_points
 from utils.files import InputError, read_json
@@ -47,6 +48,7 @@ class Data(Read):
     folder: Name
     meta_sha256: str
     join: str = ""
+    reading: Reading = "plain"
     max_length: int = 0
 
 

@@ -85,7 +85,7 @@ def tested_settings(
         **{name: row["valid"][name] for name in ("macro_f1", "false_alarm_rate", "miss_rate")},
         "data": {name: data[name] for name in ("folder", "join", "max_length", "meta_sha256")},
     }
-    return MonitorSettings(policy, SCORERS[result["row"]], token_theta=unsafe, origin=origin)
+    return MonitorSettings(policy, SCORERS[result["row"]], unsafe, origin, data["reading"])
 
 
 def main(config: CalibrateConfig) -> None:
@@ -123,7 +123,8 @@ def main(config: CalibrateConfig) -> None:
     # the thresholds of other rules are not of one token
     token_theta = threshold if isinstance(rule, DelayK) else 0.5
     policy = Policy(rule, threshold)
-    write_settings(output, MonitorSettings(policy, SCORERS[run.row], token_theta, origin))
+    reading = run.record.data.reading
+    write_settings(output, MonitorSettings(policy, SCORERS[run.row], token_theta, origin, reading))
     missed = percent((harmful < threshold).mean() if len(harmful) else None)
     print(
         f"threshold {threshold:.4g} for at most {100 * target:g} % false alarms, from"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from data.options import Reading
 from model.options import ScoreWith
 from monitor.rules import RULES, Policy
 from utils.files import InputError, read_json, write_json
@@ -26,12 +27,14 @@ class MonitorSettings:
         score_with: Which of the model's scorers scores the tokens.
         token_theta: The least score of a token that reports show as harmful; decides nothing.
         origin: How the settings came about, for people.
+        reading: How text is read before it is scored; "folded" sees through text that hides.
     """
 
     policy: Policy
     score_with: ScoreWith
     token_theta: Annotated[float, Field(gt=0, le=1)]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    reading: Reading = "plain"
 
 
 def read_settings(path: Path) -> MonitorSettings:

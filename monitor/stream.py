@@ -29,7 +29,7 @@ from monitor.options import OnLimit
 from monitor.packed import Scorer
 from monitor.rules import Level, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
-from monitor.text import GrowingIds, GrowingText, Splitter, join_surrogates
+from monitor.text import FoldedIds, GrowingIds, GrowingText, Splitter, join_surrogates
 from utils.device import default_device
 from utils.files import InputError
 from utils.options import TOKEN_BUDGET
@@ -113,7 +113,9 @@ class StreamingContentMonitor:
             )
         if on_limit not in ("stop", "pass"):
             raise InputError(f"on_limit: '{on_limit}' is neither 'stop' nor 'pass'")
-        self.splitter = Splitter(tokenizer.backend_tokenizer, model.config.vocab_size)
+        self.splitter = Splitter(
+            tokenizer.backend_tokenizer, model.config.vocab_size, settings.reading
+        )
 
     @classmethod
     def from_pretrained(
@@ -281,20 +283,20 @@ class Stream(AbstractContextManager["Stream"]):
 
     def receive_ids(self, ids: Sequence[int]) -> None:
         """Takes ids without computing."""
-        self._grow(GrowingIds, ids)
+        self._grow(GrowingIds if self._settings.reading == "plain" else FoldedIds, ids)
 
     def receive_end(self) -> None:
         """Takes the response's end without computing."""
         if not self.closed and self._input is not None:
             self._accept(*self._input.finish())
 
-    def _grow(self, kind: type[GrowingText] | type[GrowingIds], piece: object) -> None:
+    def _grow(self, kind: type[GrowingText | GrowingIds], piece: object) -> None:
         if self.closed:
             raise StreamClosed("the stream is closed")
         if self._input is None:  # one token beyond the context tells that it is full
             most = self._monitor.context - self.prompt_tokens + 1
             self._input = kind(self._monitor.splitter, most)
-        if not isinstance(self._input, kind):
+        if type(self._input) is not kind:
             raise InputError("a stream takes text or token ids, not both")
         self._accept(*self._input.feed(piece))
 

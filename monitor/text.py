@@ -6,6 +6,9 @@ final, and the text after it gets the tokens that it would get in the whole. So 
 each token once and takes none back. The price is a lag: one unfinished word; a few dozen characters
 in a very long one; and a whole run of signs, emoji or white space, which the text after it settles.
 A run is cut after `LONGEST_RUN` characters, where its tokens may differ from the whole's.
+
+The folded reading (`data.folding`) comes before the tokenizer; places are always those of the text
+as it was fed.
 """
 
 import codecs
@@ -19,6 +22,8 @@ from os.path import commonprefix
 
 from tokenizers import Tokenizer
 
+from data.folding import Folding, fold
+from data.options import Reading
 from data.tokenization import BYTE_OF, TextEncoder
 from utils.files import InputError
 
@@ -102,7 +107,10 @@ class GrowingText:
         self._splitter, self._wanted = splitter, most
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
         self._half = ""  # of a surrogate pair
-        self._tail = ""  # what is not settled
+        self._folding = Folding() if splitter.reading == "folded" else None
+        self._length = 0  # characters fed
+        self._tail = ""  # what is not settled, as it is read
+        self._places: list[int] = []  # where in the text its characters come from
         self.settled = 0
         """Characters whose tokens have been given out."""
 
@@ -113,26 +121,45 @@ class GrowingText:
             The text that was added, with U+FFFD for invalid characters and those that the tokenizer
             lacks; the ids that are settled now; and where in the whole text each of them begins.
         """
-        text, ids, starts, place = self._characters(piece), [], [], 0
-        while place < len(text) and self._wanted > 0:
+        text = self._characters(piece)
+        read, places = self._read(text)
+        ids, starts, place = [], [], 0
+        while place < len(read) and self._wanted > 0:
             before = len(self._tail)
-            self._tail += text[place : place + min(SLICE, LONGEST_RUN + 1 - before)]
-            place += len(self._tail) - before
+            end = place + min(SLICE, LONGEST_RUN + 1 - before)
+            self._tail += read[place:end]
+            self._places += places[place:end]
+            place = end
             settled = self._last_split(before)
             if not settled and len(self._tail) > LONGEST_RUN:
                 settled = LONGEST_RUN
             some, their = self._take(settled)
             ids.extend(some)
             starts.extend(their)
-        return text, ids, starts
+        return self._splitter.readable(text), ids, starts
 
     def finish(self) -> tuple[str, list[int], list[int]]:
         """Ends the text; returns as `feed`."""
         text = self._characters("", final=True)
+        read, places = self._read(text, final=True)
         if self._wanted <= 0:
             return text, [], []
-        self._tail += text
-        return text, *self._take(len(self._tail))
+        self._tail += read
+        self._places += places
+        ids, starts = self._take(len(self._tail))
+        self.settled = self._length
+        return text, ids, starts
+
+    def _read(self, text: str, final: bool = False) -> tuple[str, Sequence[int]]:
+        """Returns what is to be encoded of further text, and where its characters come from."""
+        start, self._length = self._length, self._length + len(text)
+        if self._folding is None:
+            return self._splitter.readable(text), range(start, self._length)
+        read, places = self._folding.feed(text)
+        if final:
+            rest, their = self._folding.finish()
+            read, places = read + rest, places + their
+        return self._splitter.readable(read), places
 
     def _characters(self, piece: str | bytes, final: bool = False) -> str:
         if isinstance(piece, bytes | bytearray):
@@ -144,15 +171,18 @@ class GrowingText:
             if text and "\ud800" <= text[-1] <= "\udbff" and not final:
                 text, self._half = text[:-1], text[-1]
             text = join_surrogates(text)
-        return self._splitter.readable(text)
+        return text
 
     def _take(self, count: int) -> tuple[list[int], list[int]]:
         """Encodes the first characters of the tail and takes them off."""
         if not count:
             return [], []
         encoding = self._splitter.encode(self._tail[:count])
-        starts = [self.settled + start for start, _ in encoding.offsets]
-        self._tail, self.settled = self._tail[count:], self.settled + count
+        starts = [self._places[start] for start, _ in encoding.offsets]
+        self.settled = self._places[count - 1] + 1
+        self._tail, self._places = self._tail[count:], self._places[count:]
+        if self._places:  # one character may be read as several
+            self.settled = min(self.settled, self._places[0])
         self._wanted -= len(starts)
         return encoding.ids, starts
 
@@ -203,17 +233,43 @@ class GrowingIds:
         return text, [], []
 
 
+class FoldedIds(GrowingText):
+    """Turns token ids into those of the text they spell as the folded reading reads it."""
+
+    def __init__(self, splitter: "Splitter", most: int = sys.maxsize) -> None:
+        super().__init__(splitter, most)
+        self._spelled = GrowingIds(splitter)
+
+    def feed(self, ids: Sequence[int]) -> tuple[str, list[int], list[int]]:
+        """Adds ids; returns as `GrowingText.feed`.
+
+        Raises:
+            InputError: An id that the model does not have.
+        """
+        return super().feed(self._spelled.feed(ids)[0])
+
+    def finish(self) -> tuple[str, list[int], list[int]]:
+        """Ends the text; returns as `feed`."""
+        text, ids, starts = super().feed(self._spelled.finish()[0])
+        more, *rest = super().finish()
+        return text + more, ids + rest[0], starts + rest[1]
+
+
 class Splitter:
     """Knows what settles the tokens of a byte-level BPE tokenizer.
 
     Args:
         vocab_size: Rows of the model's embedding matrix; default the tokenizer's own size.
+        reading: How text is read before it is split.
 
     Raises:
         InputError: The tokenizer splits text in a way this module does not know.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int = 0, reading: Reading = "plain"
+    ) -> None:
+        self.reading = reading
         self._encoder = TextEncoder(tokenizer)
         self.encode, self.readable = self._encoder.encode, self._encoder.readable
         self._tokenizer = self._encoder.tokenizer
@@ -233,8 +289,13 @@ class Splitter:
         self.longest = next((len(token) for token in by_length if _in_word(token)), 1)
         self.merges_alone = not state["model"].get("ignore_merges")
 
+    def read(self, text: str) -> str:
+        """Returns a whole text as it is read."""
+        return fold(text)[0] if self.reading == "folded" else text
+
     def last_ids(self, text: str, count: int) -> list[int]:
         """Returns the last `count` ids of a text without encoding much more than they need."""
+        text = self.read(text)
         for characters in (8, 64):  # an id; text that has fewer ids than that loses some in front
             start = max(0, len(text) - characters * count)
             places = range(start, min(start + LONGEST_RUN, len(text)))

@@ -53,7 +53,7 @@ def follow_all(
     """Follows all responses, `config.streams` at a time; by the records' ids."""
     random = np.random.default_rng(config.seed)
     left, live, done = deque(records), {}, {}
-    opening = len(leading_ids(monitor.tokenizer))
+    opening, read = len(leading_ids(monitor.tokenizer)), monitor.splitter.read
     with tqdm(total=len(records), desc="live", unit="response") as bar:
         while left or live:
             while left and len(live) < config.streams:
@@ -72,7 +72,7 @@ def follow_all(
                 scores.append(verdict.scores)
                 if verdict.stopped or not pieces:
                     stop = MISSED if verdict.stop_token is None else verdict.stop_token
-                    whole = opening + len(monitor.splitter.encode(prompt + "\n\n").ids)
+                    whole = opening + len(monitor.splitter.encode(read(prompt + "\n\n")).ids)
                     kept = stream.prompt_tokens
                     done[identity] = Live(stop, np.concatenate(scores), kept, kept < whole)
                     stream.free()
@@ -106,7 +106,9 @@ def main(config: LiveConfig) -> None:
     theta, k = point.theta, point.k
     monitor = StreamingContentMonitor.from_pretrained(
         config.model_path,
-        settings=MonitorSettings(Policy(DelayK(k), theta), SCORERS[run.row], theta),
+        settings=MonitorSettings(
+            Policy(DelayK(k), theta), SCORERS[run.row], theta, reading=data.reading
+        ),
         context=data.max_length,
         on_limit="pass",  # the test, too, judges no more than fits
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data.meta import data_summary
+from data.meta import data_summary, read_meta
 from evaluation.options import Strictness, Style
 from model.options import Function, ScoreWith
 from monitor.rules import DelayK
@@ -129,6 +129,11 @@ class CausalTestConfig(ModelTestConfig):
             raise InputError(
                 f"{self._settings_file}: field 'score_with': its thresholds are of the"
                 f" {settings.score_with} scorer of the row scm"
+            )
+        if settings.reading != (reading := read_meta(Path(self.data_dir))["reading"]):
+            raise InputError(
+                f"{self._settings_file}: field 'reading': '{settings.reading}', but the data was"
+                f" prepared with --reading {reading}"
             )
         return settings.policy.stop_threshold, rule.k
 

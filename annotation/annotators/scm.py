@@ -62,6 +62,7 @@ class ScmAnnotator(Annotator):
             trained_on.get("join", "newline"),
             min(4096, self.model.config.max_position_embeddings),
             tuple(leading_ids(tokenizer)),
+            trained_on.get("reading", "plain"),
         )
 
     def annotate(self, records: Iterable[ParsedResponse]) -> Iterator[Annotation]:

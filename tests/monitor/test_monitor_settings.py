@@ -34,6 +34,7 @@ GOOD = {
     "mode": "loose",
     "score_with": "token",
     "token_theta": 0.8,
+    "reading": "plain",
     "origin": {"chosen_on": "valid"},
 }
 
