@@ -23,6 +23,8 @@ class DataConfig:
     """Folder with the model's tokenizer.json."""
     input_dir: str = "FineHarm"
     """Folder with the train/valid/test files."""
+    more_train: list[str] = field(default_factory=list)
+    """Further such folders, whose train files are added to the training split."""
     join: Join = "newline"
     """newline: each sentence encoded by itself, a newline after it (the paper's numbers).
     original: the untouched response (what a live stream looks like)."""
@@ -58,6 +60,8 @@ class DataConfig:
         self.splits = [split for split in SPLITS if split in self.splits]
         if not self.splits:
             raise InputError("--splits: names none")
+        if self.more_train and "train" not in self.splits:
+            raise InputError("--more-train: --splits lacks train")
         for name in ("hide_records", "hide_words"):
             if not 0 < getattr(self, name) <= 1:
                 option = name.replace("_", "-")
@@ -69,4 +73,6 @@ class DataConfig:
         """Returns hashes of what is read: the splits and the tokenizer."""
         files = [find_split(Path(self.input_dir), split) for split in self.splits]
         files.append(Path(self.tokenizer_path) / "tokenizer.json")
-        return {"inputs": {path.name: sha256_file(path) for path in files}}
+        inputs = {path.name: sha256_file(path) for path in files}
+        more = [find_split(Path(folder), "train") for folder in self.more_train]
+        return {"inputs": inputs | {str(path): sha256_file(path) for path in more}}

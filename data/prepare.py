@@ -78,6 +78,28 @@ def encode_split(
     return encoded
 
 
+def add_train(splits: dict[str, list[tuple[str, Record]]], more: list[tuple[str, Record]]) -> None:
+    """Adds records to the training split.
+
+    Raises:
+        InputError: A record has another's id, or a prompt of validation or test.
+    """
+    ids = {record["id"]: where for records in splits.values() for where, record in records}
+    prompts = {
+        record["prompt"]: where
+        for split, records in splits.items()
+        if split != "train"
+        for where, record in records
+        if record["prompt"]
+    }
+    for where, record in more:
+        if other := ids.get(record["id"]):
+            raise InputError(f"{where}: field 'id': '{record['id']}' stands in {other} too")
+        if other := prompts.get(record["prompt"]):
+            raise InputError(f"{where}: field 'prompt': it is that of {other}, to be held out")
+    splits["train"] += more
+
+
 def to_dataset(encoded: list[EncodedRecord]) -> datasets.Dataset:
     """Returns the examples as a `datasets.Dataset` with the columns of `FEATURES`."""
     columns = {}
@@ -127,9 +149,14 @@ def main(config: DataConfig) -> None:
         hidden_splits = config.hide_splits if config.hide else []
         hidden = replace(layout, disguise=Disguise(*hides))
 
+        more = [find_split(Path(name), "train") for name in config.more_train]
+        found = {split: read_split(path, split) for split, path in paths.items()}
+        for path in more:
+            add_train(found, read_split(path, "train"))
+
         splits, counts = {}, {}
         for split, path in paths.items():
-            records = read_split(path, split)
+            records = found.pop(split)
             if config.word_rule == "all":
                 for _, record in records:
                     labels = every_word(record["sentence_labels"], record["words"])
@@ -163,6 +190,7 @@ def main(config: DataConfig) -> None:
                     split: {"file": path.name, "sha256": sha256_file(path)}
                     for split, path in paths.items()
                 },
+                "more_train": {str(path): sha256_file(path) for path in more},
                 "splits": counts,
             },
         )

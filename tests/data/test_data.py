@@ -308,3 +308,61 @@ def test_qwens_tokenizer_gives_the_ids_qwen_gives(tokenizers):
     assert ids == [151_644, 872, 198, 9707, 1879, 151_645]
     for text in ("12345", "naïve 你好 👍", "def f(x):\n    return x", "don't  stop"):
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_more_train_is_added_to_the_training_split(tiny, small_fineharm, tmp_path):
+    more = tmp_path / "more"
+    shutil.copytree(small_fineharm, more)
+    rows = json.loads((more / "train.json").read_text())
+    for row in rows:
+        row["id"] = f"more-{row['id']}"
+    (more / "train.json").write_text(json.dumps(rows))
+    options = {"input_dir": str(small_fineharm), "more_train": [str(more)]}
+    main(DataConfig(str(tmp_path / "data"), str(tiny), **options))
+    data = load_processed(tmp_path / "data", None)
+    examples = load_examples(data, "train")
+    assert len(examples) == 2 * len(rows) and len(set(examples.ids)) == len(examples)
+    alone = DataConfig(str(tmp_path / "alone"), str(tiny), str(small_fineharm))
+    main(alone)
+    for split in ("valid", "test"):
+        one, other = (
+            load_examples(load_processed(tmp_path / name, None), split)
+            for name in ("data", "alone")
+        )
+        assert one.ids == other.ids
+    assert list(data.meta["more_train"]) == [str(more / "train.json")]
+
+    def refused(message: str, **change):
+        (more / "train.json").write_text(json.dumps([rows[0] | change]))
+        with pytest.raises(InputError, match=message):
+            main(DataConfig(str(tmp_path / "refused"), str(tiny), **options))
+        assert not (tmp_path / "refused").exists()
+
+    test = json.loads((small_fineharm / "test.json").read_text())
+    refused(
+        "record 1: field 'prompt': it is that of .*test.json: record 1", prompt=test[0]["prompt"]
+    )
+    refused("record 1: field 'id': .* stands in .*test.json: record 1 too", id=test[0]["id"])
+    with pytest.raises(InputError, match="--more-train: --splits lacks train"):
+        DataConfig("out", str(tiny), splits=["test"], more_train=["x"])
+
+
+def test_hidden_splits_are_told_in_meta(tiny, small_fineharm, tmp_path):
+    options = {"input_dir": str(small_fineharm), "hide": ["marks"], "hide_splits": ["train"]}
+    main(DataConfig(str(tmp_path / "data"), str(tiny), reading="folded", **options))
+    main(DataConfig(str(tmp_path / "plain"), str(tiny), str(small_fineharm)))
+    main(DataConfig(str(tmp_path / "hidden"), str(tiny), **options))
+    data, plain, hidden = (
+        load_processed(tmp_path / name, None) for name in ("data", "plain", "hidden")
+    )
+    assert (data.meta["reading"], plain.meta["reading"]) == ("folded", "plain")
+    assert list(data.meta["hidden"]) == ["train"] and not plain.meta["hidden"]
+    for split, changed in (("train", True), ("test", False)):
+        one, other, third = (load_examples(some, split) for some in (data, plain, hidden))
+        same = [np.array_equal(*pair) for pair in zip(one.input_ids, other.input_ids, strict=True)]
+        assert np.mean(same) > 0.9  # the reading undoes the marks
+        longer = third.lengths > other.lengths
+        assert longer.all() if changed else not longer.any()
+    for wrong in ({"hide_words": 0.0}, {"hide_records": 1.5}):
+        with pytest.raises(InputError, match="is not above 0 and at most 1"):
+            DataConfig("out", str(tiny), **wrong)
