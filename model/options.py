@@ -30,3 +30,21 @@ class ExportConfig:
     def inputs(self) -> dict[str, Any]:
         """Returns hashes of what is read."""
         return {"model": model_summary(Path(self.model_path))}
+
+
+@dataclass
+class PackConfig:
+    """Options of pack-scm."""
+
+    model_path: str
+    """Folder of a training with --lora-rank."""
+    backbone: str
+    """Name of its backbone, as scripts/get-backbone.sh knows it."""
+    output_dir: str
+    """Folder to write: checkpoints/NAME."""
+    overwrite: bool = False
+    """Replace the folder if it exists."""
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        return {"model": model_summary(Path(self.model_path))}
