@@ -61,6 +61,8 @@ def options_of(words: list[str]) -> tuple[dict, list[str]] | None:
 CALLS = {  # what the scripts run
     "scripts/run-data.sh": ("data", ["prepare"]),
     "scripts/get-backbone.sh": ("model", ["get-backbone"]),
+    "scripts/get-scm.sh": ("model", ["get-scm"]),
+    "scripts/pack-scm.sh": ("model", ["pack-scm"]),
     "scripts/run-floor.sh": ("test", ["baselines"]),
     "scripts/run-guard.sh": ("test", ["guard"]),
     "scripts/run-scm.sh": ("train", ["qwen"]),
