@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The whole way on the embedded corpus: set up, build the pretrained 135M backbone, prepare the data,
-# train, test, compare with the baselines; then the released monitor on the same responses, and on
-# one of them as a stream. Run again, it goes on where it was interrupted.
+# train, test, compare with the baselines. Run again, it goes on where it was interrupted.
 #   bash scripts/run-demo.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -22,15 +21,5 @@ bash scripts/run-scm.sh --output-dir demo/scm --data-dir demo/data --base-model-
 bash scripts/run-floor.sh tfidf --data-dir demo/data --output-dir demo/tfidf
 bash scripts/run-floor.sh length --data-dir demo/data --output-dir demo/length
 bash scripts/run-scm.sh test --model-path demo/scm --data-dir demo/data --output-dir demo/metrics
-echo
-echo "what the machinery is for: the released monitor (checkpoints/scm-135m) on the same responses"
-bash scripts/get-scm.sh scm-135m demo/released --base-model-path $BACKBONE
-bash scripts/run-data.sh demo/released-data $BACKBONE --input-dir FineHarm/sample --splits test \
-    --join original --reading folded
-bash scripts/run-scm.sh test --model-path demo/released --settings demo/released \
-    --data-dir demo/released-data --output-dir demo/released-metrics --name "SCM, released"
-bash scripts/run-monitor.sh --model-path demo/released --replay FineHarm/sample/test.json \
-    --id STREAMID --delay 0 || [[ $? == 3 ]]  # 3: it was stopped
-echo "the figures are demo/metrics/stop_positions.png and, of the released monitor,"
-echo "demo/released-metrics/stop_positions.png; to watch other streams:"
-echo "bash scripts/run-monitor.sh --model-path demo/released --replay FineHarm/sample/test.json --id ID"
+echo "the figure is demo/metrics/stop_positions.png; to watch the monitor:"
+echo "bash scripts/run-monitor.sh --model-path demo/scm --replay FineHarm/sample/test.json"
