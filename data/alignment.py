@@ -242,7 +242,8 @@ def _texts(record: Record, layout: Layout) -> list[tuple[str, Sequence[int]]]:
     if layout.reading == "folded":
         for number, (text, places) in enumerate(texts):
             folded, kept = fold(text)
-            texts[number] = folded, [places[place] for place in kept]
+            if folded != text:
+                texts[number] = folded, [places[place] for place in kept]
     return texts
 
 

@@ -17,11 +17,12 @@ SEPARATORS = ".-_*"  # what may stand between the letters of a word that is spel
 SPELLED_OUT = 3  # letters from which on a row of single ones is a word; 2 right after such a one
 LONGEST_WORD = 512  # characters that wait for the end of their word; a longer one is left alone
 INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}|[\p{Cc}--[\t\n\r]]", regex.V1)
-MEDIAL_LEET = regex.compile(r"[A-Za-z][013457@$!]+[A-Za-z]")
+_LEET = "".join(LEET)
+MEDIAL_LEET = regex.compile(rf"[A-Za-z][{_LEET}]+[A-Za-z]")
 # text without a match stays as it is
 TO_FOLD = regex.compile(
     rf"[^\t\n\r\x20-\x7e]|{MEDIAL_LEET.pattern}"
-    r"|[A-Za-z]([ .\-_*])[A-Za-z013457@$!]\1[A-Za-z013457@$!]"
+    rf"|[A-Za-z]([ {regex.escape(SEPARATORS)}])[A-Za-z{_LEET}]\1[A-Za-z{_LEET}]"
 )
 
 Placed = tuple[str, int]  # a character and its place in the original
@@ -226,10 +227,13 @@ class Folding:
         certain = MEDIAL_LEET.search(text) is not None
         if certain:
             self._leet = True
-        elif not any(one in LEET for one in text) and any(one in "aeiostAEIOST" for one in text):
+        elif not any(one in LEET for one in text) and any(
+            one.lower() in LEET.values() for one in text
+        ):
             self._leet = False
         short = len(text) <= 2 or any(one.isalpha() for one in text)
-        if any(one in "2689" for one in text) or not (certain or self._leet and short):
+        is_number = any(one.isdigit() and one not in LEET for one in text)
+        if is_number or not (certain or self._leet and short):
             return word
         return _letters(word)
 

@@ -19,22 +19,20 @@ ZERO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 MARKS = "".join(map(chr, range(0x300, 0x370)))
 
 
+def _inverted(plain: dict[str, str]) -> dict[str, str]:
+    """Returns by letter all characters that stand for it."""
+    found: dict[str, str] = {}
+    for character, letter in plain.items():
+        found[letter] = found.get(letter, "") + character
+    return found
+
+
+DIGITS = _inverted(LEET)
+
+
 @cache
 def _doubles() -> dict[str, str]:
-    """Returns by letter all that looks like it."""
-    doubles: dict[str, str] = {}
-    for double, letter in homoglyphs().items():
-        doubles[letter] = doubles.get(letter, "") + double
-    return doubles
-
-
-@cache
-def _digits() -> dict[str, str]:
-    """Returns by letter the digits and signs that stand for it."""
-    digits: dict[str, str] = {}
-    for digit, letter in LEET.items():
-        digits[letter] = digits.get(letter, "") + digit
-    return digits
+    return _inverted(homoglyphs())
 
 
 def _zero_width(word: str, random: Random) -> list[str]:
@@ -62,7 +60,7 @@ def _spacing(word: str, random: Random) -> list[str]:
 
 
 def _leetspeak(word: str, random: Random) -> list[str]:
-    return [random.choice(_digits().get(letter.lower(), letter)) for letter in word]
+    return [random.choice(DIGITS.get(letter.lower(), letter)) for letter in word]
 
 
 WAYS: dict[Hiding, Callable[[str, Random], list[str]]] = {

@@ -23,8 +23,6 @@ class DataConfig:
     """Folder with the model's tokenizer.json."""
     input_dir: str = "FineHarm"
     """Folder with the train/valid/test files."""
-    more_train: list[str] = field(default_factory=list)
-    """Further such folders, whose train files are added to the training split."""
     join: Join = "newline"
     """newline: each sentence encoded by itself, a newline after it (the paper's numbers).
     original: the untouched response (what a live stream looks like)."""
@@ -35,6 +33,8 @@ class DataConfig:
     splits: list[Split] = field(default_factory=lambda: [*SPLITS])
     """Splits to prepare. Of all three each needs both classes; fewer, of which none needs both, do
     for a test with --settings."""
+    more_train: list[str] = field(default_factory=list)
+    """Further folders like --input-dir, whose train files are added to the training split."""
     reading: Reading = "plain"
     """plain: text as it is. folded: invisible characters dropped, letters in disguise and digits
     for letters made plain, words that are spelled out joined; a monitor then reads so, too."""

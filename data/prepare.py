@@ -145,9 +145,8 @@ def main(config: DataConfig) -> None:
         layout = Layout(
             config.join, config.max_length, tuple(leading_ids(tokenizer)), config.reading
         )
-        hides = tuple(config.hide), config.hide_records, config.hide_words, config.seed
-        hidden_splits = config.hide_splits if config.hide else []
-        hidden = replace(layout, disguise=Disguise(*hides))
+        disguise = Disguise(tuple(config.hide), config.hide_records, config.hide_words, config.seed)
+        hidden_splits = [name for name in paths if config.hide and name in config.hide_splits]
 
         more = [find_split(Path(name), "train") for name in config.more_train]
         found = {split: read_split(path, split) for split, path in paths.items()}
@@ -164,7 +163,7 @@ def main(config: DataConfig) -> None:
             encoded = encode_split(
                 records,
                 tokenizer.backend_tokenizer,
-                hidden if split in hidden_splits else layout,
+                replace(layout, disguise=disguise) if split in hidden_splits else layout,
                 config.num_workers,
                 split,
             )
@@ -185,7 +184,7 @@ def main(config: DataConfig) -> None:
                 "max_length": config.max_length,
                 "word_rule": config.word_rule,
                 "reading": config.reading,
-                "hidden": dict.fromkeys(hidden_splits, asdict(hidden.disguise)),
+                "hidden": dict.fromkeys(hidden_splits, asdict(disguise)),
                 "inputs": {
                     split: {"file": path.name, "sha256": sha256_file(path)}
                     for split, path in paths.items()

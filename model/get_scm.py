@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model.get_backbone import BUILDERS, BackboneConfig
 from utils.files import InputError, read_json, sha256_file
 from utils.run_record import run_folder
@@ -64,8 +66,8 @@ def main(config: ScmConfig) -> None:
             model, tokenizer = assemble(config.folder, about, backbone)
             found, expected = probe(model, tokenizer), about["probe"]
             same_length = len(found) == len(expected)
-            gap = max(map(abs, map(float.__sub__, found, expected))) if same_length else 1.0
-            if not gap < TOLERANCE:
+            gap = np.abs(np.subtract(found, expected)).max() if same_length else 1.0
+            if not gap < TOLERANCE:  # true for NaN, too
                 built = config.base_model_path or "the backbone that was built"
                 raise InputError(
                     f"{config.name}: its scores differ by {gap:.2g} from those it was released"

@@ -251,8 +251,8 @@ class FoldedIds(GrowingText):
     def finish(self) -> tuple[str, list[int], list[int]]:
         """Ends the text; returns as `feed`."""
         text, ids, starts = super().feed(self._spelled.finish()[0])
-        more, *rest = super().finish()
-        return text + more, ids + rest[0], starts + rest[1]
+        more, more_ids, more_starts = super().finish()
+        return text + more, ids + more_ids, starts + more_starts
 
 
 class Splitter:

@@ -357,6 +357,9 @@ def test_hidden_splits_are_told_in_meta(tiny, small_fineharm, tmp_path):
     )
     assert (data.meta["reading"], plain.meta["reading"]) == ("folded", "plain")
     assert list(data.meta["hidden"]) == ["train"] and not plain.meta["hidden"]
+    alone = {"input_dir": str(small_fineharm), "hide": ["marks"], "splits": ["test"]}
+    main(DataConfig(str(tmp_path / "alone"), str(tiny), **alone))
+    assert list(load_processed(tmp_path / "alone", None).meta["hidden"]) == ["test"]
     for split, changed in (("train", True), ("test", False)):
         one, other, third = (load_examples(some, split) for some in (data, plain, hidden))
         same = [np.array_equal(*pair) for pair in zip(one.input_ids, other.input_ids, strict=True)]
