@@ -9,6 +9,7 @@ COMMANDS = {
     "baselines": Command(options.BaselineConfig, "test.baselines", ("method",)),
     "guard": Command(options.GUARDS, "test.guard"),
     "rules": Command(options.RulesConfig, "test.rules", ("metrics_dir",)),
+    "sources": Command(options.SourcesConfig, "test.sources", ("metrics_dirs",)),
     "live": Command(options.LiveConfig, "test.live", ("metrics_dir",)),
 }
 

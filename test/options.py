@@ -1,5 +1,6 @@
 """Options of the tests."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -184,6 +185,52 @@ class RulesConfig:
         folder = Path(self.metrics_dir)
         predictions = sha256_file(folder / "predictions.npz")
         return {"data": {"folder": str(folder), "predictions_sha256": predictions}}
+
+
+@dataclass(kw_only=True)
+class SourcesConfig:
+    """Options of the comparison."""
+
+    metrics_dirs: list[str]
+    """Folders that tests of the same responses wrote; the others are compared with the first."""
+    output_dir: str
+    """Folder for the comparison."""
+    source_pattern: str = r"(.+)-[^-]*"
+    """Regular expression that matches an id whole; its first group is the source."""
+    calibrate_on: int = 0
+    """Also calibrate θ of partial detection on this many benign responses of each source that has
+    twice as many; 0 for none."""
+    target_false_alarm: float = 0.05
+    """Share of false alarms that the calibration promises."""
+    draws: int = 200
+    """Times that other responses are drawn to calibrate on."""
+    bootstrap: int = 2000
+    """Samples of the 95 % intervals."""
+    seed: int = 42
+    """Of the bootstrap and the draws."""
+    overwrite: bool = False
+    """Replace the output folder."""
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "bootstrap", "draws")
+        for name in ("seed", "calibrate_on"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 0")
+        if not 0 < self.target_false_alarm < 1:
+            raise InputError(
+                f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"
+            )
+        try:
+            groups = re.compile(self.source_pattern).groups
+        except re.error as error:
+            raise InputError(f"--source-pattern: '{self.source_pattern}': {error}") from None
+        if not groups:
+            raise InputError(f"--source-pattern: '{self.source_pattern}' has no group")
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        paths = [Path(folder) / "predictions.npz" for folder in self.metrics_dirs]
+        return {"tests": {str(path): sha256_file(path) for path in paths}}
 
 
 @dataclass

@@ -33,8 +33,8 @@ REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 # among the inputs, and what changes speed and logs only.
 FREE = set(
     "output_dir data_dir input_dir input model_path base_model_path tokenizer_path corpus test_dir"
-    " runs_dir metrics_dir annotator_model label_cache frozen_cache resume overwrite num_workers"
-    " logging_steps save_total_limit".split()
+    " runs_dir metrics_dir metrics_dirs annotator_model label_cache frozen_cache resume overwrite"
+    " num_workers logging_steps save_total_limit".split()
 )
 
 

@@ -78,6 +78,7 @@ CALLS = {  # what the scripts run
     "scripts/make-tables.sh": ("reports", ["tables"]),
     "scripts/calibrate-monitor.sh": ("monitor", ["calibrate"]),
     "scripts/compare-rules.sh": ("test", ["rules"]),
+    "scripts/compare-sources.sh": ("test", ["sources"]),
     "scripts/check-live.sh": ("test", ["live"]),
     "scripts/run-annotate.sh": ("annotation", []),
     "scripts/run-monitor.sh": ("monitor", ["show"]),
