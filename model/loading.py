@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,7 @@ def load_pretrained(
     *,
     fresh_heads: bool = False,
     more: bool = False,
+    left_out: Callable[[str], bool] = lambda name: False,
     **options: Any,
 ) -> PreTrainedModel:
     """Loads a model in float32 and accounts for every weight.
@@ -113,6 +114,7 @@ def load_pretrained(
         folder: Model folder with safetensors.
         fresh_heads: Whether it may lack what lies outside of the backbone; that starts at random.
         more: Whether it may hold more weights than the model has.
+        left_out: Tells by their names which weights it may hold besides.
         options: Of `from_pretrained`, among them fields of the configuration to set.
 
     Raises:
@@ -138,7 +140,7 @@ def load_pretrained(
         )
     except Exception as error:  # a spoilt file and code of others may raise anything
         raise InputError(f"{folder}: cannot be loaded: {_reason(error)}") from error
-    wrong = set() if more else set(report["unexpected_keys"])
+    wrong = set() if more else {key for key in report["unexpected_keys"] if not left_out(key)}
     backbone = f"{model.base_model_prefix}." if fresh_heads else ""
     wrong |= {name for name in report["missing_keys"] if name.startswith(backbone)}
     if wrong:

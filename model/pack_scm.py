@@ -40,6 +40,7 @@ def main(config: PackConfig) -> None:
                 "alpha": options["alpha"],
                 "logic_weight": options["beta"],
                 "token_dropout": options["token_dropout"],
+                "first_layers": options.get("first_layers", 0),
             },
             "sha256": {name: sha256_file(folder / name) for name in (ADAPTER, ADAPTER_CONFIG)},
             "training": {

@@ -1,5 +1,6 @@
 """QwenForDualTask: a Qwen2 backbone with a token scorer and a holistic scorer."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from data.alignment import IGNORE_INDEX
 from model.config import DualTaskConfig
-from model.loading import load_pretrained, load_trained
+from model.loading import load_pretrained, load_trained, read_config
 from model.loss import dual_task_loss
 from model.options import Attention
 from utils.files import InputError
@@ -139,6 +140,7 @@ def load_backbone(
     logic_weight: float,
     token_dropout: float,
     attention: Attention = "sdpa",
+    first_layers: int = 0,
 ) -> QwenForDualTask:
     """Puts fresh heads on a Qwen2-family backbone; a trained SCM goes on with its own.
 
@@ -148,17 +150,30 @@ def load_backbone(
         logic_weight: Weight of the logic-consistency loss (the paper's β).
         token_dropout: Before the token scorer.
         attention: Implementation of attention; it changes speed and memory alone.
+        first_layers: Layers of the backbone to keep, from the first on; 0 keeps all.
 
     Returns:
         The model in float32; the optimiser's small steps would vanish in bfloat16.
 
     Raises:
-        InputError: The folder is missing or holds no Qwen2 model in safetensors.
+        InputError: The folder is missing or holds no Qwen2 model in safetensors, or one of fewer
+            layers.
     """
+    kept = {}
+    if first_layers:
+        config = read_config(folder)
+        layers = config.get("num_hidden_layers", 0)
+        if first_layers > layers:
+            raise InputError(f"--first-layers: {first_layers} of a backbone with {layers} layers")
+        kept["num_hidden_layers"] = first_layers
+        if config.get("layer_types"):
+            kept["layer_types"] = config["layer_types"][:first_layers]
     return load_pretrained(
         QwenForDualTask,
         folder,
         fresh_heads=True,
+        left_out=lambda name: 0 < first_layers <= _layer_of(name),
+        **kept,
         attn_implementation=attention,
         num_token_labels=2,
         num_sequence_labels=2,
@@ -169,6 +184,12 @@ def load_backbone(
         ignore_index=IGNORE_INDEX,
         token_dropout=token_dropout,
     )
+
+
+def _layer_of(name: str) -> int:
+    """Returns the number of the layer that a weight belongs to; -1 for none."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def load_dual_task(folder: Path) -> QwenForDualTask:

@@ -125,18 +125,18 @@ class QwenConfig(TrainConfig):
     """With --last-layers: folder to keep the frozen layers' output in, computed once for all
     epochs and for further runs on the same text; 4 bytes × tokens × hidden size."""
     lora_rank: int = 0
-    """LoRA on all linear layers of the backbone; 0 for none."""
+    """LoRA on all linear layers of the backbone, or of its last N with --last-layers; 0: none."""
     lora_alpha: int = 32
     """LoRA's scale numerator."""
     lora_dropout: float = 0.05
     """LoRA's dropout."""
+    first_layers: int = 0
+    """Keep only the backbone's first N layers; 0 keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_range(0, 1, "alpha", "token_dropout", "lora_dropout")
-        self.check_range(0, math.inf, "beta", "last_layers", "lora_rank")
-        if self.last_layers and self.lora_rank:
-            raise InputError("--last-layers and --lora-rank exclude each other")
+        self.check_range(0, math.inf, "beta", "last_layers", "lora_rank", "first_layers")
         if self.frozen_cache and not self.last_layers:
             raise InputError("--frozen-cache: no layer is frozen without --last-layers")
         if self.frozen_cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -27,9 +27,8 @@ def main(config: QwenConfig) -> None:
             logic_weight=config.beta,
             token_dropout=config.token_dropout,
             attention=config.attention,
+            first_layers=config.first_layers,
         )
-        if config.lora_rank:
-            return add_lora(model, config)
         if config.last_layers:
             freeze_all_but_last(model, config.last_layers)
         if config.frozen_cache:
@@ -42,19 +41,22 @@ def main(config: QwenConfig) -> None:
                 bf16=use_bf16(config.precision, default_device()),
                 token_budget=config.eval_tokens,
             )
-        return model
+        return add_lora(model, config) if config.lora_rank else model
 
     # nothing trains the token scorer at 0
     run_training(config, make_model, score_with="token" if config.alpha else "holistic")
 
 
 def add_lora(model: QwenForDualTask, config: QwenConfig) -> PeftModel:
-    """Puts low-rank adapters on the backbone's linear layers; the heads train in full."""
+    """Puts low-rank adapters on linear layers of the backbone; the heads train in full."""
+    depth = model.config.num_hidden_layers
+    layers = range(depth - config.last_layers, depth) if config.last_layers else None
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
+        layers_to_transform=layers and list(layers),
         modules_to_save=["token_classifier", "sequence_classifier"],
     )
     return get_peft_model(model, lora)

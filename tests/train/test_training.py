@@ -74,6 +74,39 @@ def test_last_layers_leaves_the_others_alone(config, tiny):
         train(replace(config, last_layers=9, output_dir=f"{config.output_dir}-9"))
 
 
+def test_lora_on_the_last_layers_leaves_the_others_alone(config, tiny, tmp_path):
+    options = {"last_layers": 1, "lora_rank": 4, "lora_dropout": 0.0, "token_dropout": 0.0}
+    plain = replace(config, **options)
+    cached = replace(plain, output_dir=str(tmp_path / "cached"), frozen_cache=str(tmp_path / "c"))
+    for one in (plain, cached):
+        train(one)
+    base, tuned = weights(tiny), weights(plain.output_dir)
+    moved = {name for name in base if not torch.equal(base[name], tuned[name])}
+    assert len(moved) == 7 and all(name.startswith("model.layers.2.") for name in moved)
+    assert largest_gap(plain.output_dir, cached.output_dir) < 1e-4
+
+
+def test_the_first_layers_alone_are_kept(config, tiny, tiny_data, tmp_path):
+    config = replace(config, first_layers=2, last_layers=1)
+    train(config)
+    base, tuned = weights(tiny), weights(config.output_dir)
+    assert {name for name in base if ".layers.2." not in name} <= set(tuned)
+    assert not any(".layers.2." in name for name in tuned)
+    assert torch.equal(
+        base["model.layers.0.mlp.up_proj.weight"], tuned["model.layers.0.mlp.up_proj.weight"]
+    )
+    assert load_dual_task(Path(config.output_dir)).config.num_hidden_layers == 2
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    score_as("scm", Path(config.output_dir), tiny_data, plain)
+    score_as("scm", Path(config.output_dir), tiny_data, cached, frozen_cache=str(tmp_path / "c"))
+    one, two = (np.load(folder / "predictions.npz") for folder in (plain, cached))
+    np.testing.assert_allclose(one["test_token_probs"], two["test_token_probs"], atol=1e-5)
+    with pytest.raises(InputError, match="--first-layers: 4 of a backbone with 3 layers"):
+        train(replace(config, first_layers=4, output_dir=f"{config.output_dir}-4"))
+    with pytest.raises(InputError, match="--last-layers: 3 of a backbone with 2 layers"):
+        train(replace(config, last_layers=3, output_dir=f"{config.output_dir}-3"))
+
+
 def test_checkpointed_activations_are_computed_twice_and_change_nothing(config, monkeypatch):
     calls, original = [], Qwen2MLP.forward
     monkeypatch.setattr(Qwen2MLP, "forward", lambda *a: calls.append(1) or original(*a))
@@ -112,7 +145,7 @@ def test_weights_spoilt_by_the_last_step_are_no_result(config):
         ({"learning_rate": float("nan")}, "--learning-rate: nan is not > 0"),
         ({"last_layers": -1}, "--last-layers: -1 is not >= 0"),
         ({"eval_steps": 2.5}, "--eval-steps: 2.5 is neither a share nor whole"),
-        ({"last_layers": 1, "lora_rank": 1}, "exclude each other"),
+        ({"first_layers": -1}, "--first-layers: -1 is not >= 0"),
         ({"warmup_ratio": 0.1}, "exponential schedule has no warm-up"),
     ],
 )
