@@ -6,6 +6,7 @@ async with Batcher(monitor, max_streams=32) as batcher:
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
@@ -32,6 +33,8 @@ class Batcher:
         open_timeout: Seconds that each of them waits.
         idle_timeout: Seconds without `feed` after which a stream is closed and its place given
             away, since its consumer or its source has stalled.
+        on_step: Called after each step with the streams that it served and the seconds it took, in
+            the thread of the steps.
 
     Raises:
         InputError: A limit is too low.
@@ -45,6 +48,7 @@ class Batcher:
         max_queued: int = 1024,
         open_timeout: float = 60.0,
         idle_timeout: float = 600.0,
+        on_step: Callable[[int, float], object] | None = None,
     ) -> None:
         for name, value, least in (
             ("max_streams", max_streams, 1),
@@ -57,6 +61,7 @@ class Batcher:
         self._monitor, self._max_streams = monitor, max_streams
         self._max_queued, self._queued = max_queued, 0
         self._open_timeout, self._idle_timeout = open_timeout, idle_timeout
+        self._on_step = on_step
         self._loop: asyncio.AbstractEventLoop | None = None  # where it runs
 
     async def __aenter__(self) -> "Batcher":
@@ -225,8 +230,12 @@ class Batcher:
 
     def _attempt(self, streams: list[Stream]) -> list[Stream]:
         """Makes a step; raises only what a future takes, and what ends no task as if cancelled."""
+        began = time.perf_counter()
         try:
-            return self._monitor.step(streams)
+            served = self._monitor.step(streams)
+            if self._on_step is not None:
+                self._on_step(len(served), time.perf_counter() - began)
+            return served
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, StopIteration):
                 raise

@@ -10,6 +10,7 @@ A verdict rests on settled tokens alone (see `monitor.text`), so it does not dep
 was cut into pieces, and every token is computed once, against a key-value cache.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -63,6 +64,7 @@ class Verdict:
         stop_character: Where that token begins; text before it may have been shown already.
         verified: Characters that were judged and let pass; never beyond `stop_character`.
         beyond_context: The context is full and the rest passes unjudged (`on_limit="pass"`).
+        statistic: The stopping rule's highest so far; -inf before it has one.
     """
 
     text: str
@@ -77,6 +79,7 @@ class Verdict:
     stop_character: int | None
     verified: int
     beyond_context: bool
+    statistic: float
 
 
 class StreamingContentMonitor:
@@ -218,6 +221,7 @@ class Stream(AbstractContextManager["Stream"]):
         self._state = self._settings.policy.rule.start()
         self._tokens = self._harmful = 0
         self._level: Level = "safe"
+        self._highest = -math.inf  # statistic
         self._stop: tuple[Reason, int, int] | None = None
         self._limit_at: int | None = None  # first character beyond the context
         # what is new since the last verdict
@@ -331,6 +335,7 @@ class Stream(AbstractContextManager["Stream"]):
                 self._scores.append(score)
                 self._starts.append(start)
                 self._level = max(self._level, policy.level(statistic), key=LEVELS.index)
+                self._highest = max(self._highest, statistic)
                 stops = policy.stops(self._level)
                 if stops:
                     self._end("harmful", start)
@@ -371,6 +376,7 @@ class Stream(AbstractContextManager["Stream"]):
                 stop_character=stop_character,
                 verified=verified,
                 beyond_context=self._limit_at is not None,
+                statistic=self._highest,
             )
             self._text, self._scores, self._starts = "", [], []
             return verdict

@@ -38,6 +38,7 @@ from model.qwen_dual_task import QwenForDualTask  # noqa: E402
 from monitor.rules import Cusum, DelayK, Policy, Rule, trace  # noqa: E402
 from monitor.settings import MonitorSettings  # noqa: E402
 from monitor.stream import StreamingContentMonitor  # noqa: E402
+from tests.browsing import browser  # noqa: E402, F401
 
 settings.register_profile("ci", derandomize=True, print_blob=True)
 if "CI" in os.environ:

@@ -79,6 +79,7 @@ CALLS = {  # what the scripts run
     "scripts/calibrate-monitor.sh": ("monitor", ["calibrate"]),
     "scripts/compare-rules.sh": ("test", ["rules"]),
     "scripts/compare-sources.sh": ("test", ["sources"]),
+    "scripts/run-gateway.sh": ("serve", ["gateway"]),
     "scripts/check-live.sh": ("test", ["live"]),
     "scripts/run-annotate.sh": ("annotation", []),
     "scripts/run-monitor.sh": ("monitor", ["show"]),

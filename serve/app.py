@@ -1,0 +1,367 @@
+"""The service: routes of the gateway, sessions, dialects, the page and its operations."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+from uuid import uuid4
+
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from data.json_rows import iterate_rows
+from serve.chunks import OBJECTS, Kind, as_delta, assemble
+from serve.dialects.alibaba import Alibaba
+from serve.dialects.litellm import LiteLLM
+from serve.dialects.moderations import moderate
+from serve.engine import Engine
+from serve.gateway import Blocked, Events, Gateway, as_json
+from serve.operations import log, log_failure
+from serve.requests import PromptFrom, Refused, read_ask, read_body, read_object, take
+from serve.sessions import Sessions
+from serve.upstream import UpstreamError
+
+PAGE = Path(__file__).with_name("page.html")
+SAMPLE = Path(__file__).parents[1] / "FineHarm" / "sample" / "test.json"
+EXAMPLE = "sample-a075"  # the released monitor stops it
+PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';" + (
+    " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+)
+
+
+class ClientLeft(Exception):
+    """The client went away before it got an answer."""
+
+
+async def until_gone(request: Request, work: Awaitable) -> Any:
+    """Waits for work, and cancels it where the client leaves meanwhile; the body was read.
+
+    Raises:
+        ClientLeft: It left.
+    """
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(leaves())
+    try:
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeft
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.wait([working, leaving])
+
+
+class Service:
+    """All routes of a running engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        gateway: Gateway,
+        sessions: Sessions,
+        *,
+        prompt_from: PromptFrom = "last-user",
+        max_body: int = 1 << 20,
+        send_timeout: float = 60.0,
+        grace: float = 10.0,
+        stop_text: str = "",
+    ) -> None:
+        self.engine, self.gateway, self.sessions = engine, gateway, sessions
+        self._prompt_from, self._max_body = prompt_from, max_body
+        self._send_timeout, self._grace = send_timeout, grace
+        self._litellm = LiteLLM(engine, sessions)
+        self._alibaba = Alibaba(engine, sessions, stop_text)
+
+    def app(self) -> Starlette:
+        """Returns the ASGI application."""
+        post, get = ["POST"], ["GET"]
+        routes = [
+            Route("/", self._page, methods=get),
+            Route("/", self._answered(self.alibaba), methods=post),
+            Route("/v1/chat/completions", self._answered(self.chat), methods=post),
+            Route("/v1/completions", self._answered(self.text), methods=post),
+            Route("/v1/models", self._answered(self.models), methods=get),
+            Route("/v1/moderations", self._answered(self.moderations), methods=post),
+            Route("/v1/sessions", self._answered(self.open_session), methods=post),
+            Route("/v1/sessions/{id}", self._answered(self.add_to_session), methods=post),
+            Route("/v1/sessions/{id}", self._answered(self.show_session), methods=get),
+            Route("/v1/sessions/{id}", self._answered(self.drop_session), methods=["DELETE"]),
+            WebSocketRoute("/v1/sessions", self.socket),
+            Route("/beta/litellm_basic_guardrail_api", self._answered(self.litellm), methods=post),
+            Route("/about", self._answered(self.about), methods=get),
+            Route("/example", self._answered(self.example), methods=get),
+            Route("/healthz", self._healthz, methods=get),
+            Route("/readyz", self._readyz, methods=get),
+            Route("/metrics", self._metrics, methods=get),
+        ]
+        return Starlette(routes=routes, lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        async with self.engine.batcher:
+            sweeping = asyncio.create_task(self._sweep())
+            log("started", **self.engine.about())
+            try:
+                yield
+            finally:
+                self.engine.closing.set()
+                sweeping.cancel()
+                await self.gateway.close()
+                log("ended")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(5)
+            self.sessions.sweep()
+
+    def _answered(self, handle: Callable[[Request, str], Awaitable[Response]]) -> Callable:
+        """Wraps a route: who asks, refusals, failures, and the count of answers."""
+
+        async def answer(request: Request) -> Response:
+            route = request.scope["route"].path
+            try:
+                response = await handle(request, self.engine.tenant(request))
+            except Refused as refused:
+                response = refused.response()
+            except ExceptionGroup as group:  # of texts judged side by side
+                refused = next((e for e in group.exceptions if isinstance(e, Refused)), None)
+                if refused is None:
+                    raise
+                response = refused.response()
+            except ClientLeft:
+                self.engine.counts.cancelled.labels("client").inc()
+                response = Response(status_code=499)
+            except Exception as error:
+                log_failure("failed", error, route=route)
+                failed = Refused(500, "the service failed", kind="server_error", code="internal")
+                response = failed.response()
+            self.engine.counts.requests.labels(route, response.status_code).inc()
+            return response
+
+        return answer
+
+    async def chat(self, request: Request, tenant: str) -> Response:
+        """POST /v1/chat/completions."""
+        return await self._complete(request, "chat")
+
+    async def text(self, request: Request, tenant: str) -> Response:
+        """POST /v1/completions."""
+        return await self._complete(request, "text")
+
+    async def _complete(self, request: Request, kind: Kind) -> Response:
+        body = await read_object(request, self._max_body)
+        ask = read_ask(body, kind, self._prompt_from, self.engine.places)
+        headers = dict(request.headers)
+        if self.engine.keys:
+            headers.pop("authorization", None)
+        try:
+            beginning = self.gateway.begin(ask, headers)
+            chunks, stack = await until_gone(request, beginning)
+        except Blocked as blocked:
+            return self._refusal(str(blocked), kind, ask.stream)
+        if not ask.stream:
+
+            async def collect() -> Response:
+                async with stack, aclosing(chunks):
+                    found = [chunk async for chunk in chunks]
+                failure = next((chunk for chunk in found if "error" in chunk), None)
+                if failure:
+                    status = 503 if failure["error"]["code"] == "shutting_down" else 502
+                    return JSONResponse(failure, status)
+                return Response(as_json(assemble(found, kind)), media_type="application/json")
+
+            return await until_gone(request, collect())
+        return self._stream(Events(chunks, stack))
+
+    def _stream(self, events: Any) -> EventSourceResponse:
+        return EventSourceResponse(
+            events,
+            send_timeout=self._send_timeout,
+            shutdown_event=Shutdown(self.engine.closing),
+            shutdown_grace_period=self._grace,
+        )
+
+    def _refusal(self, text: str, kind: Kind, stream: bool) -> Response:
+        """Answers a blocked prompt as if the LLM had refused."""
+        envelope = {"id": f"blocked-{uuid4().hex}", "object": OBJECTS[kind]}
+        envelope |= {"created": 0, "model": self.engine.name}
+        said = {"index": 0, **as_delta(("delta", "content") if kind == "chat" else ("text",), text)}
+        ended = {"index": 0} | ({"delta": {}} if kind == "chat" else {"text": ""})
+        chunks = [
+            envelope | {"choices": [said | {"finish_reason": None}]},
+            envelope | {"choices": [ended | {"finish_reason": "content_filter"}]},
+        ]
+        if not stream:
+            return JSONResponse(assemble(iter(chunks), kind))
+
+        async def events() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield b"data: " + as_json(chunk) + b"\n\n"
+            yield b"data: [DONE]\n\n"
+
+        return self._stream(events())
+
+    async def models(self, request: Request, tenant: str) -> Response:
+        """GET /v1/models."""
+        headers = dict(request.headers)
+        if self.engine.keys:
+            headers.pop("authorization", None)
+        try:
+            status, content = await self.gateway.upstream.models(headers)
+        except UpstreamError as error:
+            raise Refused(error.status, str(error), kind="server_error", code=error.code) from None
+        return Response(content, status, media_type="application/json")
+
+    async def moderations(self, request: Request, tenant: str) -> Response:
+        """POST /v1/moderations."""
+        body = await read_object(request, self._max_body)
+        return JSONResponse(await until_gone(request, moderate(self.engine, body)))
+
+    async def litellm(self, request: Request, tenant: str) -> Response:
+        """POST /beta/litellm_basic_guardrail_api."""
+        body = await read_object(request, self._max_body)
+        return JSONResponse(await self._litellm.guard(tenant, body))
+
+    async def alibaba(self, request: Request, tenant: str) -> Response:
+        """POST /."""
+        content = (await read_body(request, self._max_body)).decode(errors="replace")
+        parameters = dict(request.query_params) | dict(parse_qsl(content, keep_blank_values=True))
+        return JSONResponse(await self._alibaba.moderate(tenant, parameters))
+
+    async def open_session(self, request: Request, tenant: str) -> Response:
+        """POST /v1/sessions."""
+        body = await read_object(request, self._max_body)
+        identity, session = await self._open(tenant, body)
+        return JSONResponse({"id": identity} | session.state(), 201)
+
+    async def _open(self, tenant: str, body: dict[str, Any]):
+        hold_back = take(body, "hold_back", (int, str))
+        if hold_back not in (None, "sentence") and not (
+            isinstance(hold_back, int) and not isinstance(hold_back, bool) and hold_back >= 0
+        ):
+            raise Refused(
+                400, "field 'hold_back': a number of tokens or 'sentence'", param="hold_back"
+            )
+        prompt, identity = take(body, "prompt", str, ""), take(body, "id", str)
+        return await self.sessions.open(tenant, prompt, identity, hold_back)
+
+    async def add_to_session(self, request: Request, tenant: str) -> Response:
+        """POST /v1/sessions/{id}."""
+        body = await read_object(request, self._max_body)
+        session = self.sessions.find(tenant, request.path_params["id"])
+        return JSONResponse(await self._add(session, body))
+
+    async def _add(self, session, body: dict[str, Any]) -> dict[str, Any]:
+        offset, final = take(body, "offset", int), take(body, "final", bool, False)
+        text, ids = take(body, "text", str), take(body, "token_ids", list)
+        if (text is None) == (ids is None) and not (final and text is None):
+            raise Refused(400, "fields 'text' and 'token_ids': one of them was expected")
+        if offset is not None and offset < 0:
+            raise Refused(400, "field 'offset': a number from 0 was expected", param="offset")
+        known = len(self.engine.monitor.tokenizer)
+        if ids is not None and not all(type(one) is int and 0 <= one < known for one in ids):
+            raise Refused(
+                400, f"field 'token_ids': numbers from 0 to {known - 1} were expected",
+                param="token_ids",
+            )  # fmt: skip
+        if text is None and ids is None:
+            text = [] if isinstance(session.received, list) else ""
+        return await self.sessions.add(session, offset, text if ids is None else ids, final)
+
+    async def show_session(self, request: Request, tenant: str) -> Response:
+        """GET /v1/sessions/{id}."""
+        return JSONResponse(self.sessions.find(tenant, request.path_params["id"]).state())
+
+    async def drop_session(self, request: Request, tenant: str) -> Response:
+        """DELETE /v1/sessions/{id}."""
+        self.sessions.drop(tenant, request.path_params["id"])
+        return Response(status_code=204)
+
+    async def socket(self, socket: WebSocket) -> None:
+        """WebSocket /v1/sessions: the first message opens a session, the others add to it."""
+        await socket.accept()
+        identity = tenant = None
+        try:
+            tenant = self.engine.tenant(socket)
+            session = None
+            while True:
+                try:
+                    message = await self._message(socket)
+                    if session is None:
+                        identity, session = await self._open(tenant, message)
+                        reply = {"id": identity} | session.state()
+                    else:
+                        session = self.sessions.find(tenant, identity)
+                        reply = await self._add(session, message)
+                except Refused as refused:
+                    reply = refused.body | {"status": refused.status}
+                    if session is None or refused.status >= 500:
+                        await socket.send_text(as_json(reply).decode())
+                        await socket.close(1008 if refused.status < 500 else 1011)
+                        return
+                await socket.send_text(as_json(reply).decode())
+        except Refused as refused:
+            await socket.send_text(as_json(refused.body | {"status": refused.status}).decode())
+            await socket.close(1008)
+        except WebSocketDisconnect:
+            pass
+        finally:
+            if identity is not None:
+                try:
+                    self.sessions.drop(tenant, identity)
+                except Refused:
+                    pass  # it had expired
+
+    async def _message(self, socket: WebSocket) -> dict[str, Any]:
+        text = await socket.receive_text()
+        if len(text) > self._max_body:
+            raise Refused(413, f"the message is longer than {self._max_body}", code="too_large")
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            raise Refused(400, "the message is no JSON object", code="invalid_json")
+        return message
+
+    async def about(self, request: Request, tenant: str) -> Response:
+        """GET /about: what the page shows of the service."""
+        return JSONResponse(self.engine.about())
+
+    async def example(self, request: Request, tenant: str) -> Response:
+        """GET /example: a harmful response of the embedded corpus, for the page to play."""
+        record = next(row for _, row in iterate_rows(SAMPLE) if row["id"] == EXAMPLE)
+        return JSONResponse({"prompt": record["prompt"], "text": record["response"]})
+
+    async def _page(self, request: Request) -> Response:
+        headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(PAGE.read_text(), headers=headers)
+
+    async def _healthz(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _readyz(self, request: Request) -> Response:
+        ready = not self.engine.closing.is_set() and await self.engine.is_ready()
+        return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.engine.counts.text(), media_type="text/plain; version=0.0.4")
+
+
+class Shutdown:
+    """The event that sse-starlette sets when the server closes; it is the engine's own."""
+
+    def __init__(self, closing: asyncio.Event) -> None:
+        self.set, self.is_set = closing.set, closing.is_set

@@ -1,0 +1,1 @@
+"""What other guards speak, on the same sessions."""

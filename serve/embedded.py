@@ -1,0 +1,187 @@
+"""A language model in the same process, for a gateway that shows all by one command."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from transformers import AutoModelForCausalLM, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from model.loading import load_checkpoint
+from monitor.generation import GrowingDecode, as_chat
+from serve.chunks import CONTENT, OBJECTS, Kind, as_delta
+from serve.upstream import Answer, UpstreamError
+from utils.device import default_device
+
+LONGEST = 512  # tokens of an answer
+WAITING = 8  # requests that wait for the one being answered
+
+
+class _Left(StoppingCriteria):
+    """Ends a generation whose reader has left."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **_) -> torch.Tensor:
+        return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
+
+
+class _Sender(BaseStreamer):
+    """Sends the text of new tokens to a queue of an event loop."""
+
+    def __init__(self, decode: GrowingDecode, special: set[int], send) -> None:
+        self._decode, self._special, self._send, self._begun = decode, special, send, False
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._begun:  # the prompt
+            self._begun = True
+            return
+        ids = [one for one in value.flatten().tolist() if one not in self._special]
+        if text := self._decode.feed(ids):
+            self._send(text)
+
+    def end(self) -> None:
+        if text := self._decode.finish():
+            self._send(text)
+
+
+class EmbeddedUpstream:
+    """Answers the last message of the user; one answer at a time.
+
+    Args:
+        folder: Of the model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        model, self._tokenizer = load_checkpoint(
+            folder, AutoModelForCausalLM, "language model", "--llm"
+        )
+        self._model, self._name = model.to(default_device()), folder.name
+        self._special = set(self._tokenizer.all_special_ids)
+        self._turn, self._waiting = asyncio.Lock(), 0
+
+    async def close(self) -> None:
+        """See `serve.gateway.Upstream`."""
+
+    async def models(self, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """See `serve.gateway.Upstream`."""
+        model = {"id": self._name, "object": "model", "created": 0, "owned_by": "here"}
+        return 200, json.dumps({"object": "list", "data": [model]}).encode()
+
+    @asynccontextmanager
+    async def ask(
+        self, kind: Kind, body: dict[str, Any], headers: Mapping[str, str]
+    ) -> AsyncIterator[Answer]:
+        """See `serve.gateway.Upstream`."""
+        settings = read_settings(body, kind)
+        if self._waiting >= WAITING:
+            raise UpstreamError(503, "upstream_busy", f"{WAITING} requests wait already")
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            answer, left = Answer(), _Left()
+            answer.events = self._events(kind, settings, answer, left)
+            try:
+                yield answer
+            finally:
+                left.event.set()
+                await answer.events.aclose()
+        finally:
+            self._turn.release()
+
+    async def _events(
+        self, kind: Kind, settings: dict[str, Any], answer: Answer, left: _Left
+    ) -> AsyncGenerator[object]:
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue()
+
+        def send(text: str | None) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, text)
+
+        def generate() -> int:
+            prompt = settings.pop("prompt")
+            torch.manual_seed(settings.pop("seed"))
+            encoded = as_chat(self._tokenizer, prompt) if kind == "chat" else self._plain(prompt)
+            inputs = {name: value.to(self._model.device) for name, value in encoded.items()}
+            sender = _Sender(GrowingDecode(self._tokenizer), self._special, send)
+            try:
+                output = self._model.generate(
+                    **inputs, **settings, stopping_criteria=[left], streamer=sender
+                )
+                return output.shape[1] - inputs["input_ids"].shape[1]
+            finally:
+                send(None)
+
+        limit = settings["max_new_tokens"]
+        envelope = {"id": f"chatcmpl-{uuid4().hex}", "object": OBJECTS[kind]}
+        envelope |= {"created": int(time.time()), "model": self._name}
+
+        def chunk(fields: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            return envelope | {"choices": [{"index": 0, **fields, "finish_reason": finish}]}
+
+        working = asyncio.ensure_future(asyncio.to_thread(generate))
+        try:
+            if kind == "chat":
+                yield chunk({"delta": {"role": "assistant", "content": ""}})
+            while (text := await queue.get()) is not None:
+                yield chunk(as_delta(CONTENT[kind], text))
+            count = await working
+            end = {"delta": {}} if kind == "chat" else {"text": ""}
+            yield chunk(end, "length" if count >= limit else "stop")
+            answer.done = True
+        finally:
+            left.event.set()
+            await asyncio.wait([working])
+
+    def _plain(self, prompt: str) -> dict[str, torch.Tensor]:
+        return dict(self._tokenizer(prompt, return_tensors="pt", return_token_type_ids=False))
+
+
+def read_settings(body: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Returns what `generate` takes of a request, with the prompt and the seed.
+
+    Raises:
+        UpstreamError: A field is of another type, or asks for what there is not.
+    """
+
+    def number(name: str, default: float, least: float, most: float) -> float:
+        value = body.get(name)
+        value = default if value is None else value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not least <= value <= most:
+            raise _refused(f"field '{name}': a number from {least:g} to {most:g} was expected")
+        return value
+
+    if number("n", 1, 1, 128) > 1:
+        raise _refused("field 'n': the embedded model gives one answer")
+    temperature = number("temperature", 0.0, 0.0, 5.0)
+    named = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    settings = {"max_new_tokens": int(number(named, 256, 1, LONGEST))}
+    settings |= {"do_sample": temperature > 0, "seed": int(number("seed", 42, 0, 1 << 63))}
+    if temperature:
+        settings |= {"temperature": float(temperature), "top_p": number("top_p", 1.0, 1e-6, 1.0)}
+    if kind == "text":
+        prompt = body.get("prompt")
+        if not isinstance(prompt, str) or not prompt:
+            raise _refused("field 'prompt': the embedded model takes one text")
+        return settings | {"prompt": prompt}
+    users = [one for one in body["messages"] if one["role"] == "user"] or body["messages"]
+    content = users[-1].get("content") or ""
+    if not isinstance(content, str):
+        content = "\n".join(part.get("text") or "" for part in content)
+    return settings | {"prompt": content}
+
+
+def _refused(message: str) -> UpstreamError:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    return UpstreamError(400, "upstream_refused", message, {"error": error})

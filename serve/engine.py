@@ -1,0 +1,174 @@
+"""What all routes share: the batcher, its places, counters, and who asks."""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from monitor.batcher import BatchedStream, Batcher
+from monitor.hold_back import HoldBack
+from monitor.stream import StreamingContentMonitor, Verdict
+from serve.operations import Counts
+from serve.requests import Refused
+
+RETRY_AFTER = 2  # seconds
+CANARY = "All is well."  # what the deep health check lets the monitor score
+
+
+@dataclass
+class Engine:
+    """A running monitor for all routes.
+
+    Attributes:
+        monitor: The monitor.
+        name: What clients call it.
+        places: Streams that may be open at a time.
+        hold_back: As in `monitor.hold_back.guard`.
+        keys: Of clients; empty for none.
+        idle_timeout: Seconds without text after which a stream is closed.
+    """
+
+    monitor: StreamingContentMonitor
+    name: str
+    places: int
+    hold_back: HoldBack
+    keys: tuple[str, ...] = ()
+    idle_timeout: float = 600.0
+    counts: Counts = field(default_factory=Counts)
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._taken = 0
+        self.counts.places.set(self.places)
+        self.counts.open.set_function(lambda: self._taken)
+        self.batcher = Batcher(
+            self.monitor,
+            self.places,
+            max_queued=self.places,  # a place given back is free once its step is over
+            idle_timeout=self.idle_timeout,
+            on_step=self.counts.note_step,
+        )
+
+    def take_places(self, count: int) -> None:
+        """Takes places; raises Refused, at once, where so many are not free."""
+        if self._taken + count > self.places:
+            self.counts.refused.inc()
+            raise Refused(
+                503,
+                "all places are taken",
+                kind="server_error",
+                code="overloaded",
+                retry_after=RETRY_AFTER,
+            )
+        self._taken += count
+
+    def give_places(self, count: int) -> None:
+        """Gives places back."""
+        self._taken -= count
+
+    @contextmanager
+    def taking(self, count: int) -> Iterator[None]:
+        """Takes places for as long as the block lasts."""
+        self.take_places(count)
+        try:
+            yield
+        finally:
+            self.give_places(count)
+
+    async def open(self, prompt: str) -> BatchedStream:
+        """Opens a stream on a place that was taken."""
+        return await self.batcher.admit(prompt)
+
+    @asynccontextmanager
+    async def stream(self, prompt: str) -> AsyncIterator[BatchedStream]:
+        """Opens a stream on a place of its own."""
+        with self.taking(1):
+            async with await self.open(prompt) as stream:
+                yield stream
+
+    async def judge(self, prompt: str, text: str) -> Verdict:
+        """Judges a whole response.
+
+        Raises:
+            Refused: There is no place, or the monitor failed: then nothing may pass.
+        """
+        async with self.stream(prompt) as stream:
+            try:
+                verdict = await stream.feed(text)
+                return verdict if verdict.stopped else await stream.close()
+            except Exception as error:
+                raise self.failed(error) from None
+
+    def failed(self, error: Exception) -> Refused:
+        """Notes that the monitor failed; returns what to raise."""
+        self.counts.failures.labels("monitor").inc()
+        return Refused(500, "the monitor failed", kind="server_error", code="monitor_failed")
+
+    def nearness(self, verdict: Verdict) -> float:
+        """Returns how near a response came to a stop, 0 to 1: its statistic over the threshold."""
+        share = verdict.statistic / self.monitor.settings.policy.stop_threshold
+        return 1.0 if verdict.stopped else min(max(share, 0.0), 1.0)
+
+    def note(self, verdict: Verdict) -> None:
+        """Counts what a verdict brought."""
+        self.counts.tokens.inc(len(verdict.scores))
+        theta = self.monitor.settings.token_theta
+        self.counts.harmful.inc(int((~(verdict.scores < theta)).sum()))
+
+    def note_end(self, verdict: Verdict | None) -> None:
+        """Counts how a stream ended."""
+        if verdict is None:
+            return
+        if verdict.stopped:
+            self.counts.stops.labels(verdict.level, verdict.reason).inc()
+            if verdict.reason == "error":
+                self.counts.failures.labels("monitor").inc()
+        else:
+            self.counts.ended.labels(verdict.level).inc()
+
+    async def is_ready(self) -> bool:
+        """Lets the monitor score a text; a full service counts as ready."""
+        try:
+            verdict = await self.judge("", CANARY)
+        except Refused as refused:
+            return refused.status == 503
+        return len(verdict.scores) > 0
+
+    def tenant(self, connection: HTTPConnection) -> str:
+        """Returns who asks: a hash of the key, under which its sessions live.
+
+        Raises:
+            Refused: The service has keys, and this is none of them.
+        """
+        given = connection.headers.get("authorization", "")
+        key = given[7:].strip() if given[:7].lower() == "bearer " else given
+        if self.keys and not self.knows(key):
+            raise Refused(
+                401, "the key is missing or wrong", code="invalid_api_key",
+                kind="authentication_error",
+            )  # fmt: skip
+        return hashlib.sha256(key.encode()).hexdigest()[:16] if key else ""
+
+    def knows(self, key: str) -> bool:
+        """Tells whether a key is one of the service's, in a time that does not tell which."""
+        known = [hmac.compare_digest(key.encode(), one.encode()) for one in self.keys]
+        return any(known)
+
+    def about(self) -> dict[str, Any]:
+        """Returns what the page shows of the service."""
+        policy = self.monitor.settings.policy
+        return {
+            "model": self.name,
+            "places": self.places,
+            "hold_back": self.hold_back,
+            "rule": policy.rule.name,
+            "unsafe": policy.unsafe,
+            "controversial": policy.controversial,
+            "mode": policy.mode,
+            "token_theta": self.monitor.settings.token_theta,
+        }

@@ -1,0 +1,117 @@
+"""Starts the service (scripts/run-gateway.sh)."""
+
+import socket
+import ssl
+from pathlib import Path
+
+import uvicorn
+
+from monitor.stream import StreamingContentMonitor
+from serve.app import Service
+from serve.embedded import EmbeddedUpstream
+from serve.engine import Engine
+from serve.gateway import Gateway, Manners, Upstream
+from serve.operations import start_log
+from serve.options import GatewayConfig
+from serve.prompt_check import ModerationsCheck, NoCheck
+from serve.sessions import Sessions
+from serve.upstream import HttpUpstream
+from utils.files import InputError
+
+
+def build(
+    config: GatewayConfig,
+    monitor: StreamingContentMonitor | None = None,
+    upstream: Upstream | None = None,
+) -> Service:
+    """Builds the service that the options describe.
+
+    Args:
+        config: The options.
+        monitor: The monitor; default loaded from its folder.
+        upstream: The LLM; default the one of the options.
+
+    Raises:
+        InputError: A file is missing or unfit.
+    """
+    keys = config.keys()
+    monitor = monitor or StreamingContentMonitor.from_pretrained(
+        config.model_path, settings=config.settings, context=config.context, bf16=config.bf16
+    )
+    engine = Engine(
+        monitor,
+        config.name or Path(config.model_path).resolve().name,
+        config.max_streams,
+        config.held_back(),
+        keys,
+        config.idle_timeout,
+    )
+    if upstream is None:
+        upstream = (
+            HttpUpstream(
+                config.upstream,
+                config.secret("UPSTREAM_API_KEY"),
+                config.connect_timeout,
+                config.upstream_timeout,
+            )
+            if config.upstream
+            else EmbeddedUpstream(Path(config.llm))
+        )
+    check = (
+        ModerationsCheck(
+            config.prompt_check, config.secret("PROMPT_CHECK_API_KEY"), config.prompt_check_timeout
+        )
+        if config.prompt_check
+        else NoCheck()
+    )
+    manners = Manners(config.stop_text, config.refusal, config.azure, config.prompt_check_failure)
+    return Service(
+        engine,
+        Gateway(engine, upstream, check, manners),
+        Sessions(engine, config.sessions_per_key, config.session_age, config.idle_timeout),
+        prompt_from=config.prompt_from,
+        max_body=config.max_body,
+        send_timeout=config.send_timeout,
+        grace=config.grace,
+        stop_text=config.stop_text,
+    )
+
+
+def main(config: GatewayConfig) -> None:
+    """Serves until it is told to end.
+
+    Raises:
+        InputError: A file is missing or unfit, or the address cannot be listened at.
+    """
+    try:  # before the models are loaded
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        raise InputError(f"--host, --port: cannot listen at {where}: {error.strerror}") from None
+    service = build(config)
+    start_log()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service.app(),
+            host=config.host,
+            port=config.port,
+            ssl_certfile=config.tls_certificate or None,
+            ssl_keyfile=config.tls_key or None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(config.grace) + 5,
+            ws_max_size=config.max_body,
+        )
+    )
+    try:
+        server.config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(f"--tls-certificate, --tls-key: {error}") from None
+    scheme = "https" if config.tls_certificate else "http"
+    port = listening.getsockname()[1]
+    print(
+        f"the gateway listens at {scheme}://{config.host}:{port}; open it in a browser", flush=True
+    )
+    server.run(sockets=[listening])

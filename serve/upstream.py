@@ -1,0 +1,168 @@
+"""The LLM behind the gateway: an OpenAI-compatible server, always asked for a stream."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+
+from serve.chunks import Kind
+
+PATHS: dict[Kind, str] = {"chat": "/chat/completions", "text": "/completions"}
+PASSED_ON = ("openai-organization", "openai-project", "traceparent", "tracestate", "x-request-id")
+LONGEST_EVENT = 1 << 20  # bytes
+LONGEST_ERROR = 1 << 16  # bytes of an answer that is no stream and no completion
+
+
+class UpstreamError(RuntimeError):
+    """The upstream failed.
+
+    Attributes:
+        status: HTTP status for the client, where nothing was sent yet.
+        code: What happened, in one word.
+        body: The upstream's own answer, to be passed on; None where there is none.
+    """
+
+    def __init__(self, status: int, code: str, message: str, body: dict | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.body = status, code, body
+
+
+@dataclass
+class Answer:
+    """An answer that has begun; `events` are its chunks, until it says that it is done."""
+
+    events: AsyncGenerator[object] = field(init=False)
+    done: bool = False  # the upstream said so itself
+
+
+class HttpUpstream:
+    """A server at an address that the operator gave; nothing of a request can change it.
+
+    Args:
+        url: Where its API begins, such as http://127.0.0.1:8000/v1.
+        key: Sent instead of the client's own; None passes that on.
+        connect_timeout: Seconds to connect.
+        idle_timeout: Seconds without a byte, the first one included.
+        transport: For tests.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None,
+        connect_timeout: float,
+        idle_timeout: float,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._url, self._key = url.rstrip("/"), key
+        self._client = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(idle_timeout, connect=connect_timeout),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._client.aclose()
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        passed = {name: headers[name] for name in PASSED_ON if name in headers}
+        key = f"Bearer {self._key}" if self._key else headers.get("authorization")
+        if key:
+            passed["authorization"] = key
+        return passed | {"accept-encoding": "identity"}
+
+    async def models(self, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Returns status and body of the list of models."""
+        try:
+            reply = await self._client.get(f"{self._url}/models", headers=self._headers(headers))
+            return reply.status_code, reply.content
+        except httpx2.HTTPError as error:
+            raise _failure(error) from None
+
+    @asynccontextmanager
+    async def ask(
+        self, kind: Kind, body: dict[str, Any], headers: Mapping[str, str]
+    ) -> AsyncIterator[Answer]:
+        """Sends a request; leaving the block ends it there and then.
+
+        Raises:
+            UpstreamError: It cannot be reached or refuses; in `events`, it breaks off.
+        """
+        request = self._client.build_request(
+            "POST",
+            self._url + PATHS[kind],
+            json=body | {"stream": True},
+            headers=self._headers(headers) | {"accept": "text/event-stream, application/json"},
+        )
+        try:
+            reply = await self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise _failure(error) from None
+        try:
+            if reply.status_code != 200:
+                content = await _read(reply, LONGEST_ERROR)
+                raise UpstreamError(
+                    reply.status_code,
+                    "upstream_refused",
+                    f"the upstream answered {reply.status_code}",
+                    content if isinstance(content, dict) else None,
+                )
+            answer = Answer()
+            streams = reply.headers.get("content-type", "").startswith("text/event-stream")
+            answer.events = (_events if streams else _whole)(reply, answer)
+            yield answer
+        finally:
+            await reply.aclose()
+
+
+async def _events(reply: httpx2.Response, answer: Answer) -> AsyncGenerator[object]:
+    try:
+        async for event in httpx2.EventSource(reply, LONGEST_EVENT):
+            if event.data == "[DONE]":
+                answer.done = True
+                return
+            if not event.data:
+                continue
+            try:
+                yield json.loads(event.data)
+            except ValueError:
+                raise UpstreamError(502, "upstream_invalid", "an event is no JSON") from None
+    except httpx2.HTTPError as error:
+        raise _failure(error) from None
+
+
+async def _whole(reply: httpx2.Response, answer: Answer) -> AsyncGenerator[object]:
+    """Yields the answer of a server that does not stream, as one chunk."""
+    content = await _read(reply, 16 * LONGEST_EVENT)
+    if content is None:
+        raise UpstreamError(502, "upstream_invalid", "the answer is neither a stream nor JSON")
+    answer.done = True
+    yield content
+
+
+async def _read(reply: httpx2.Response, most: int) -> object:
+    """Reads a body as JSON; None if it is too long or none."""
+    content = b""
+    try:
+        async for piece in reply.aiter_bytes():
+            content += piece
+            if len(content) > most:
+                return None
+        return json.loads(content)
+    except httpx2.HTTPError as error:
+        raise _failure(error) from None
+    except ValueError:
+        return None
+
+
+def _failure(error: httpx2.HTTPError) -> UpstreamError:
+    if isinstance(error, httpx2.TimeoutException):
+        return UpstreamError(504, "upstream_timeout", "the upstream did not answer in time")
+    if isinstance(error, httpx2.ConnectError):
+        return UpstreamError(502, "upstream_unreachable", "the upstream cannot be reached")
+    return UpstreamError(502, "upstream_broke_off", f"the upstream failed: {type(error).__name__}")

@@ -1,0 +1,124 @@
+"""What other guards speak: OpenAI's moderations, LiteLLM's guardrail, Alibaba's service."""
+
+import json
+
+import httpx2
+import pytest
+
+from monitor.rules import DelayK
+from tests.conftest import settings_of
+
+TEXT = "The first line of it.\nThen a second one ends here, slowly."
+STOP = settings_of(DelayK(1), 1e-6)
+GUARDRAIL = "/beta/litellm_basic_guardrail_api"
+
+
+@pytest.fixture()
+def service(gateway):
+    with gateway() as url:
+        yield url
+
+
+def post(url: str, path: str, body: object):
+    return httpx2.post(url + path, json=body, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [(TEXT, 1), ([TEXT, "Two."], 2), ([{"type": "text", "text": TEXT}], 1), (["x"] * 20, 20)],
+)
+def test_moderations(service, monitor, given, count):
+    calm = post(service, "/v1/moderations", {"input": given}).json()
+    monitor.settings = STOP
+    alarmed = post(service, "/v1/moderations", {"input": given}).json()
+    assert len(calm["results"]) == len(alarmed["results"]) == count
+    for quiet, loud in zip(calm["results"], alarmed["results"], strict=True):
+        assert not quiet["flagged"] and loud["flagged"] and loud["categories"]["harmful"]
+        assert loud["category_scores"]["harmful"] == 1 > quiet["category_scores"]["harmful"]
+        assert set(quiet["categories"]) == set(quiet["category_scores"]) and (
+            quiet["categories"]["violence"] is False
+        )
+
+
+@pytest.mark.parametrize(
+    "given", [None, 3, [], [3], [{"type": "image_url", "image_url": {}}], ["x"] * 33]
+)
+def test_bad_moderations_name_the_field(service, given):
+    reply = post(service, "/v1/moderations", {"input": given})
+    assert reply.status_code == 400 and "'input'" in reply.json()["error"]["message"]
+
+
+def guard(url: str, texts: list[str], kind: str = "response", call: str = "call-1", **more):
+    body = {"input_type": kind, "litellm_call_id": call, "texts": texts} | more
+    reply = post(url, GUARDRAIL, body)
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def test_litellm_is_told_how_much_to_hold_back(service):
+    """As LiteLLM sends it in `incremental_diff`: the prompt, then all text again and again."""
+    assert guard(service, ["Say it."], "request") == {"action": "NONE"}
+    shown = 0
+    for end in (3, 7, 8, 20, 40, len(TEXT)):
+        reply = guard(service, [TEXT[:end]])
+        assert reply["action"] == "NONE" and reply["texts"] == [TEXT[:end]]
+        ready = end - reply["stream_holdback_chars"][0]
+        assert shown <= ready < end  # the last word is not judged yet
+        shown = ready
+    assert guard(service, [TEXT])["stream_holdback_chars"] == [0]  # the same again: complete
+    longer = guard(service, [TEXT + " It goes on."])  # it had not been
+    assert longer["stream_holdback_chars"][0] > 0
+    assert guard(service, [TEXT + " It goes on."])["stream_holdback_chars"] == [0]
+
+
+def test_litellm_blocks(service, monitor):
+    guard(service, ["Say it."], "request")
+    assert guard(service, ["One two", "Three four"])["action"] == "NONE"
+    monitor.settings = STOP
+    reply = guard(service, ["One two", "Three four"], call="call-2")
+    assert reply["action"] == "BLOCKED" and "choice 0" in reply["blocked_reason"]
+    assert "One" not in json.dumps(reply)  # no text in it
+    assert guard(service, [TEXT], call="")["action"] == "BLOCKED"
+
+
+def test_litellm_knows_a_call_by_its_key_and_refuses_what_is_wrong(service):
+    assert post(service, GUARDRAIL, {"texts": "x"}).status_code == 400
+    assert post(service, GUARDRAIL, {"texts": [1]}).status_code == 400
+    assert guard(service, [])["action"] == "NONE"
+
+
+def aliyun(url: str, content: str, session: str = "", **more):
+    service = {"content": content} | ({"sessionId": session} if session else {})
+    form = {"Action": "TextModerationPlus", "Service": "llm_response_moderation"}
+    form |= {"ServiceParameters": json.dumps(service)} | more
+    return httpx2.post(url, data=form, timeout=30)
+
+
+def test_alibabas_fragments_are_joined(service, monitor):
+    monitor.settings = settings_of(DelayK(8), 1e-6)  # more than a fragment's tokens
+    words = TEXT.split(" ")
+    found = [aliyun(service, f"{word} ", "s1").json()["Data"]["RiskLevel"] for word in words]
+    assert found[0] == "none" and found[-1] == "high" and found == sorted(found, reverse=True)
+    reply = aliyun(service, "more", "s1").json()
+    assert reply["Code"] == 200 and reply["Data"]["Suggestion"] == "block"
+    assert reply["Data"]["Advice"][0]["Answer"].startswith("[stopped")
+    assert aliyun(service, words[0], "s2").json()["Data"]["RiskLevel"] == "none"
+
+
+def test_alibaba_without_a_session_and_in_the_query(service, monitor):
+    assert aliyun(service, TEXT).json()["Data"]["RiskLevel"] == "none"
+    monitor.settings = STOP
+    assert aliyun(service, TEXT).json()["Data"]["RiskLevel"] == "high"
+    query = {"Action": "MultiModalGuard", "ServiceParameters": json.dumps({"content": TEXT})}
+    assert httpx2.post(service, params=query).json()["Data"]["RiskLevel"] == "high"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"Action": "DeleteAll"}, {"ServiceParameters": "no json"}, {"ServiceParameters": "[]"},
+        {"ServiceParameters": '{"content": 3}'},
+    ],
+)  # fmt: skip
+def test_alibaba_refuses_what_is_wrong(service, form):
+    assert aliyun(service, TEXT, **form).status_code == 400

@@ -1,0 +1,414 @@
+"""The gateway over HTTP: streams and whole answers, stops, refusals, faults of both sides."""
+
+import json
+import time
+
+import httpx2
+import pytest
+
+from monitor.rules import DelayK
+from tests.conftest import settings_of
+from tests.serve.conftest import (
+    DONE,
+    chat,
+    chunk,
+    event,
+    events_of,
+    finish_of,
+    text_of,
+)
+
+ASK = {"model": "stub", "messages": [{"role": "user", "content": "Say something."}]}
+STREAM = ASK | {"stream": True}
+STOP = settings_of(DelayK(1), 1e-6)  # the first token judged
+
+
+def post(url: str, body: object, path: str = "/v1/chat/completions", **options):
+    return httpx2.post(url + path, json=body, timeout=30, **options)
+
+
+def test_a_stream_passes_and_its_end_tells_what_was_judged(gateway, stub):
+    with gateway() as url:
+        reply = post(url, STREAM)
+    assert reply.status_code == 200 and reply.headers["cache-control"] == "no-store"
+    chunks = events_of(reply.content)
+    assert text_of(chunks) == "Hello you." and finish_of(chunks) == "stop"
+    assert {one["id"] for one in chunks} == {"c1"}
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    details = chunks[-1]["scm"]
+    assert not details["stopped"] and details["channels"][0]["released"] == 10
+    body, headers = stub.asked[0]
+    assert body == STREAM and headers["accept-encoding"] == "identity"
+
+
+def test_a_whole_answer_is_assembled_and_knows_its_usage(gateway, stub):
+    usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    stub.pieces = lambda body: [
+        *chat("Hello", " you", ".")[:-1],
+        event(chunk({}) | {"choices": [], "usage": usage}),
+        DONE,
+    ]
+    with gateway() as url:
+        reply = post(url, ASK).json()
+    assert reply["object"] == "chat.completion" and reply["usage"] == usage
+    message = reply["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": "Hello you."}
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert stub.asked[0][0]["stream_options"] == {"include_usage": True}
+
+
+def test_a_stop_closes_the_upstream_and_shows_nothing_more(gateway, stub, monitor):
+    monitor.settings = STOP
+    stub.delay = 0.02
+    stub.pieces = lambda body: chat(*[f"word{n} " for n in range(200)])
+    with gateway(stop_text="[no]") as url:
+        chunks = events_of(post(url, STREAM).content)
+        for _ in range(100):
+            if stub.left:
+                break
+            time.sleep(0.02)
+    assert text_of(chunks) == "[no]" and finish_of(chunks) == "content_filter"
+    assert chunks[-1]["scm"]["stopped"] and chunks[-1]["scm"]["reason"] == "harmful"
+    assert stub.left == 1 and stub.sent[0] < 100
+
+
+def test_a_stopped_whole_answer(gateway, stub, monitor):
+    monitor.settings = STOP
+    with gateway(azure=True) as url:
+        reply = post(url, ASK | {"moderation": {"model": "any"}}).json()
+    choice = reply["choices"][0]
+    assert choice["finish_reason"] == "content_filter"
+    assert choice["content_filter_results"] == {"harmful": {"filtered": True, "severity": "high"}}
+    output = reply["moderation"]["output"]["results"][0]
+    assert output["flagged"] and output["category_scores"]["harmful"] == 1
+    assert "moderation" not in stub.asked[0][0]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "refusal"])
+def test_each_channel_is_judged(gateway, stub, monitor, name):
+    """What the channel holds must not pass where all is harmful, and passes where nothing is."""
+    stub.pieces = lambda body: [
+        event(chunk({name: "quiet thoughts. "})), event(chunk({"content": "Yes."})),
+        event(chunk({}, finish="stop")), DONE,
+    ]  # fmt: skip
+    with gateway(stop_text="") as url:
+        chunks = events_of(post(url, STREAM).content)
+        assert text_of(chunks, name=name) == "quiet thoughts. " and text_of(chunks) == "Yes."
+        monitor.settings = STOP
+        chunks = events_of(post(url, STREAM).content)
+    assert text_of(chunks, name=name) == text_of(chunks) == ""
+    assert chunks[-1]["scm"]["channel"] == name
+
+
+def test_tool_calls_keep_their_order(gateway, stub):
+    call = {"index": 0, "id": "t1", "type": "function"}
+    stub.pieces = lambda body: [
+        event(chunk({"role": "assistant", "content": "Let me look"})),
+        event(chunk({"tool_calls": [call | {"function": {"name": "find", "arguments": ""}}]})),
+        event(chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"q": "a'}}]})),
+        event(chunk({"tool_calls": [{"index": 0, "function": {"arguments": ' b"}'}}]})),
+        event(chunk({}, finish="tool_calls")), DONE,
+    ]  # fmt: skip
+    with gateway() as url:
+        chunks, whole = events_of(post(url, STREAM).content), post(url, ASK).json()
+    kinds = [
+        "call" if "tool_calls" in one["choices"][0]["delta"] else "text"
+        for one in chunks
+        if one["choices"][0]["delta"]
+    ]
+    assert kinds == sorted(kinds, reverse=True)  # all text before all calls
+    message = whole["choices"][0]["message"]
+    assert message["content"] == "Let me look"
+    assert message["tool_calls"] == [
+        {"id": "t1", "type": "function", "function": {"name": "find", "arguments": '{"q": "a b"}'}}
+    ]
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_four_choices_interleaved(gateway, stub):
+    texts = {index: [f"{word}{index} " for word in ("one", "two", "three")] for index in range(4)}
+    stub.pieces = lambda body: [
+        *(event(chunk({"content": texts[i][turn]}, i)) for turn in range(3) for i in (3, 1, 0, 2)),
+        *(event(chunk({}, i, "stop" if i else "length")) for i in range(4)), DONE,
+    ]  # fmt: skip
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM | {"n": 4}).content)
+        whole = post(url, ASK | {"n": 4}).json()
+    for index in range(4):
+        assert text_of(chunks, index) == "".join(texts[index])
+        assert finish_of(chunks, index) == ("stop" if index else "length")
+        assert whole["choices"][index]["message"]["content"] == "".join(texts[index])
+
+
+def test_unknown_fields_with_text_are_withheld_and_counted(gateway, stub):
+    stub.pieces = lambda body: [
+        event(chunk({"content": "Yes. ", "thoughts": "secret", "odd": 3}, system_fingerprint="f")),
+        event(chunk({"content": [{"type": "text", "text": "secret"}]}, debug={"raw": "secret"})),
+        event(chunk({}, finish="stop", rank=1)), DONE,
+    ]  # fmt: skip
+    with gateway() as url:
+        reply = post(url, STREAM)
+        counted = httpx2.get(f"{url}/metrics").text
+    assert b"secret" not in reply.content
+    chunks = events_of(reply.content)
+    assert chunks[0]["system_fingerprint"] == "f" and chunks[0]["choices"][0]["delta"]["odd"] == 3
+    assert any(one.get("rank") == 1 for one in chunks) and text_of(chunks) == "Yes. "
+    assert "scm_withheld_fields_total 3.0" in counted
+
+
+def test_logprobs_go_out_with_their_tokens(gateway, stub):
+    def scored(text):
+        return {"content": [{"token": text, "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+
+    words = ["One", " two", " three", "."]
+    stub.pieces = lambda body: [
+        *(
+            event(
+                {"choices": [{"index": 0, "delta": {"content": word}, "logprobs": scored(word)}]}
+            )
+            for word in words
+        ),
+        event(chunk({}, finish="stop")), DONE,
+    ]  # fmt: skip
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM).content)
+        whole = post(url, ASK).json()
+    shown, given = "", []
+    for one in chunks:
+        for choice in one["choices"]:
+            shown += choice["delta"].get("content") or ""
+            given += [e["token"] for e in (choice.get("logprobs") or {}).get("content", [])]
+            assert shown.startswith("".join(given))
+    assert given == words
+    assert [e["token"] for e in whole["choices"][0]["logprobs"]["content"]] == words
+
+
+def test_legacy_completions(gateway, stub):
+    def piece(text, finish=None):
+        choice = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
+        return event({"id": "t", "object": "text_completion", "choices": [choice]})
+
+    stub.pieces = lambda body: [piece("Once "), piece("upon a time."), piece("", "length"), DONE]
+    with gateway() as url:
+        body = {"model": "stub", "prompt": "Tell"}
+        whole = post(url, body, "/v1/completions").json()
+        chunks = events_of(post(url, body | {"stream": True}, "/v1/completions").content)
+    assert whole["choices"][0]["text"] == "Once upon a time."
+    assert whole["choices"][0]["finish_reason"] == "length" == finish_of(chunks)
+    assert "".join(c["choices"][0]["text"] for c in chunks) == "Once upon a time."
+
+
+@pytest.mark.parametrize(
+    ("pieces", "code", "shown"),
+    [
+        (chat("One two ", "three")[:-2], "upstream_incomplete", "One "),  # no finish, no [DONE]
+        ([event(chunk({"content": "One two "})), b"data: {broken\n\n"], "upstream_invalid", "One "),
+        ([event(chunk({"content": "One two "})), event([1, 2])], "upstream_invalid", "One "),
+        ([event({"choices": "secret"})], "upstream_invalid", ""),
+        ([event({"error": {"message": "secret"}})], "upstream_error", ""),
+        ([b"data: " + b"x" * (1 << 21) + b"\n\n"], "upstream_broke_off", ""),
+        ([event(chunk({"content": "One two "})), b'data: {"choices": ['], "upstream_incomplete",
+         "One "),
+    ],
+)  # fmt: skip
+def test_an_upstream_that_fails_ends_in_an_error_event(gateway, stub, pieces, code, shown):
+    stub.pieces = lambda body: pieces
+    with gateway() as url:
+        reply = post(url, STREAM)
+        whole = post(url, ASK)
+    chunks = events_of(reply.content)
+    assert chunks[-1]["error"]["code"] == code and b"secret" not in reply.content
+    assert text_of(chunks[:-1]).startswith(shown) and finish_of(chunks[:-1]) is None
+    assert whole.status_code == 502 and whole.json()["error"]["code"] == code
+
+
+def test_what_is_no_data_is_skipped_and_odd_line_ends_are_read(gateway, stub):
+    raw = b": comment\r\n\r\nid: 4\nretry: 9\n\n" + event(
+        chunk({"content": "Zürich\u2028naïve \u4e2d "})
+    )
+    raw = raw.replace(b"\n", b"\r")
+    pieces = [raw[place : place + 3] for place in range(0, len(raw), 3)]  # cut inside characters
+    ends = [event(chunk({}) | {"choices": None}), event(chunk({}, finish="stop")), DONE]
+    stub.pieces = lambda body: [*pieces, *ends]
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM).content)
+    assert text_of(chunks) == "Zürich\u2028naïve \u4e2d " and finish_of(chunks) == "stop"
+
+
+def test_no_done_is_no_fault_once_all_have_ended(gateway, stub):
+    stub.pieces = lambda body: chat("Fine.")[:-1]
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM).content)
+    assert text_of(chunks) == "Fine." and finish_of(chunks) == "stop"
+
+
+def test_a_server_that_does_not_stream(gateway, stub):
+    message = {"role": "assistant", "content": "All at once."}
+    whole = {"id": "w", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    stub.pieces, stub.kind = lambda body: [json.dumps(whole).encode()], "application/json"
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM).content)
+    assert text_of(chunks) == "All at once." and finish_of(chunks) == "stop"
+
+
+def test_what_the_upstream_refuses_is_passed_on(gateway, stub):
+    error = {"error": {"message": "no such model", "code": "model_not_found"}}
+    stub.status, stub.kind = 404, "application/json"
+    stub.pieces = lambda body: [json.dumps(error).encode()]
+    with gateway() as url:
+        reply = post(url, STREAM)
+    assert reply.status_code == 404 and reply.json() == error
+
+
+def test_an_upstream_that_is_not_there(gateway):
+    with gateway(upstream="http://127.0.0.1:9/v1") as url:
+        reply = post(url, STREAM)
+        models = httpx2.get(f"{url}/v1/models")
+    assert reply.status_code == models.status_code == 502
+    assert reply.json()["error"]["code"] == "upstream_unreachable"
+
+
+def test_a_silent_upstream_is_given_up(gateway, stub):
+    stub.delay = 5
+    with gateway(upstream_timeout=0.2) as url:
+        chunks = events_of(post(url, STREAM).content)
+    assert chunks[-1]["error"]["code"] == "upstream_timeout"
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan"])
+def test_a_monitor_that_fails_lets_nothing_pass(gateway, stub, monitor, monkeypatch, fault):
+    original = monitor.scorer.score
+
+    def score(chunks):
+        if fault == "raises":
+            raise RuntimeError("secret text")
+        return [scores * float("nan") for scores in original(chunks)]
+
+    monkeypatch.setattr(monitor.scorer, "score", score)
+    if fault == "nan":
+        monitor.settings = settings_of(DelayK(1), 0.99)
+    with gateway(stop_text="") as url:
+        reply = post(url, STREAM)
+        whole = post(url, ASK)
+        ready = httpx2.get(f"{url}/readyz")
+    chunks = events_of(reply.content)
+    assert text_of(chunks) == "" and b"secret" not in reply.content
+    if fault == "raises":
+        assert chunks[-1]["error"]["code"] == "monitor_failed" and whole.status_code == 502
+        assert ready.status_code == 503
+    else:
+        assert finish_of(chunks) == "content_filter"
+
+
+def test_more_clients_than_places(gateway, stub):
+    stub.delay = 0.3
+    with gateway(max_streams=2) as url:
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=STREAM | {"n": 2}) as first:
+            assert first.status_code == 200
+            full = post(url, STREAM)
+            assert full.status_code == 503 and int(full.headers["retry-after"]) > 0
+            assert len(stub.asked) == 1  # the upstream was not asked
+        for _ in range(200):
+            if "scm_open_streams 0.0" in httpx2.get(f"{url}/metrics").text:
+                break
+            time.sleep(0.02)
+        stub.delay = 0.0
+        assert post(url, STREAM).status_code == 200
+        assert post(url, STREAM | {"n": 3}).status_code == 400
+
+
+@pytest.mark.parametrize("when", ["before", "silent", "amid", "whole"])
+def test_a_client_that_leaves_ends_the_upstream(gateway, stub, when):
+    stub.pieces = lambda body: chat(*["word "] * 100)
+    stub.delay = 3 if when == "silent" else 0.05
+    stub.begin = 3 if when == "before" else 0
+    with gateway() as url:
+        body = ASK if when == "whole" else STREAM
+        if when == "amid":
+            with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body) as reply:
+                next(reply.iter_bytes())
+        else:
+            with pytest.raises(httpx2.TimeoutException):
+                httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=0.4)
+        for _ in range(150):
+            left = "scm_open_streams 0.0" in httpx2.get(f"{url}/metrics").text
+            if left and (stub.left or when == "before"):
+                break
+            time.sleep(0.02)
+    assert left and (when == "before" or (stub.left and stub.sent[0] < 60))
+
+
+def test_closing_ends_every_stream_with_a_last_chunk(gateway, stub):
+    stub.pieces = lambda body: chat(*["word "] * 200)
+    stub.delay = 0.05
+    with gateway() as url:
+        with httpx2.stream("POST", f"{url}/v1/chat/completions", json=STREAM) as reply:
+            parts = reply.iter_bytes()
+            content = next(parts)
+            gateway.service.engine.closing.set()
+            content += b"".join(parts)
+    chunks = events_of(content)
+    assert chunks[-1]["error"]["code"] == "shutting_down"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"no json", "JSON"), (b"[1]", "JSON object"), ({"messages": "hi"}, "messages"),
+        ({"messages": []}, "messages"), ({"messages": [1]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        (ASK | {"n": 0}, "'n'"), (ASK | {"n": "two"}, "'n'"), (ASK | {"n": True}, "'n'"),
+        (ASK | {"stream": "yes"}, "'stream'"), (ASK | {"stream_options": 4}, "'stream_options'"),
+    ],
+)  # fmt: skip
+def test_bad_requests_name_the_field(gateway, stub, body, field):
+    with gateway() as url:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        reply = httpx2.post(f"{url}/v1/chat/completions", content=content)
+    assert reply.status_code == 400 and field in reply.json()["error"]["message"]
+    assert not stub.asked
+
+
+def test_too_much_is_refused_and_no_path_is_passed_on(gateway, stub):
+    with gateway(max_body=2000) as url:
+        long = {"messages": [{"role": "user", "content": "x" * 3000}]}
+        assert post(url, long).status_code == 413
+        for path in ("/v1/embeddings", "/v1/responses", "/v1//models", "/v1/chat", "/../etc"):
+            assert httpx2.get(url + path).status_code in (404, 405)
+            assert post(url, ASK, path).status_code in (404, 405)
+    assert not stub.asked
+
+
+def test_nothing_of_a_request_leads_elsewhere(gateway, stub):
+    odd = {"host": "evil.example", "x-forwarded-host": "evil.example", "x-secret": "1"}
+    with gateway() as url:
+        post(url, STREAM | {"base_url": "http://evil.example"}, headers=odd | {"cookie": "a=b"})
+    _, headers = stub.asked[0]
+    assert "evil" not in headers["host"] and not {"x-secret", "cookie"} & set(headers)
+
+
+def test_keys(gateway, stub, tmp_path, monkeypatch):
+    (tmp_path / "keys").write_text("alpha\n\nbeta\n")
+    monkeypatch.setenv("UPSTREAM_API_KEY", "of-upstream")
+    with gateway(key_file=str(tmp_path / "keys")) as url:
+        assert post(url, STREAM).status_code == 401
+        assert post(url, STREAM, headers={"authorization": "Bearer gamma"}).status_code == 401
+        assert post(url, STREAM, headers={"authorization": "Bearer beta"}).status_code == 200
+        assert httpx2.get(f"{url}/healthz").status_code == 200
+    assert [headers["authorization"] for _, headers in stub.asked] == ["Bearer of-upstream"]
+
+
+def test_the_clients_key_goes_upstream_where_the_service_has_none(gateway, stub):
+    with gateway() as url:
+        post(url, STREAM, headers={"authorization": "Bearer mine"})
+        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "stub"
+    assert stub.asked[0][1]["authorization"] == "Bearer mine"
+
+
+def test_scores_on_request(gateway, stub):
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM | {"scm": {"scores": True}}).content)
+    judged = [one for c in chunks for one in c.get("scm", {}).get("judged", [])]
+    assert sum(len(one["scores"]) for one in judged) == chunks[-1]["scm"]["channels"][0]["tokens"]
+    assert judged[-1]["verified"] == judged[-1]["received"] == 10
+    assert "scm" not in stub.asked[0][0]
