@@ -1,4 +1,4 @@
-"""The benchmarks: python -m benchmarks training|detection|monitor|annotation …"""
+"""The benchmarks: python -m benchmarks training|detection|monitor|gateway|… …"""
 
 from benchmarks import options
 from utils.cli import Command, run_command
@@ -7,6 +7,9 @@ COMMANDS = {
     "training": Command(options.TrainingBenchmarkConfig, "benchmarks.training"),
     "detection": Command(options.DetectionBenchmarkConfig, "benchmarks.detection"),
     "monitor": Command(options.MonitorBenchmarkConfig, "benchmarks.monitor"),
+    "gateway": Command(options.GatewayBenchmarkConfig, "benchmarks.gateway"),
+    "litellm": Command(options.LiteLLMConfig, "benchmarks.litellm"),
+    "replicas": Command(options.ReplicasBenchmarkConfig, "benchmarks.replicas"),
     "annotation": Command(options.AnnotationBenchmarkConfig, "benchmarks.annotation"),
 }
 

@@ -109,3 +109,53 @@ class AnnotationBenchmarkConfig(BenchmarkConfig):
         for times in self.times:
             if times <= 0 or not (float(times).is_integer() or (1 / times).is_integer()):
                 raise InputError(f"--times: {times} is neither whole nor one part of a whole")
+
+
+@dataclass(kw_only=True)
+class GatewayBenchmarkConfig(BenchmarkConfig):
+    """What the gateway adds to an upstream, and many streams for long."""
+
+    model_path: str
+    """The monitor."""
+    settings: str = ""
+    """Its thresholds; default the file monitor.json in its folder. None may be reached."""
+    output: str = "gateway.json"
+    rate: float = 20.0
+    """Tokens a second of the upstream."""
+    tokens: int = 200
+    """Tokens of an answer."""
+    streams: int = 200
+    """Streams at the same time."""
+    seconds: float = 60.0
+    """How long; 0 leaves it out."""
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "tokens", "streams", "repeats")
+        for name in ("rate", "seconds"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name}: {getattr(self, name)} is below 0")
+
+
+@dataclass(kw_only=True)
+class LiteLLMConfig(BenchmarkConfig):
+    """LiteLLM's proxy in front of a stub, guarded by the gateway's Generic Guardrail API."""
+
+    model_path: str
+    """The monitor."""
+    litellm: str
+    """LiteLLM's command, in an environment of its own."""
+    output: str = "litellm.json"
+
+
+@dataclass(kw_only=True)
+class ReplicasBenchmarkConfig(BenchmarkConfig):
+    """Replicas that die, come and go amid sessions and streams."""
+
+    model_path: str
+    """The monitor."""
+    output: str = "replicas.json"
+    port: int = 8899
+    """Port of the replicas."""
+    pause: float = 15.0
+    """Seconds between what happens to them."""

@@ -60,10 +60,8 @@ def largest_difference(ours: Sequence[np.ndarray], padded: Sequence[np.ndarray])
     return max(float(np.abs(a - b).max()) for a, b in zip(ours, padded, strict=True))
 
 
-def print_row(row: dict[str, float]) -> None:
+def print_row(row: dict[str, float | str]) -> None:
     """Prints a row of results under the names that they have in the file."""
-    cells = (
-        f"{name} {value:,.1f}" if isinstance(value, float) else f"{name} {value:,}"
-        for name, value in row.items()
-    )
+    formats = {float: ",.1f", int: ","}
+    cells = (f"{name} {value:{formats.get(type(value), '')}}" for name, value in row.items())
     print(", ".join(cells), flush=True)

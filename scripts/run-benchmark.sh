@@ -5,8 +5,13 @@
 #   bash scripts/run-benchmark.sh monitor [--base-model-path DIR] [--positions 128 2048]
 # Speed of detection: scoring against a plain pass, prefixes against padding, all thresholds.
 #   bash scripts/run-benchmark.sh detection [--encoder-path DIR] [--samples N]
+# Speed of the gateway: what it adds to an upstream, many streams for long; LiteLLM through it.
+#   bash scripts/run-benchmark.sh gateway --model-path SCM [--streams N] [--seconds N]
+#   bash scripts/run-benchmark.sh litellm --model-path SCM --litellm /path/to/litellm
+#   bash scripts/run-benchmark.sh replicas --model-path SCM   # needs requirements-serve.txt
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+case "${1:-}" in gateway | litellm | replicas) exec python -m benchmarks "$@" ;; esac
 BACKBONE=backbones/smollm2-135m ENCODER=backbones/random-modernbert
 needs() {  # backbone's name, its folder, the option that names another
     [[ " ${*:4} " == *" $3"* || " ${*:4} " == *" --help "* || -d $2 ]] ||

@@ -136,3 +136,27 @@ class GatewayConfig:
     def secret(name: str) -> str | None:
         """Returns a key from the environment."""
         return os.environ.get(name) or None
+
+
+@dataclass(kw_only=True)
+class ReplicasConfig(GatewayConfig):
+    """Options of the gateway on several replicas. TLS is left to a proxy before it.
+
+    Keys are read from the environment of the replicas: UPSTREAM_API_KEY and PROMPT_CHECK_API_KEY.
+    """
+
+    replicas: int = 2
+    """Replicas, each with a monitor of its own."""
+    cpus: float = 1.0
+    """Processors that Ray counts for a replica."""
+    drain: float = 600.0
+    """Seconds that a replica which is taken away gets for its streams."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_one(self, "replicas")
+        for name in ("cpus", "drain"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name}: {getattr(self, name)} is below 0")
+        if self.tls_certificate:
+            raise InputError("--tls-certificate: replicas have none; put a proxy before them")

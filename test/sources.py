@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from evaluation.bootstrap import bootstrap, paired_test, with_interval
 from evaluation.conformal import CAVEAT, conformal_theta
-from evaluation.decisions import kth_largest
+from evaluation.decisions import Outcome, kth_largest
 from evaluation.metrics import metrics
 from evaluation.predictions import Predictions
 from evaluation.protocol import OperatingPoint
@@ -38,7 +38,8 @@ NOTES = """\
 Percent, with 95 % bootstrap intervals over prompts. Partial detection where a test has it, else
 full; thresholds are each test's own. "Seen": share of a detected harmful response that was out when
 it was stopped. "Against": macro F1 less that of the first test, on the same resampled prompts, with
-its two-sided p, which is not corrected for the number of sources."""
+its two-sided p, which is not corrected for the number of sources. "Kept": of the harmful responses
+that the first test stops, the share that this one stops as well."""
 CALIBRATION_NOTES = """\
 θ set anew for a source by benign responses of its own, drawn at random {draws} times; k stays.
 Sources with fewer than twice as many benign responses are left out. Measured on the other responses
@@ -86,21 +87,31 @@ def measure_source(
         difference of its macro F1 from the first test's.
     """
     splits = [subset(run.test, chosen) for run in runs]
+    outcomes = [point.decide(split) for point, split in zip(points, splits, strict=True)]
     rows, samples = [], []
-    for point, split in zip(points, splits, strict=True):
-        statistics = partial(metrics, point.decide(split))
-        values = {name: float(value[0]) for name, value in statistics(None).items()}
+    for outcome, split in zip(outcomes, splits, strict=True):
+        statistics = partial(_statistics, outcome, outcomes[0])
+        everyone = np.ones((1, len(split)))
+        values = {name: float(value[0]) for name, value in statistics(everyone).items()}
         samples.append(bootstrap(statistics, split.group, resamples, seed))
         difference = values["macro_f1"] - (rows[0]["macro_f1"]["value"] if rows else np.nan)
         rows.append(
             {name: with_interval(values[name], samples[-1][name]) for name in SHOWN.values()}
-            | {"auroc": with_interval(values["auroc"], samples[-1]["auroc"])}
+            | {name: with_interval(values[name], samples[-1][name]) for name in ("auroc", "kept")}
         )
         if len(rows) > 1:
             apart = samples[-1]["macro_f1"] - samples[0]["macro_f1"]
             rows[-1]["against"] = paired_test(difference, apart)
     label = splits[0].label
     return {"responses": len(label), "harmful": int(label.sum()), "tests": rows}
+
+
+def _statistics(outcome: Outcome, first: Outcome, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns metrics, and "kept": of what the first test stops rightly, the share stopped too."""
+    found = (first.label == 1) & first.flagged
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = weights @ (found & outcome.flagged) / (weights @ found)
+    return {**metrics(outcome, weights), "kept": kept}
 
 
 def measure_calibration(
@@ -161,6 +172,7 @@ def as_markdown(result: dict[str, Any]) -> str:
             cells["AUROC"] = percent(row["auroc"]["value"])
             against = row.get("against")
             p = against and against["p"]
+            cells["kept"] = interval(row["kept"]) if against else percent(None)
             cells["against"] = percent(None) if p is None else f"{interval(against)}, p {p:.3f}"
             lines.append(about | {"test": method} | cells)
         for one in found.get("calibrated", []):

@@ -48,6 +48,11 @@ class LiteLLM:
                     "stream_holdback_chars": [len(one) for one in texts],
                 }
             held.append(len(text) - state["release"])
+        for arguments in read_arguments(body):
+            verdict = await self._engine.judge(prompt, arguments)
+            if verdict.stopped:
+                reason = f"tool call: {verdict.level} from token {verdict.stop_token} on"
+                return {"action": "BLOCKED", "blocked_reason": reason}
         return {"action": "NONE", "texts": texts, "stream_holdback_chars": held}
 
     async def _judge(
@@ -79,3 +84,11 @@ class LiteLLM:
                 del self._prompts[key]  # the oldest first
         if call:
             self._prompts[tenant, call] = (now, prompt)
+
+
+def read_arguments(body: dict[str, Any]) -> list[str]:
+    """Returns the arguments of a response's tool calls, which come once they are whole."""
+    calls = take(body, "tool_calls", list, [])
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    arguments = [one.get("arguments") for one in functions if isinstance(one, dict)]
+    return [one for one in arguments if isinstance(one, str) and one]

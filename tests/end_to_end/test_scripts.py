@@ -80,6 +80,7 @@ CALLS = {  # what the scripts run
     "scripts/compare-rules.sh": ("test", ["rules"]),
     "scripts/compare-sources.sh": ("test", ["sources"]),
     "scripts/run-gateway.sh": ("serve", ["gateway"]),
+    "scripts/run-gateway.sh replicas": ("serve", ["replicas"]),
     "scripts/check-live.sh": ("test", ["live"]),
     "scripts/run-annotate.sh": ("annotation", []),
     "scripts/run-monitor.sh": ("monitor", ["show"]),
@@ -87,6 +88,9 @@ CALLS = {  # what the scripts run
         "benchmarks",
         ["detection", "--base-model-path", "x", "--encoder-path", "y"],
     ),
+    "scripts/run-benchmark.sh gateway": ("benchmarks", ["gateway"]),
+    "scripts/run-benchmark.sh litellm": ("benchmarks", ["litellm"]),
+    "scripts/run-benchmark.sh replicas": ("benchmarks", ["replicas"]),
     "scripts/run-benchmark.sh monitor": ("benchmarks", ["monitor", "--base-model-path", "x"]),
     "scripts/run-benchmark.sh": ("benchmarks", ["training", "--base-model-path", "x"]),
 }

@@ -1,6 +1,7 @@
 """What other guards speak: OpenAI's moderations, LiteLLM's guardrail, Alibaba's service."""
 
 import json
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -79,6 +80,47 @@ def test_litellm_blocks(service, monitor):
     assert reply["action"] == "BLOCKED" and "choice 0" in reply["blocked_reason"]
     assert "One" not in json.dumps(reply)  # no text in it
     assert guard(service, [TEXT], call="")["action"] == "BLOCKED"
+
+
+TRANSCRIPT = json.loads(Path(__file__).with_name("litellm_1_108_7.json").read_text())
+
+
+def replay(url: str) -> tuple[str, list[dict]]:
+    """Sends what LiteLLM 1.108.7 sent; returns what it shows of the answer, and the replies."""
+    shown, replies = "", []
+    for body in TRANSCRIPT:
+        reply = post(url, GUARDRAIL, body).json()
+        replies.append(reply)
+        if reply["action"] == "BLOCKED":
+            break
+        if body["input_type"] == "response":
+            text = body["texts"][0][: len(body["texts"][0]) - reply["stream_holdback_chars"][0]]
+            assert text.startswith(shown)
+            shown = text
+    return shown, replies
+
+
+def test_a_transcript_of_litellm(service, monitor):
+    whole, prompt = TRANSCRIPT[-1]["texts"][0], TRANSCRIPT[0]["texts"][0]
+    assert replay(service)[0] == whole
+    with monitor.open(prompt) as stream:
+        scores = stream.feed(whole).scores[8:]
+    monitor.settings = settings_of(DelayK(1), float(scores.max()))
+    with monitor.open(prompt) as stream:
+        verdict = stream.feed(whole)
+    for body in TRANSCRIPT:
+        body["litellm_call_id"] = "another"
+    shown, replies = replay(service)
+    assert replies[-1]["action"] == "BLOCKED" and len(replies) < len(TRANSCRIPT)
+    assert whole.startswith(shown) and len(shown) <= verdict.verified < len(whole)
+
+
+def test_litellms_tool_calls_are_judged(service, monitor):
+    calls = [{"id": "t", "function": {"name": "f", "arguments": '{"q": "some words"}'}}]
+    assert guard(service, ["Fine."], tool_calls=calls)["action"] == "NONE"
+    monitor.settings = STOP
+    reply = guard(service, [], call="other", tool_calls=calls)
+    assert reply["action"] == "BLOCKED" and "tool call" in reply["blocked_reason"]
 
 
 def test_litellm_knows_a_call_by_its_key_and_refuses_what_is_wrong(service):

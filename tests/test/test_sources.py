@@ -92,7 +92,13 @@ def test_the_command(tmp_path):
     ours, theirs = found["tests"]
     for name in ("macro_f1", "false_alarm_rate", "miss_rate", "auroc"):
         assert ours[name]["value"] == pytest.approx(expected[name])
-    assert "against" not in ours
+    assert "against" not in ours and ours["kept"]["value"] == 1
+    first_thirty = np.arange(40) < 30
+    second_point = read_run(second).operating_points()["partial"]
+    pairs = ((point, split), (second_point, other))
+    both = [one.decide(subset(of, first_thirty)).flagged for one, of in pairs]
+    hit = both[0] & (label[:30] == 1)
+    assert theirs["kept"]["value"] == pytest.approx((hit & both[1]).sum() / hit.sum())
     apart = theirs["macro_f1"]["value"] - ours["macro_f1"]["value"]
     assert theirs["against"]["value"] == pytest.approx(apart)
     assert len(found["calibrated"]) == 2  # both detect partially
