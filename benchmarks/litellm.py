@@ -118,10 +118,13 @@ def litellm(command: str, stub: str, guard: str) -> Iterator[str]:
             port = free.getsockname()[1]
         words = [command, "--config", str(path), "--host", "127.0.0.1", "--port", str(port)]
         with open(Path(folder) / "log", "w") as log:
-            process = subprocess.Popen(
-                words, stdout=log, stderr=log, cwd=folder,
-                env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
-            )  # fmt: skip
+            try:
+                process = subprocess.Popen(
+                    words, stdout=log, stderr=log, cwd=folder,
+                    env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+                )  # fmt: skip
+            except OSError as error:
+                raise InputError(f"--litellm: {command}: {error.strerror}") from None
             try:
                 url, until = f"http://127.0.0.1:{port}", time.monotonic() + 180
                 while time.monotonic() < until and process.poll() is None:
@@ -180,7 +183,7 @@ def main(config: LiteLLMConfig) -> None:
     @contextmanager
     def watched() -> Iterator[str]:
         service = build(GatewayConfig(model_path=config.model_path, upstream="http://x"), monitor)
-        guard = service._litellm.guard
+        guard = service.guardrail.guard
 
         async def noted(tenant: str, body: dict[str, Any]) -> dict[str, Any]:
             reply = await guard(tenant, body)
@@ -188,7 +191,7 @@ def main(config: LiteLLMConfig) -> None:
             transcripts.append([given, reply])
             return reply
 
-        service._litellm.guard = noted
+        service.guardrail.guard = noted
         with serving(service.app()) as url:
             yield url
 

@@ -81,7 +81,7 @@ class Service:
         self.engine, self.gateway, self.sessions = engine, gateway, sessions
         self._prompt_from, self._max_body = prompt_from, max_body
         self._send_timeout, self._grace = send_timeout, grace
-        self._litellm = LiteLLM(engine, sessions)
+        self.guardrail = LiteLLM(engine, sessions)
         self._alibaba = Alibaba(engine, sessions, stop_text)
 
     def app(self) -> Starlette:
@@ -232,7 +232,7 @@ class Service:
     async def litellm(self, request: Request, tenant: str) -> Response:
         """POST /beta/litellm_basic_guardrail_api."""
         body = await read_object(request, self._max_body)
-        return JSONResponse(await self._litellm.guard(tenant, body))
+        return JSONResponse(await self.guardrail.guard(tenant, body))
 
     async def alibaba(self, request: Request, tenant: str) -> Response:
         """POST /."""

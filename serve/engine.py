@@ -43,9 +43,9 @@ class Engine:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self._taken = 0
+        self.taken = 0
         self.counts.places.set(self.places)
-        self.counts.open.set_function(lambda: self._taken)
+        self.counts.open.set_function(lambda: self.taken)
         self.batcher = Batcher(
             self.monitor,
             self.places,
@@ -56,7 +56,7 @@ class Engine:
 
     def take_places(self, count: int) -> None:
         """Takes places; raises Refused, at once, where so many are not free."""
-        if self._taken + count > self.places:
+        if self.taken + count > self.places:
             self.counts.refused.inc()
             raise Refused(
                 503,
@@ -65,11 +65,11 @@ class Engine:
                 code="overloaded",
                 retry_after=RETRY_AFTER,
             )
-        self._taken += count
+        self.taken += count
 
     def give_places(self, count: int) -> None:
         """Gives places back."""
-        self._taken -= count
+        self.taken -= count
 
     @contextmanager
     def taking(self, count: int) -> Iterator[None]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -126,20 +126,28 @@ class Conversation:
 
     async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
         """Yields chunks to send, the last one included but not `[DONE]`."""
+        last: list[dict[str, Any]] = []
         try:
             async with read_ahead(answer.events, self._engine.closing) as batches:
                 async with aclosing(batches):
                     async for batch in batches:
-                        async for chunk in self._judge(batch):
-                            yield chunk
+                        judged, failure = await self._judge(batch)
                         if self._over and any(choice.stopped for choice in self._choices):
+                            last = judged  # the upstream is closed before a slow client has them
                             self._engine.counts.cancelled.labels("stopped").inc()
                             break
+                        for chunk in judged:
+                            yield chunk
+                        if failure:
+                            raise failure
+            for chunk in last:
+                yield chunk
             if not self._over and not answer.done:
                 raise UpstreamError(502, "upstream_incomplete", "the upstream's answer broke off")
             for choice in self._choices:  # done without a word on why
                 if choice.begun and not choice.over:
-                    async for chunk in self._end(choice):
+                    ending = await choice.take([Part(choice.index, finish_reason="stop")])
+                    for chunk in self._formatted(choice, ending):
                         yield chunk
             if self._ask.moderation:
                 yield self._chunk([]) | {"moderation": self._moderation()}
@@ -158,11 +166,12 @@ class Conversation:
     def _over(self) -> bool:
         return all(choice.over for choice in self._choices)
 
-    async def _judge(self, batch: list[object]) -> AsyncIterator[dict[str, Any]]:
+    async def _judge(self, batch: list[object]) -> tuple[list[dict[str, Any]], Exception | None]:
+        """Returns the chunks that a batch of events releases, and what failed in it."""
         began = time.monotonic()
         parts: dict[int, list[Part]] = {}
         alone = []  # chunks without choices: usage, annotations
-        failure = None  # what came before it is judged all the same
+        failure: Exception | None = None  # what came before it is judged all the same
         for event in batch:
             try:
                 envelope, found, withheld = self._read(event)
@@ -171,7 +180,7 @@ class Conversation:
                 break
             self._engine.counts.fields.inc(len(withheld))
             if not found:
-                alone.append(envelope)
+                alone.append(envelope | {"choices": []})
                 continue
             self._envelope |= {name: envelope.pop(name) for name in CONSTANT & envelope.keys()}
             self._fresh |= envelope
@@ -181,30 +190,26 @@ class Conversation:
                     parts.setdefault(part.index, []).append(part)
                 if part.texts:
                     self._note_first("upstream")
-        judged = await asyncio.gather(
-            *(self._choices[index].take(some) for index, some in parts.items())
+        found = await asyncio.gather(
+            *(self._choices[index].take(some) for index, some in parts.items()),
+            return_exceptions=True,
         )
         if parts:
             self._engine.counts.added.observe(time.monotonic() - began)
-        for index, result in zip(parts, judged, strict=True):
-            for chunk in self._formatted(self._choices[index], result):
-                yield chunk
-        for envelope in alone:
-            yield envelope | {"choices": []}
-        if failure:
-            raise failure
+        chunks: list[dict[str, Any]] = []
+        for index, one in zip(parts, found, strict=True):
+            if isinstance(one, Judged):
+                chunks += self._formatted(self._choices[index], one)
+            else:
+                failure = one  # the monitor's
+        return chunks + alone, failure
 
     def _read(self, event: object) -> tuple[dict[str, Any], list[Part], list[str]]:
         if isinstance(event, dict) and event.get("error"):
             raise UpstreamError(502, "upstream_error", "the upstream reported an error")
         return read_chunk(event, self._ask.kind)
 
-    async def _end(self, choice: GuardedChoice) -> AsyncIterator[dict[str, Any]]:
-        judged = await choice.take([Part(choice.index, finish_reason="stop")])
-        for chunk in self._formatted(choice, judged):
-            yield chunk
-
-    def _formatted(self, choice: GuardedChoice, judged: Judged):
+    def _formatted(self, choice: GuardedChoice, judged: Judged) -> Iterator[dict[str, Any]]:
         """Makes chunks of what was judged, the choice's last one included."""
         counts, index = self._engine.counts, choice.index
         for fields in judged.fields:

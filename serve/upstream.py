@@ -134,6 +134,8 @@ async def _events(reply: httpx2.Response, answer: Answer) -> AsyncGenerator[obje
                 raise UpstreamError(502, "upstream_invalid", "an event is no JSON") from None
     except httpx2.HTTPError as error:
         raise _failure(error) from None
+    finally:
+        await reply.aclose()  # a stop closes these events before the answer has gone out
 
 
 async def _whole(reply: httpx2.Response, answer: Answer) -> AsyncGenerator[object]:

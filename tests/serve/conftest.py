@@ -183,4 +183,5 @@ def gateway(monitor, stub, monkeypatch):
                 start.service = service
                 yield url
 
+    start.monitor = monitor
     return start

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from contextlib import aclosing
 
 import pytest
@@ -18,8 +19,10 @@ from tests.conftest import settings_of
 from tests.serve.conftest import chunk, finish_of, text_of
 
 MANNERS = Manners(stop_text="", refusal="", azure=False, check_failure="block")
-EXAMPLES = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+EXAMPLES = settings(  # GATEWAY_EXAMPLES=5000 … for more of them
+    max_examples=int(os.environ.get("GATEWAY_EXAMPLES", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 TEXTS = st.text(st.sampled_from("ab \n.é中🎉\u2028\u200b"), max_size=60) | st.text(max_size=30)
 CHANNELS = ("content", "reasoning_content", "refusal")

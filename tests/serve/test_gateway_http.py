@@ -1,12 +1,16 @@
 """The gateway over HTTP: streams and whole answers, stops, refusals, faults of both sides."""
 
+import asyncio
 import json
 import time
+from contextlib import suppress
 
 import httpx2
 import pytest
 
 from monitor.rules import DelayK
+from serve.options import GatewayConfig
+from serve.serving import build
 from tests.conftest import settings_of
 from tests.serve.conftest import (
     DONE,
@@ -15,6 +19,7 @@ from tests.serve.conftest import (
     event,
     events_of,
     finish_of,
+    serving,
     text_of,
 )
 
@@ -336,6 +341,46 @@ def test_a_client_that_leaves_ends_the_upstream(gateway, stub, when):
                 break
             time.sleep(0.02)
     assert left and (when == "before" or (stub.left and stub.sent[0] < 60))
+
+
+def test_a_client_that_stops_reading_is_left(gateway, stub):
+    """As the server sees it: a send that never ends."""
+    stub.pieces = lambda body: chat(*["word "] * 200)
+    stub.delay = 0.02
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+        "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"",
+        "headers": [], "root_path": "", "scheme": "http", "client": None, "server": None,
+    }  # fmt: skip
+
+    async def main() -> None:
+        engine = gateway.service.engine
+        body = [{"type": "http.request", "body": json.dumps(STREAM).encode(), "more_body": False}]
+        bodies = []
+
+        async def receive():
+            return body.pop() if body else await asyncio.Event().wait()
+
+        async def send(message):
+            bodies.append(message)
+            if len(bodies) > 3:
+                await asyncio.Event().wait()
+
+        async with engine.batcher:
+            with suppress(BaseExceptionGroup, TimeoutError):
+                await asyncio.wait_for(app(scope, receive, send), 20)
+            assert engine.taken == 0 and 3 < len(bodies) < 8
+
+    with serving(stub.app()) as upstream:
+        options = {"upstream": f"{upstream}/v1", "send_timeout": 0.3, "model_path": "tiny"}
+        gateway.service = build(GatewayConfig(**options), gateway.monitor)
+        app = gateway.service.app()
+        asyncio.run(main())
+        for _ in range(100):
+            if stub.left:
+                break
+            time.sleep(0.02)
+    assert stub.left == 1
 
 
 def test_closing_ends_every_stream_with_a_last_chunk(gateway, stub):
