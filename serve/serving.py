@@ -1,5 +1,6 @@
 """Starts the service (scripts/run-gateway.sh)."""
 
+import asyncio
 import socket
 import ssl
 from pathlib import Path
@@ -77,6 +78,19 @@ def build(
     )
 
 
+class _Server(uvicorn.Server):
+    """Tells all answers, streamed or not, that the service closes as soon as it is told."""
+
+    def __init__(self, closing: asyncio.Event, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    def handle_exit(self, *signal) -> None:
+        """Called by the signal's handler, in the thread of the event loop."""
+        self._closing.set()
+        super().handle_exit(*signal)
+
+
 def main(config: GatewayConfig) -> None:
     """Serves until it is told to end.
 
@@ -91,7 +105,8 @@ def main(config: GatewayConfig) -> None:
         raise InputError(f"--host, --port: cannot listen at {where}: {error.strerror}") from None
     service = build(config)
     start_log()
-    server = uvicorn.Server(
+    server = _Server(
+        service.engine.closing,
         uvicorn.Config(
             service.app(),
             host=config.host,
@@ -103,7 +118,7 @@ def main(config: GatewayConfig) -> None:
             server_header=False,
             timeout_graceful_shutdown=int(config.grace) + 5,
             ws_max_size=config.max_body,
-        )
+        ),
     )
     try:
         server.config.load()

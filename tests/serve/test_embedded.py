@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
@@ -86,7 +87,15 @@ def test_the_script_serves_until_it_is_told_to_end(monitors, tiny, tmp_path):
         with connect(url.replace("http", "ws") + "/v1/sessions") as socket:
             socket.send("{}")
             assert "id" in json.loads(socket.recv())
-        process.send_signal(signal.SIGTERM)
+        body = ASK | {"max_tokens": 500}
+        with ThreadPoolExecutor(1) as pool:  # an answer that is not streamed
+            asked = pool.submit(httpx2.post, f"{url}/v1/chat/completions", json=body, timeout=60)
+            for _ in range(200):
+                if "scm_open_streams 1.0" in httpx2.get(f"{url}/metrics").text:
+                    break
+            process.send_signal(signal.SIGTERM)
+            reply = asked.result()
+        assert reply.status_code in (200, 503)
         assert process.wait(20) in (0, 128 + signal.SIGTERM)
         log = [json.loads(line) for line in process.stderr.read().splitlines() if line[:1] == "{"]
         assert [one["event"] for one in log][-1] == "ended"
