@@ -3,17 +3,19 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
+from anyio import CancelScope
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from data.json_rows import iterate_rows
@@ -186,7 +188,7 @@ class Service:
         return self._stream(Events(chunks, stack))
 
     def _stream(self, events: Any) -> EventSourceResponse:
-        return EventSourceResponse(
+        return _Stream(
             events,
             send_timeout=self._send_timeout,
             shutdown_event=Shutdown(self.engine.closing),
@@ -290,16 +292,24 @@ class Service:
         return Response(status_code=204)
 
     async def socket(self, socket: WebSocket) -> None:
-        """WebSocket /v1/sessions: the first message opens a session, the others add to it."""
+        """WebSocket /v1/sessions: the first message opens a session, the others add to it.
+
+        A browser, which can set no header, names the key in the first message. Pages of other
+        sites are refused.
+        """
+        origin = socket.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != socket.headers.get("host"):
+            await socket.close(1008)
+            return
         await socket.accept()
         identity = tenant = None
         try:
-            tenant = self.engine.tenant(socket)
             session = None
             while True:
                 try:
                     message = await self._message(socket)
                     if session is None:
+                        tenant = self.engine.tenant(socket, take(message, "key", str, ""))
                         identity, session = await self._open(tenant, message)
                         reply = {"id": identity} | session.state()
                     else:
@@ -312,17 +322,12 @@ class Service:
                         await socket.close(1008 if refused.status < 500 else 1011)
                         return
                 await socket.send_text(as_json(reply).decode())
-        except Refused as refused:
-            await socket.send_text(as_json(refused.body | {"status": refused.status}).decode())
-            await socket.close(1008)
         except WebSocketDisconnect:
             pass
         finally:
             if identity is not None:
-                try:
+                with suppress(Refused):  # it had expired
                     self.sessions.drop(tenant, identity)
-                except Refused:
-                    pass  # it had expired
 
     async def _message(self, socket: WebSocket) -> dict[str, Any]:
         text = await socket.receive_text()
@@ -358,6 +363,17 @@ class Service:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.engine.counts.text(), media_type="text/plain; version=0.0.4")
+
+
+class _Stream(EventSourceResponse):
+    """Ends its events even where the client had left before the first one was asked for."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with CancelScope(shield=True):
+                await self.body_iterator.aclose()
 
 
 class Shutdown:

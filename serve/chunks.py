@@ -5,6 +5,7 @@ must have been judged. So a field is passed on unjudged only if it is known to h
 model, or if no text is in it; any other is withheld.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,8 +26,9 @@ PLAIN_CHOICE = set(
     "native_finish_reason stop_reason matched_stop content_filter_results"
     " content_filter_offsets".split()
 )
-PLAIN_DELTA = {"role"}
-PLAIN_CALL = set("index id type".split())
+NAME = re.compile(r"[\w.:/+-]{1,128}")  # of what is passed on as a name: a role, a tool, an id
+# The same thoughts under the old and the new name, as some servers send them, are one channel.
+BOTH: Channel = ("delta", "reasoning_content=reasoning")
 
 
 class BadChunk(ValueError):
@@ -73,12 +75,20 @@ def _is_number(value: object) -> bool:
 
 
 def plain_fields(
-    fields: dict[str, Any], known: set[str], withheld: list[str]
-) -> dict[str, Any]:  # fmt: skip
-    """Returns the fields that are known or hold no text; notes the names of the others."""
+    fields: dict[str, Any], known: set[str], names: set[str], withheld: list[str]
+) -> dict[str, Any]:
+    """Returns the fields that hold no text of the model; notes the names of the others.
+
+    Args:
+        fields: Of a chunk or a part of it.
+        known: Those that may hold any.
+        names: Those that may hold a name.
+        withheld: Where to note what is left out.
+    """
     kept = {}
     for name, value in fields.items():
-        if name in known or not holds_text(value):
+        is_name = name in names and isinstance(value, str) and NAME.fullmatch(value)
+        if name in known or is_name or not holds_text(value):
             kept[name] = value
         else:
             withheld.append(name)
@@ -102,7 +112,11 @@ def read_chunk(chunk: object, kind: Kind) -> tuple[dict[str, Any], list[Part], l
         raise BadChunk("field 'choices': a list was expected")
     withheld: list[str] = []
     rest = {name: value for name, value in chunk.items() if name != "choices"}
-    return plain_fields(rest, PLAIN_TOP, withheld), [_part(one, kind) for one in choices], withheld
+    return (
+        plain_fields(rest, PLAIN_TOP, set(), withheld),
+        [_part(one, kind) for one in choices],
+        withheld,
+    )
 
 
 def _part(choice: object, kind: Kind) -> Part:
@@ -112,12 +126,12 @@ def _part(choice: object, kind: Kind) -> Part:
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise BadChunk("field 'choices.index': a number from 0 was expected")
     finish = choice.get("finish_reason")
-    if finish is not None and not isinstance(finish, str):
-        raise BadChunk("field 'choices.finish_reason': text was expected")
+    if finish is not None and not (isinstance(finish, str) and NAME.fullmatch(finish)):
+        raise BadChunk("field 'choices.finish_reason': a name was expected")
     part = Part(index, finish_reason=finish)
     taken = {"index", "delta", "message", "text", "logprobs", "finish_reason"}
     rest = {name: value for name, value in choice.items() if name not in taken}
-    part.plain = plain_fields(rest, PLAIN_CHOICE, part.withheld)
+    part.plain = plain_fields(rest, PLAIN_CHOICE, set(), part.withheld)
     logprobs = choice.get("logprobs")
     part.logprobs = logprobs if isinstance(logprobs, dict) else None
     if kind == "text":
@@ -128,7 +142,11 @@ def _part(choice: object, kind: Kind) -> Part:
         delta = choice.get("message") or {}  # of a server that answers whole all the same
     if not isinstance(delta, dict):
         raise BadChunk("field 'choices.delta': an object was expected")
-    for name in TEXTS:
+    thoughts = delta.get("reasoning_content")
+    mirrored = isinstance(thoughts, str) and thoughts == delta.get("reasoning")
+    if mirrored:
+        _take_text(part, BOTH, thoughts)
+    for name in TEXTS[2:] if mirrored else TEXTS:
         _take_text(part, ("delta", name), delta.get(name))
     calls = delta.get("tool_calls") or []
     if not isinstance(calls, list):
@@ -138,7 +156,7 @@ def _part(choice: object, kind: Kind) -> Part:
     _take_function(part, ("delta", "function_call"), delta.get("function_call"))
     taken = {*TEXTS, "tool_calls", "function_call"}
     rest = {name: value for name, value in delta.items() if name not in taken}
-    if kept := plain_fields(rest, PLAIN_DELTA, part.withheld):
+    if kept := plain_fields(rest, set(), {"role"}, part.withheld):
         part.plain["delta"] = kept
     return part
 
@@ -157,7 +175,7 @@ def _take_call(part: Part, call: object, place: int) -> None:
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise BadChunk("field 'choices.delta.tool_calls.index': a number from 0 was expected")
     rest = {name: value for name, value in call.items() if name != "function"}
-    head = plain_fields(rest, PLAIN_CALL, part.withheld)
+    head = plain_fields(rest, set(), {"id", "type"}, part.withheld)
     _take_function(part, ("delta", "tool_calls", index), call.get("function"), head)
 
 
@@ -169,7 +187,7 @@ def _take_function(
         raise BadChunk(f"field 'choices.{at[1]}': an object was expected")
     function = dict(function or {})
     arguments = function.pop("arguments", None)
-    name = plain_fields(function, {"name"}, part.withheld)
+    name = plain_fields(function, set(), {"name"}, part.withheld)
     own = {one: value for one, value in (head or {}).items() if one != "index"}
     if own or name:
         part.heads.append((at, {**own, **({"function": name} if head is not None else name)}))
@@ -181,6 +199,8 @@ def as_delta(channel: Channel, value: object) -> dict[str, Any]:
     """Returns fields of a choice that hold a value in a channel, or a head at its place."""
     if channel[0] != "delta":
         return {"text": value}
+    if channel == BOTH:
+        return {"delta": dict.fromkeys(("reasoning_content", "reasoning"), value)}
     if channel[1] != "tool_calls":
         for name in reversed(channel[1:]):
             value = {name: value}
@@ -192,6 +212,8 @@ def as_delta(channel: Channel, value: object) -> dict[str, Any]:
 
 def name_of(channel: Channel) -> str:
     """Returns a channel's name for reports: content, reasoning, tool_calls.0, …"""
+    if channel == BOTH:
+        return "reasoning"
     names = [str(name) for name in channel if name not in ("delta", "function", "arguments")]
     return "content" if names == ["text"] else ".".join(names)
 

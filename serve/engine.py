@@ -100,7 +100,11 @@ class Engine:
         async with self.stream(prompt) as stream:
             try:
                 verdict = await stream.feed(text)
-                return verdict if verdict.stopped else await stream.close()
+                self.note(verdict)
+                if not verdict.stopped:
+                    verdict = await stream.close()
+                    self.note(verdict)
+                return verdict
             except Exception as error:
                 raise self.failed(error) from None
 
@@ -137,15 +141,19 @@ class Engine:
             verdict = await self.judge("", CANARY)
         except Refused as refused:
             return refused.status == 503
-        return len(verdict.scores) > 0
+        return verdict.tokens > 0
 
-    def tenant(self, connection: HTTPConnection) -> str:
+    def tenant(self, connection: HTTPConnection, key: str = "") -> str:
         """Returns who asks: a hash of the key, under which its sessions live.
+
+        Args:
+            connection: Its header names the key,
+            key: unless that came another way.
 
         Raises:
             Refused: The service has keys, and this is none of them.
         """
-        given = connection.headers.get("authorization", "")
+        given = key or connection.headers.get("authorization", "")
         key = given[7:].strip() if given[:7].lower() == "bearer " else given
         if self.keys and not self.knows(key):
             raise Refused(

@@ -20,6 +20,7 @@ from serve.operations import log
 from serve.requests import Refused
 
 LONGEST = 1 << 22  # characters or ids of a session
+REMEMBERED = 60.0  # seconds that the state of a session which has ended can be asked for
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Sessions:
 
     Args:
         engine: The running monitor.
-        per_tenant: Most sessions of one tenant.
+        per_tenant: Most sessions of one tenant that are open.
         age: Seconds after which a session ends.
         idle: Seconds without a fragment after which a session ends.
     """
@@ -98,7 +99,8 @@ class Sessions:
         identity = identity or uuid4().hex
         if (tenant, identity) in self._sessions:
             raise Refused(409, "there is a session of this id", param="id", code="taken")
-        if sum(one == tenant for one, _ in self._sessions) >= self._per_tenant:
+        open_ones = [key for key, one in self._sessions.items() if one.stream is not None]
+        if sum(own == tenant for own, _ in open_ones) >= self._per_tenant:
             raise Refused(
                 429, f"{self._per_tenant} sessions are open", code="too_many_sessions",
                 kind="rate_limit_error", retry_after=5,
@@ -229,7 +231,9 @@ class Sessions:
             if session.turn.locked():
                 continue
             idle, age = now - session.touched, now - session.opened
-            if idle > self._idle or age > self._age:
+            if session.stream is None and idle > min(self._idle, REMEMBERED):
+                self.drop(tenant, identity)
+            elif idle > self._idle or age > self._age:
                 log("session_expired", tenant=tenant, why="idle" if idle > self._idle else "age")
                 self.drop(tenant, identity)
 

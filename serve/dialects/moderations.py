@@ -25,7 +25,6 @@ async def moderate(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
     async def result(text: str) -> dict[str, Any]:
         async with waiting:
             verdict = await engine.judge("", text)
-        engine.note(verdict)
         engine.note_end(verdict)
         return moderation_result(verdict.stopped, engine.nearness(verdict))
 

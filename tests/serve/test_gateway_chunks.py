@@ -148,6 +148,42 @@ def test_a_channel_that_goes_on_later_is_read_from_its_start(monitor):
     assert whole["content"] == "One two three four five" and whole["reasoning"] == "hm so."
 
 
+def test_thoughts_under_both_names_are_one_channel(monitor, monkeypatch):
+    """Else each chunk would end one channel and read the other again."""
+    words = ["One ", "two ", "three ", "four "]
+    events = [chunk({"reasoning": word, "reasoning_content": word}) for word in words]
+    events += [chunk({"content": "Done."}), chunk({}, finish="stop")]
+    judged, original = [], monitor.scorer.score
+    monkeypatch.setattr(
+        monitor.scorer, "score", lambda c: judged.append(sum(len(i) for _, i in c)) or original(c)
+    )
+    chunks = converse(monitor, events)
+    for name in ("reasoning", "reasoning_content"):
+        assert text_of(chunks, name=name) == "".join(words)
+    assert text_of(chunks) == "Done."
+    prompt = len(monitor.prompt_ids("Say it."))
+    own = len(monitor.tokenizer("".join(words) + "Done.")["input_ids"])
+    assert sum(judged) <= 2 * prompt + own + 4  # two channels, each read once
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"role": "a whole sentence"},
+        {"tool_calls": [{"index": 0, "function": {"name": "some text of it"}}]},
+        {"tool_calls": [{"index": 0, "id": "more of it", "function": {"name": "f"}}]},
+        {"function_call": {"name": "and\nmore"}},
+    ],
+)
+def test_what_is_no_name_is_not_passed_on_as_one(delta):
+    _, (part,), _ = read_chunk(chunk(delta), "chat")
+    assert len(part.withheld) == 1
+    kept = json.dumps([part.heads, part.plain])
+    assert not any(word in kept for word in ("whole", "some", "more"))
+    with pytest.raises(BadChunk, match="finish_reason"):
+        read_chunk(chunk({}, finish="a whole sentence"), "chat")
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import httpx2
 import pytest
 
 from monitor.rules import DelayK
+from serve.gateway import Events
 from serve.options import GatewayConfig
 from serve.serving import build
 from tests.conftest import settings_of
@@ -381,6 +382,33 @@ def test_a_client_that_stops_reading_is_left(gateway, stub):
                 break
             time.sleep(0.02)
     assert stub.left == 1
+
+
+def test_a_client_that_left_before_the_first_chunk(gateway, stub):
+    """The answer is ready, but nobody asks for its events."""
+
+    class Chunks:
+        closed = False
+
+        async def aclose(self):
+            self.closed = True
+
+    async def main() -> None:
+        chunks, stack, left = Chunks(), AsyncExitStack(), []
+        stack.callback(left.append, True)
+        service = build(GatewayConfig(model_path="tiny", upstream="http://x"), gateway.monitor)
+        response = service._stream(Events(chunks, stack))
+
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            await asyncio.Event().wait()
+
+        await asyncio.wait_for(response({"type": "http", "method": "POST"}, receive, send), 20)
+        assert chunks.closed and left
+
+    asyncio.run(main())
 
 
 def test_closing_ends_every_stream_with_a_last_chunk(gateway, stub):

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from monitor.rules import DelayK
@@ -117,6 +118,8 @@ def test_sessions_live_under_their_key(gateway, monitor, tmp_path):
         assert post(url, {}, key="one").status_code == 201
         many = post(url, {}, key="one")
         assert many.status_code == 429 and many.headers["retry-after"]
+        post(url, {"text": "x", "final": True}, "/s", key="one")
+        assert post(url, {}, key="one").status_code == 201  # one that has ended counts no more
         assert post(url, {}).status_code == 401
 
 
@@ -200,3 +203,18 @@ def test_a_websocket_says_what_is_wrong(service):
         assert reply["status"] == 409 and reply["have"] == 0
         socket.send(json.dumps({"offset": 0, "text": "x"}))  # and it goes on
         assert json.loads(socket.recv())["have"] == 1
+
+
+def test_a_websocket_of_a_browser(gateway, tmp_path):
+    """It names the key in its first message; a page of another site is refused."""
+    (tmp_path / "keys").write_text("one\n")
+    with gateway(key_file=str(tmp_path / "keys")) as url:
+        address = url.replace("http", "ws") + "/v1/sessions"
+        with connect(address, origin=url) as socket:
+            socket.send(json.dumps({"key": "one"}))
+            assert "id" in json.loads(socket.recv())
+        with connect(address) as socket:
+            socket.send("{}")
+            assert json.loads(socket.recv())["status"] == 401
+        with pytest.raises(InvalidStatus):
+            connect(address, origin="http://evil.example")
