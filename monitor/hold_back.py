@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import regex
 
 from monitor.batcher import Batcher
+from monitor.options import HoldBack
 from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
 
@@ -31,8 +31,6 @@ SENTENCE_END = regex.compile(
     """.replace("CLOSING", r"""[\p{Pe}\p{Pf}\p{Pi}"'*_`]""")
 )
 LAST_SPACE = regex.compile(r"(?s).*\s")
-
-HoldBack = int | Literal["sentence"]
 
 
 @dataclass(frozen=True)

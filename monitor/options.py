@@ -12,6 +12,7 @@ from utils.options import refuse_below_one
 from utils.validation import one_line
 
 OnLimit = Literal["stop", "pass"]
+HoldBack = int | Literal["sentence"]  # tokens that a guard stays behind
 
 OF_LLM = ("prompt", "max_new_tokens", "temperature", "seed")  # options that --replay does not read
 OF_REPLAY = ("id", "delay")  # options that --llm does not read

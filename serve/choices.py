@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monitor.batcher import BatchedStream
-from monitor.hold_back import HeldText, HoldBack
+from monitor.hold_back import HeldText
+from monitor.options import HoldBack
 from monitor.rules import Level
 from monitor.stream import LEVELS, Verdict
 from serve.chunks import CONTENT, Channel, Kind, Part, as_delta, merge, name_of

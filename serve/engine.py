@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from monitor.batcher import BatchedStream, Batcher
-from monitor.hold_back import HoldBack
+from monitor.options import HoldBack
 from monitor.stream import StreamingContentMonitor, Verdict
 from serve.operations import Counts
 from serve.requests import Refused

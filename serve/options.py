@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from monitor.hold_back import HoldBack
+from monitor.options import HoldBack
 from serve.requests import PromptFrom
 from utils.files import InputError
 from utils.options import refuse_below_one

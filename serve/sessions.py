@@ -13,7 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from monitor.batcher import BatchedStream
-from monitor.hold_back import HeldText, HoldBack
+from monitor.hold_back import HeldText
+from monitor.options import HoldBack
 from monitor.stream import Verdict
 from serve.engine import Engine
 from serve.operations import log

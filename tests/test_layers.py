@@ -13,7 +13,8 @@ LAYERS = (
     {"evaluation"},
     {"annotation", "monitor", "train"},
     {"reports"},
-    {"serve", "test", "benchmarks"},
+    {"serve", "test"},
+    {"benchmarks"},
 )
 LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package in layer}
 FILES = sorted(path for package in LAYER_OF for path in (ROOT / package).rglob("*.py"))
