@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from data.json_rows import iterate_rows
-from serve.chunks import OBJECTS, Kind, as_delta, assemble
+from serve.chunks import CONTENT, OBJECTS, Kind, as_delta, assemble, no_text
 from serve.dialects.alibaba import Alibaba
 from serve.dialects.litellm import LiteLLM
 from serve.dialects.moderations import moderate
@@ -165,11 +165,8 @@ class Service:
     async def _complete(self, request: Request, kind: Kind) -> Response:
         body = await read_object(request, self._max_body)
         ask = read_ask(body, kind, self._prompt_from, self.engine.places)
-        headers = dict(request.headers)
-        if self.engine.keys:
-            headers.pop("authorization", None)
         try:
-            beginning = self.gateway.begin(ask, headers)
+            beginning = self.gateway.begin(ask, self._headers(request))
             chunks, stack = await until_gone(request, beginning)
         except Blocked as blocked:
             return self._refusal(str(blocked), kind, ask.stream)
@@ -187,7 +184,14 @@ class Service:
             return await until_gone(request, collect())
         return self._stream(Events(chunks, stack))
 
-    def _stream(self, events: Any) -> EventSourceResponse:
+    def _headers(self, request: Request) -> dict[str, str]:
+        """Returns what the upstream may read of; a key of this service is not for it."""
+        headers = dict(request.headers)
+        if self.engine.keys:
+            headers.pop("authorization", None)
+        return headers
+
+    def _stream(self, events: Events) -> EventSourceResponse:
         return _Stream(
             events,
             send_timeout=self._send_timeout,
@@ -199,8 +203,8 @@ class Service:
         """Answers a blocked prompt as if the LLM had refused."""
         envelope = {"id": f"blocked-{uuid4().hex}", "object": OBJECTS[kind]}
         envelope |= {"created": 0, "model": self.engine.name}
-        said = {"index": 0, **as_delta(("delta", "content") if kind == "chat" else ("text",), text)}
-        ended = {"index": 0} | ({"delta": {}} if kind == "chat" else {"text": ""})
+        said = {"index": 0, **as_delta(CONTENT[kind], text)}
+        ended = {"index": 0, **no_text(kind)}
         chunks = [
             envelope | {"choices": [said | {"finish_reason": None}]},
             envelope | {"choices": [ended | {"finish_reason": "content_filter"}]},
@@ -208,20 +212,16 @@ class Service:
         if not stream:
             return JSONResponse(assemble(iter(chunks), kind))
 
-        async def events() -> AsyncIterator[bytes]:
+        async def both() -> AsyncIterator[dict[str, Any]]:
             for chunk in chunks:
-                yield b"data: " + as_json(chunk) + b"\n\n"
-            yield b"data: [DONE]\n\n"
+                yield chunk
 
-        return self._stream(events())
+        return self._stream(Events(both(), AsyncExitStack()))
 
     async def models(self, request: Request, tenant: str) -> Response:
         """GET /v1/models."""
-        headers = dict(request.headers)
-        if self.engine.keys:
-            headers.pop("authorization", None)
         try:
-            status, content = await self.gateway.upstream.models(headers)
+            status, content = await self.gateway.upstream.models(self._headers(request))
         except UpstreamError as error:
             raise Refused(error.status, str(error), kind="server_error", code=error.code) from None
         return Response(content, status, media_type="application/json")

@@ -65,7 +65,7 @@ class Logprobs:
         self._waiting: deque[tuple[int, tuple]] = deque()  # end of the token's text, entry
 
     def take(self, logprobs: dict[str, Any] | None, text: str) -> None:
-        """Takes a chunk's entries, and the text that came with them."""
+        """Takes a chunk's entries, and the text that came with them, which is not empty."""
         columns = [(logprobs or {}).get(name) for name in self._names]
         columns = [one if isinstance(one, list) else [] for one in columns]
         count = len(columns[0])
@@ -76,7 +76,7 @@ class Logprobs:
             spelled += token if isinstance(token, str) else "\0"
             self._waiting.append((self._spelled + len(spelled), entry))
         self._spelled += len(text)
-        self._broken |= bool(text) and spelled != text
+        self._broken |= spelled != text
         if self._broken:
             self._waiting.clear()
 
@@ -167,8 +167,7 @@ class GuardedChoice:
             await self._begin(channel)
         known = self._texts[channel]
         known.received += text
-        if not self.over:
-            self._take(judged, await self._stream.feed(text), final=False)
+        self._take(judged, await self._stream.feed(text), final=False)
 
     async def _begin(self, channel: Channel) -> None:
         self._stream, self._channel = await self._open(), channel

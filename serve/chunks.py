@@ -210,6 +210,11 @@ def as_delta(channel: Channel, value: object) -> dict[str, Any]:
     return {"delta": {"tool_calls": [{"index": channel[2], **value}]}}
 
 
+def no_text(kind: Kind) -> dict[str, Any]:
+    """Returns the fields of a choice that adds no text, such as its last one."""
+    return {"delta": {}} if kind == "chat" else {"text": ""}
+
+
 def name_of(channel: Channel) -> str:
     """Returns a channel's name for reports: content, reasoning, tool_calls.0, …"""
     if channel == BOTH:

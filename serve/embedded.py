@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from model.loading import load_checkpoint
 from monitor.generation import GrowingDecode, as_chat
-from serve.chunks import CONTENT, OBJECTS, Kind, as_delta
+from serve.chunks import CONTENT, OBJECTS, Kind, as_delta, no_text
 from serve.upstream import Answer, UpstreamError
 from utils.device import default_device
 
@@ -136,8 +136,7 @@ class EmbeddedUpstream:
             while (text := await queue.get()) is not None:
                 yield chunk(as_delta(CONTENT[kind], text))
             count = await working
-            end = {"delta": {}} if kind == "chat" else {"text": ""}
-            yield chunk(end, "length" if count >= limit else "stop")
+            yield chunk(no_text(kind), "length" if count >= limit else "stop")
             answer.done = True
         finally:
             left.event.set()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from anyio import CancelScope
 
 from serve.choices import GuardedChoice, Judged
-from serve.chunks import BadChunk, Part, read_chunk
+from serve.chunks import BadChunk, Part, no_text, read_chunk
 from serve.engine import Engine
 from serve.operations import log, log_failure
 from serve.prompt_check import CheckFailed, PromptCheck
@@ -225,9 +225,8 @@ class Conversation:
         self._engine.note_end(choice.verdict)
         counts.released.inc(choice.released)
         counts.withheld.inc(choice.withheld)
-        last: dict[str, Any] = {"index": index}
-        last |= {"delta": {}} if self._ask.kind == "chat" else {"text": ""}
-        last |= choice.plain | {"finish_reason": judged.finish_reason}
+        last = {"index": index, **no_text(self._ask.kind), **choice.plain}
+        last["finish_reason"] = judged.finish_reason
         if self._manners.azure:
             last["content_filter_results"] = filter_results(choice.level, choice.stopped)
         details = choice.details()

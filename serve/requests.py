@@ -52,7 +52,6 @@ class Ask:
         body: For the upstream: the client's fields, without those that are ours.
         prompts: What each choice answers.
         stream: The client wants chunks.
-        usage: It wants to know the usage, too.
         moderation: It wants OpenAI's moderation object.
         scores: It wants the tokens' scores.
     """
@@ -61,7 +60,6 @@ class Ask:
     body: dict[str, Any]
     prompts: list[str]
     stream: bool
-    usage: bool
     moderation: bool
     scores: bool
 
@@ -134,11 +132,10 @@ def read_ask(body: dict[str, Any], kind: Kind, prompt_from: PromptFrom, places: 
     prompts = _messages(rest, prompt_from) if kind == "chat" else _prompts(rest)
     if count < 1 or count * len(prompts) > places:
         raise Refused(400, f"field 'n': 1 to {places} choices can be followed", param="n")
-    usage = not stream or bool(options.get("include_usage"))
-    if usage:
+    if not stream or options.get("include_usage"):
         rest["stream_options"] = options | {"include_usage": True}
     prompts = [prompt for prompt in prompts for _ in range(count)]
-    return Ask(kind, rest, prompts, stream, usage, moderation, scores)
+    return Ask(kind, rest, prompts, stream, moderation, scores)
 
 
 def _messages(body: dict[str, Any], prompt_from: PromptFrom) -> list[str]:

@@ -77,16 +77,14 @@ def subset(split: Predictions, chosen: np.ndarray) -> Predictions:
 
 
 def measure_source(
-    runs: Sequence[Run], points: Sequence[OperatingPoint], chosen: np.ndarray, resamples: int,
-    seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Measures tests on some of their responses, on the same bootstrap samples.
+    splits: Sequence[Predictions], points: Sequence[OperatingPoint], resamples: int, seed: int
+) -> dict[str, Any]:
+    """Measures what several tests say of the same responses, on the same bootstrap samples.
 
     Returns:
         The numbers of responses, and for each test its metrics with intervals, and "against", the
         difference of its macro F1 from the first test's.
     """
-    splits = [subset(run.test, chosen) for run in runs]
     outcomes = [point.decide(split) for point, split in zip(points, splits, strict=True)]
     rows, samples = [], []
     for outcome, split in zip(outcomes, splits, strict=True):
@@ -220,16 +218,17 @@ def main(config: SourcesConfig) -> None:
         found: dict[str, Any] = {}
         for name in tqdm([POOLED, *names] if len(names) > 1 else names, "sources"):
             chosen = np.full(len(source_of), True) if name == POOLED else source_of == name
-            found[name] = measure_source(runs, points, chosen, config.bootstrap, config.seed)
+            splits = [subset(run.test, chosen) for run in runs]
+            found[name] = measure_source(splits, points, config.bootstrap, config.seed)
             if not config.calibrate_on or name == POOLED:
                 continue
             found[name]["calibrated"] = [
                 {"method": run.display_name, "target": config.target_false_alarm} | measured
-                for run, point in zip(runs, points, strict=True)
+                for run, split, point in zip(runs, splits, points, strict=True)
                 if point.k is not None
                 and (
                     measured := measure_calibration(
-                        subset(run.test, chosen), point, config.calibrate_on,
+                        split, point, config.calibrate_on,
                         config.target_false_alarm, config.draws, config.seed,
                     )
                 )
