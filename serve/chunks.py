@@ -1,8 +1,9 @@
 """Chunks of an OpenAI-compatible stream: the text of each channel out, released text in again.
 
 A chunk is a dictionary and stays one, so that the fields of vendors survive. What a client is shown
-must have been judged. So a field is passed on unjudged only if it is known to hold no text of the
-model, or if no text is in it; any other is withheld.
+should have been judged. So a field is passed on unjudged only if it is known as plain, is a name,
+or has no text among its values; any other is withheld. docs/serving.md names what this lets
+through.
 """
 
 import re
@@ -182,7 +183,7 @@ def _take_call(part: Part, call: object, place: int) -> None:
 def _take_function(
     part: Part, at: Channel, function: object, head: dict[str, Any] | None = None
 ) -> None:
-    """Takes a function's name and arguments; the name is the client's own and passes."""
+    """Takes a function's name and arguments; the name, which the model wrote, passes."""
     if function is not None and not isinstance(function, dict):
         raise BadChunk(f"field 'choices.{at[1]}': an object was expected")
     function = dict(function or {})
