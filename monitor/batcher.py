@@ -269,6 +269,11 @@ class BatchedStream(AbstractAsyncContextManager["BatchedStream"]):
     async def __aexit__(self, *_) -> None:
         self.leave()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, for instance since it was not fed for the `idle_timeout`."""
+        return self._gone or self.stream.closed
+
     async def feed(self, piece: str | bytes) -> Verdict:
         """See `Stream.feed`."""
         return await self._after(lambda: self.stream.receive(piece))

@@ -1,68 +1,49 @@
 """The service: routes of the gateway, sessions, dialects, the page and its operations."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
-from uuid import uuid4
 
-from anyio import CancelScope
-from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from data.json_rows import iterate_rows
-from serve.chunks import CONTENT, OBJECTS, Kind, as_delta, assemble, no_text
+from monitor.batcher import NoPlace
+from monitor.stream import StreamClosed
+from serve.answers import ClientLeft, Events, EventStream, Shutdown, refusal, until_gone
+from serve.chunks import Kind, assemble, is_name
 from serve.dialects.alibaba import Alibaba
 from serve.dialects.litellm import LiteLLM
 from serve.dialects.moderations import moderate
 from serve.engine import Engine
-from serve.gateway import Blocked, Events, Gateway, as_json
+from serve.gateway import Blocked, Gateway
+from serve.json_text import as_json, reply
 from serve.operations import log, log_failure
-from serve.requests import PromptFrom, Refused, read_ask, read_body, read_object, take
-from serve.sessions import Sessions
+from serve.requests import (
+    PromptFrom,
+    Refused,
+    as_object,
+    read_ask,
+    read_body,
+    read_object,
+    take,
+)  # fmt: skip
+from serve.sessions import Session, Sessions
 from serve.upstream import UpstreamError
 
 PAGE = Path(__file__).with_name("page.html")
 SAMPLE = Path(__file__).parents[1] / "FineHarm" / "sample" / "test.json"
+MOST_HELD = 1 << 16  # tokens that a session may hold back
 EXAMPLE = "sample-a075"  # the released monitor stops it
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';" + (
     " connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
 )
-
-
-class ClientLeft(Exception):
-    """The client went away before it got an answer."""
-
-
-async def until_gone(request: Request, work: Awaitable) -> Any:
-    """Waits for work, and cancels it where the client leaves meanwhile; the body was read.
-
-    Raises:
-        ClientLeft: It left.
-    """
-
-    async def leaves() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(work), asyncio.create_task(leaves())
-    try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientLeft
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.wait([working, leaving])
 
 
 class Service:
@@ -135,24 +116,25 @@ class Service:
             route = request.scope["route"].path
             try:
                 response = await handle(request, self.engine.tenant(request))
-            except Refused as refused:
-                response = refused.response()
-            except ExceptionGroup as group:  # of texts judged side by side
-                refused = next((e for e in group.exceptions if isinstance(e, Refused)), None)
-                if refused is None:
-                    raise
-                response = refused.response()
-            except ClientLeft:
+            except (ClientLeft, ClientDisconnect):
                 self.engine.counts.cancelled.labels("client").inc()
                 response = Response(status_code=499)
             except Exception as error:
-                log_failure("failed", error, route=route)
-                failed = Refused(500, "the service failed", kind="server_error", code="internal")
-                response = failed.response()
+                response = self._failed(error, route).response()
             self.engine.counts.requests.labels(route, response.status_code).inc()
             return response
 
         return answer
+
+    def _failed(self, error: Exception, route: str) -> Refused:
+        """Returns what a failure is answered with."""
+        while isinstance(error, ExceptionGroup):  # of texts judged side by side
+            refused = [one for one in error.exceptions if isinstance(one, Refused)]
+            error = (refused or error.exceptions)[0]
+        if isinstance(error, Refused | NoPlace | StreamClosed):
+            return self.engine.refusal(error)
+        log_failure("failed", error, route=route)
+        return Refused(500, "the service failed", kind="server_error", code="internal")
 
     async def chat(self, request: Request, tenant: str) -> Response:
         """POST /v1/chat/completions."""
@@ -165,24 +147,30 @@ class Service:
     async def _complete(self, request: Request, kind: Kind) -> Response:
         body = await read_object(request, self._max_body)
         ask = read_ask(body, kind, self._prompt_from, self.engine.places)
+        stack = AsyncExitStack()
         try:
-            beginning = self.gateway.begin(ask, self._headers(request))
-            chunks, stack = await until_gone(request, beginning)
-        except Blocked as blocked:
-            return self._refusal(str(blocked), kind, ask.stream)
-        if not ask.stream:
+            beginning = self.gateway.begin(ask, self._headers(request), stack)
+            chunks = await until_gone(request, beginning)
+        except BaseException as error:
+            await stack.aclose()
+            if not isinstance(error, Blocked):
+                raise
+            refused = refusal(str(error), ask, self.engine.name)
+            if not ask.stream:
+                return reply(assemble(iter(refused), kind))
+            return self._stream(Events(_each(refused), stack))
+        if ask.stream:
+            return self._stream(Events(chunks, stack))
 
-            async def collect() -> Response:
-                async with stack, aclosing(chunks):
-                    found = [chunk async for chunk in chunks]
-                failure = next((chunk for chunk in found if "error" in chunk), None)
-                if failure:
-                    status = 503 if failure["error"]["code"] == "shutting_down" else 502
-                    return JSONResponse(failure, status)
-                return Response(as_json(assemble(found, kind)), media_type="application/json")
+        async def collect() -> Response:
+            async with stack, aclosing(chunks):
+                found = [chunk async for chunk in chunks]
+            if "error" in found[-1]:
+                status = 503 if found[-1]["error"]["code"] == "shutting_down" else 502
+                return reply(found[-1], status)
+            return reply(assemble(iter(found), kind))
 
-            return await until_gone(request, collect())
-        return self._stream(Events(chunks, stack))
+        return await until_gone(request, collect())
 
     def _headers(self, request: Request) -> dict[str, str]:
         """Returns what the upstream may read of; a key of this service is not for it."""
@@ -191,32 +179,13 @@ class Service:
             headers.pop("authorization", None)
         return headers
 
-    def _stream(self, events: Events) -> EventSourceResponse:
-        return _Stream(
+    def _stream(self, events: Events) -> EventStream:
+        return EventStream(
             events,
             send_timeout=self._send_timeout,
             shutdown_event=Shutdown(self.engine.closing),
             shutdown_grace_period=self._grace,
         )
-
-    def _refusal(self, text: str, kind: Kind, stream: bool) -> Response:
-        """Answers a blocked prompt as if the LLM had refused."""
-        envelope = {"id": f"blocked-{uuid4().hex}", "object": OBJECTS[kind]}
-        envelope |= {"created": 0, "model": self.engine.name}
-        said = {"index": 0, **as_delta(CONTENT[kind], text)}
-        ended = {"index": 0, **no_text(kind)}
-        chunks = [
-            envelope | {"choices": [said | {"finish_reason": None}]},
-            envelope | {"choices": [ended | {"finish_reason": "content_filter"}]},
-        ]
-        if not stream:
-            return JSONResponse(assemble(iter(chunks), kind))
-
-        async def both() -> AsyncIterator[dict[str, Any]]:
-            for chunk in chunks:
-                yield chunk
-
-        return self._stream(Events(both(), AsyncExitStack()))
 
     async def models(self, request: Request, tenant: str) -> Response:
         """GET /v1/models."""
@@ -229,41 +198,43 @@ class Service:
     async def moderations(self, request: Request, tenant: str) -> Response:
         """POST /v1/moderations."""
         body = await read_object(request, self._max_body)
-        return JSONResponse(await until_gone(request, moderate(self.engine, body)))
+        return reply(await until_gone(request, moderate(self.engine, body)))
 
     async def litellm(self, request: Request, tenant: str) -> Response:
         """POST /beta/litellm_basic_guardrail_api."""
         body = await read_object(request, self._max_body)
-        return JSONResponse(await self.guardrail.guard(tenant, body))
+        return reply(await self.guardrail.guard(tenant, body))
 
     async def alibaba(self, request: Request, tenant: str) -> Response:
         """POST /."""
         content = (await read_body(request, self._max_body)).decode(errors="replace")
         parameters = dict(request.query_params) | dict(parse_qsl(content, keep_blank_values=True))
-        return JSONResponse(await self._alibaba.moderate(tenant, parameters))
+        return reply(await self._alibaba.moderate(tenant, parameters))
 
     async def open_session(self, request: Request, tenant: str) -> Response:
         """POST /v1/sessions."""
         body = await read_object(request, self._max_body)
-        identity, session = await self._open(tenant, body)
-        return JSONResponse({"id": identity} | session.state(), 201)
+        identity, session = self._open(tenant, body)
+        return reply({"id": identity} | session.state(), 201)
 
-    async def _open(self, tenant: str, body: dict[str, Any]):
+    def _open(self, tenant: str, body: dict[str, Any]) -> tuple[str, Session]:
         hold_back = take(body, "hold_back", (int, str))
         if hold_back not in (None, "sentence") and not (
-            isinstance(hold_back, int) and not isinstance(hold_back, bool) and hold_back >= 0
+            type(hold_back) is int and 0 <= hold_back <= MOST_HELD
         ):
             raise Refused(
-                400, "field 'hold_back': a number of tokens or 'sentence'", param="hold_back"
+                400, f"field 'hold_back': 0 to {MOST_HELD} tokens, or 'sentence'", param="hold_back"
             )
         prompt, identity = take(body, "prompt", str, ""), take(body, "id", str)
-        return await self.sessions.open(tenant, prompt, identity, hold_back)
+        if identity is not None and not is_name(identity):
+            raise Refused(400, "field 'id': a name without spaces was expected", param="id")
+        return self.sessions.open(tenant, prompt, identity, hold_back)
 
     async def add_to_session(self, request: Request, tenant: str) -> Response:
         """POST /v1/sessions/{id}."""
         body = await read_object(request, self._max_body)
         session = self.sessions.find(tenant, request.path_params["id"])
-        return JSONResponse(await self._add(session, body))
+        return reply(await self._add(session, body))
 
     async def _add(self, session, body: dict[str, Any]) -> dict[str, Any]:
         offset, final = take(body, "offset", int), take(body, "final", bool, False)
@@ -284,7 +255,7 @@ class Service:
 
     async def show_session(self, request: Request, tenant: str) -> Response:
         """GET /v1/sessions/{id}."""
-        return JSONResponse(self.sessions.find(tenant, request.path_params["id"]).state())
+        return reply(self.sessions.find(tenant, request.path_params["id"]).state())
 
     async def drop_session(self, request: Request, tenant: str) -> Response:
         """DELETE /v1/sessions/{id}."""
@@ -310,74 +281,54 @@ class Service:
                     message = await self._message(socket)
                     if session is None:
                         tenant = self.engine.tenant(socket, take(message, "key", str, ""))
-                        identity, session = await self._open(tenant, message)
-                        reply = {"id": identity} | session.state()
+                        identity, session = self._open(tenant, message)
+                        known = {"id": identity} | session.state()
                     else:
-                        session = self.sessions.find(tenant, identity)
-                        reply = await self._add(session, message)
+                        known = await self._add(session, message)
                 except Refused as refused:
-                    reply = refused.body | {"status": refused.status}
-                    if session is None or refused.status >= 500:
-                        await socket.send_text(as_json(reply).decode())
+                    known = refused.body | {"status": refused.status}
+                    if session is None or session.failed or session.dropped:
+                        await socket.send_text(as_json(known).decode())
                         await socket.close(1008 if refused.status < 500 else 1011)
                         return
-                await socket.send_text(as_json(reply).decode())
+                await socket.send_text(as_json(known).decode())
         except WebSocketDisconnect:
             pass
         finally:
             if identity is not None:
                 with suppress(Refused):  # it had expired
-                    self.sessions.drop(tenant, identity)
+                    self.sessions.drop(tenant, identity, session)
 
     async def _message(self, socket: WebSocket) -> dict[str, Any]:
         text = await socket.receive_text()
         if len(text) > self._max_body:
             raise Refused(413, f"the message is longer than {self._max_body}", code="too_large")
-        try:
-            message = json.loads(text)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
-            raise Refused(400, "the message is no JSON object", code="invalid_json")
-        return message
+        return as_object(text, "message")
 
     async def about(self, request: Request, tenant: str) -> Response:
         """GET /about: what the page shows of the service."""
-        return JSONResponse(self.engine.about())
+        return reply(self.engine.about())
 
     async def example(self, request: Request, tenant: str) -> Response:
         """GET /example: a harmful response of the embedded corpus, for the page to play."""
         record = next(row for _, row in iterate_rows(SAMPLE) if row["id"] == EXAMPLE)
-        return JSONResponse({"prompt": record["prompt"], "text": record["response"]})
+        return reply({"prompt": record["prompt"], "text": record["response"]})
 
     async def _page(self, request: Request) -> Response:
         headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
         return HTMLResponse(PAGE.read_text(), headers=headers)
 
     async def _healthz(self, request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return reply({"status": "ok"})
 
     async def _readyz(self, request: Request) -> Response:
         ready = not self.engine.closing.is_set() and await self.engine.is_ready()
-        return JSONResponse({"ready": ready}, 200 if ready else 503)
+        return reply({"ready": ready}, 200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.engine.counts.text(), media_type="text/plain; version=0.0.4")
 
 
-class _Stream(EventSourceResponse):
-    """Ends its events even where the client had left before the first one was asked for."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            with CancelScope(shield=True):
-                await self.body_iterator.aclose()
-
-
-class Shutdown:
-    """The event that sse-starlette sets when the server closes; it is the engine's own."""
-
-    def __init__(self, closing: asyncio.Event) -> None:
-        self.set, self.is_set = closing.set, closing.is_set
+async def _each(chunks: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    for chunk in chunks:
+        yield chunk

@@ -3,11 +3,11 @@
 A channel (content, reasoning, a tool call's arguments) is a response of its own. Channels follow
 one another, so the one that was written to is ended when another begins: its last word is judged
 and passed on first, and a choice takes one place of the batcher at a time. Should a channel go on
-later, it is read again from its start.
+later, it is read again from its start, though not without end.
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +16,22 @@ from monitor.hold_back import HeldText
 from monitor.options import HoldBack
 from monitor.rules import Level
 from monitor.stream import LEVELS, Verdict
-from serve.chunks import CONTENT, Channel, Kind, Part, as_delta, merge, name_of
+from serve.chunks import (
+    CONTENT,
+    BadChunk,
+    Channel,
+    Kind,
+    Part,
+    as_delta,
+    is_number,
+    merge,
+    name_of,
+    no_text,
+)  # fmt: skip
+from serve.verdicts import rounded
 
 OpenStream = Callable[[], Awaitable[BatchedStream]]
-# in which entries lie behind one another: of a chat's logprobs, of a completion's
-LOGPROBS: dict[Kind, tuple[str, ...]] = {
-    "chat": ("content",),
-    "text": ("tokens", "token_logprobs", "top_logprobs", "text_offset"),
-}
+REOPENINGS = 64  # how often channels of a choice may be gone on with
 
 
 @dataclass
@@ -57,42 +65,73 @@ class _Text:
 class Logprobs:
     """Log probabilities that wait until all characters of their token are passed on.
 
-    Entries whose tokens do not spell the text, such as those of bytes, are dropped from there on.
+    An entry is made anew of its token, number and place. Alternatives to the token, which nobody
+    judged, are left out. Entries whose tokens do not spell the text, such as those of bytes, are
+    dropped from there on.
     """
 
     def __init__(self, kind: Kind) -> None:
-        self._names, self._spelled, self._broken = LOGPROBS[kind], 0, False
-        self._waiting: deque[tuple[int, tuple]] = deque()  # end of the token's text, entry
+        self._kind, self._spelled, self._broken = kind, 0, False
+        self._waiting: deque[tuple[int, dict[str, Any]]] = deque()  # end of the token's text, entry
 
     def take(self, logprobs: dict[str, Any] | None, text: str) -> None:
         """Takes a chunk's entries, and the text that came with them, which is not empty."""
-        columns = [(logprobs or {}).get(name) for name in self._names]
-        columns = [one if isinstance(one, list) else [] for one in columns]
-        count = len(columns[0])
         spelled = ""
-        for place in range(count):
-            entry = tuple(column[place] if len(column) == count else None for column in columns)
-            token = entry[0].get("token") if isinstance(entry[0], dict) else entry[0]
+        for token, number, place in self._entries(logprobs or {}):
             spelled += token if isinstance(token, str) else "\0"
+            number = number if is_number(number) else None
+            if self._kind == "chat":
+                entry = {"token": token, "logprob": number, "top_logprobs": []}
+                entry["bytes"] = [*str(token).encode(errors="replace")]
+                entry = {"content": [entry]}
+            else:
+                values = (token, number, None, place if is_number(place) else None)
+                names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+                entry = {name: [value] for name, value in zip(names, values, strict=True)}
             self._waiting.append((self._spelled + len(spelled), entry))
         self._spelled += len(text)
         self._broken |= spelled != text
         if self._broken:
             self._waiting.clear()
 
+    def _entries(self, logprobs: dict[str, Any]) -> Iterator[tuple[object, object, object]]:
+        if self._kind == "chat":
+            content = logprobs.get("content")
+            for one in content if isinstance(content, list) else []:
+                entry = one if isinstance(one, dict) else {}
+                yield entry.get("token"), entry.get("logprob"), None
+        else:
+            columns = [logprobs.get(n) for n in ("tokens", "token_logprobs", "text_offset")]
+            tokens, *others = [one if isinstance(one, list) else [] for one in columns]
+            others = [one if len(one) == len(tokens) else [None] * len(tokens) for one in others]
+            yield from zip(tokens, *others, strict=True)
+
     def give(self, released: int) -> dict[str, Any] | None:
         """Returns the entries of tokens within the first `released` characters."""
-        entries = []
+        given: dict[str, Any] = {}
         while self._waiting and self._waiting[0][0] <= released:
-            entries.append(self._waiting.popleft()[1])
-        if not entries:
-            return None
-        return dict(zip(self._names, map(list, zip(*entries, strict=True)), strict=True))
+            merge(given, self._waiting.popleft()[1])
+        return given or None
 
 
 def _goes_on(channel: Channel, later: list[Part]) -> bool:
     """Tells whether the next part begins with more text of a channel and no more than that."""
-    return bool(later) and not later[0].heads and [one for one, _ in later[0].texts] == [channel]
+    if not later or len(later[0].added) != 1:
+        return False
+    place, added = later[0].added[0]
+    return place == channel and isinstance(added, str)
+
+
+def _unsaid(said: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a tool call's head was not said before, and notes it: a call has one name."""
+    fresh = {}
+    for name, value in head.items():
+        if isinstance(value, dict):
+            if inner := _unsaid(said.setdefault(name, {}), value):
+                fresh[name] = inner
+        elif name not in said:
+            said[name] = fresh[name] = value
+    return fresh
 
 
 class GuardedChoice:
@@ -112,6 +151,8 @@ class GuardedChoice:
         self.index, self._kind = index, kind
         self._open, self._hold_back, self._stop_text = open_stream, hold_back, stop_text
         self._texts: dict[Channel, _Text] = {}
+        self._heads: dict[Channel, dict[str, Any]] = {}  # of tool calls, as far as they were sent
+        self._reopened = 0
         self._stream: BatchedStream | None = None
         self._channel: Channel | None = None
         self._held = HeldText(hold_back)
@@ -119,6 +160,7 @@ class GuardedChoice:
         self._logprobs = Logprobs(kind)
         self.plain: dict[str, Any] = {}  # for the next chunk
         self.verdict: Verdict | None = None  # the last one, on any channel
+        self.nearest: Verdict | None = None  # the one nearest to a stop
         self.level: Level = "safe"  # the worst so far
         self.begun, self.over = False, False
 
@@ -129,18 +171,14 @@ class GuardedChoice:
             if self.over:
                 break
             self._add_plain(part.plain)
-            for at, head in part.heads:
-                if at != (self._channel or ())[: len(at)]:
-                    await self._end(judged)
-                if self.over:
-                    return judged
-                merge(self.plain, as_delta(at, head))
-                self._send(judged, "")
-            for channel, text in part.texts:
+            for turn, (channel, added) in enumerate(part.added, 1):
+                if not isinstance(added, str):
+                    await self._take_head(judged, channel, added)
+                    continue
                 if channel == CONTENT[self._kind]:
-                    self._logprobs.take(part.logprobs, text)
-                run += text
-                is_last = channel == part.texts[-1][0] and part.finish_reason is None
+                    self._logprobs.take(part.logprobs, added)
+                run += added
+                is_last = turn == len(part.added) and part.finish_reason is None
                 if is_last and _goes_on(channel, parts[number + 1 :]):
                     continue
                 await self._feed(judged, channel, run)
@@ -152,6 +190,15 @@ class GuardedChoice:
         if any(self.plain.values()) and not self.over:
             self._send(judged, "")
         return judged
+
+    async def _take_head(self, judged: Judged, at: Channel, head: dict[str, Any]) -> None:
+        if self.over or not (fresh := _unsaid(self._heads.setdefault(at, {}), head)):
+            return
+        if at != (self._channel or ())[: len(at)]:
+            await self._end(judged)
+        if not self.over:
+            merge(self.plain, as_delta(at, fresh))
+            self._send(judged, "")
 
     def _add_plain(self, plain: dict[str, Any]) -> None:
         delta = self.plain.get("delta", {}) | plain.get("delta", {})
@@ -175,6 +222,9 @@ class GuardedChoice:
         known = self._texts.setdefault(channel, _Text())
         self._repeated = known.released
         if known.received:
+            self._reopened += 1
+            if self._reopened > REOPENINGS:
+                raise BadChunk("channels of a choice alternate too often")
             self._repeated -= len(self._held.take(await self._stream.feed(known.received)))
 
     async def _end(self, judged: Judged) -> None:
@@ -188,6 +238,9 @@ class GuardedChoice:
     def _take(self, judged: Judged, verdict: Verdict, final: bool) -> None:
         self.verdict, known = verdict, self._texts[self._channel]
         self.level = max(self.level, verdict.level, key=LEVELS.index)
+        nearest = self.nearest
+        if nearest is None or verdict.stopped or verdict.statistic > nearest.statistic:
+            self.nearest = verdict
         text = self._held.take(verdict, final)
         skipped = min(self._repeated, len(text))
         text, self._repeated = text[skipped:], self._repeated - skipped
@@ -197,7 +250,7 @@ class GuardedChoice:
         judged.scores.append(
             {
                 "channel": name_of(self._channel),
-                "scores": [round(float(score), 4) for score in verdict.scores],
+                "scores": rounded(verdict.scores),
                 "starts": list(verdict.starts),
                 "verified": verdict.verified,
                 "received": len(known.received),
@@ -217,7 +270,7 @@ class GuardedChoice:
                 released = self._texts[self._channel].released
                 if logprobs := self._logprobs.give(released):
                     fields["logprobs"] = logprobs
-        judged.fields.append(fields)
+        judged.fields.append(no_text(self._kind) | fields)
 
     def _finish(self, judged: Judged, reason: str) -> None:
         if reason == "content_filter" and self.stopped and self._stop_text:

@@ -1,7 +1,6 @@
 """A language model in the same process, for a gateway that shows all by one command."""
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -11,12 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from transformers import AutoModelForCausalLM, StoppingCriteria
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from model.loading import load_checkpoint
 from monitor.generation import GrowingDecode, as_chat
-from serve.chunks import CONTENT, OBJECTS, Kind, as_delta, no_text
+from monitor.text import join_surrogates
+from serve.chunks import CONTENT, OBJECTS, Kind, as_delta, is_number, no_text
+from serve.json_text import as_json
+from serve.requests import Ask
 from serve.upstream import Answer, UpstreamError
 from utils.device import default_device
 
@@ -54,7 +56,7 @@ class _Sender(BaseStreamer):
 
 
 class EmbeddedUpstream:
-    """Answers the last message of the user; one answer at a time.
+    """Answers a prompt as the monitor reads it; one answer at a time.
 
     Args:
         folder: Of the model.
@@ -69,19 +71,19 @@ class EmbeddedUpstream:
         self._turn, self._waiting = asyncio.Lock(), 0
 
     async def close(self) -> None:
-        """See `serve.gateway.Upstream`."""
+        """See `serve.upstream.Upstream`."""
 
     async def models(self, headers: Mapping[str, str]) -> tuple[int, bytes]:
-        """See `serve.gateway.Upstream`."""
+        """See `serve.upstream.Upstream`."""
         model = {"id": self._name, "object": "model", "created": 0, "owned_by": "here"}
-        return 200, json.dumps({"object": "list", "data": [model]}).encode()
+        return 200, as_json({"object": "list", "data": [model]})
 
     @asynccontextmanager
-    async def ask(
-        self, kind: Kind, body: dict[str, Any], headers: Mapping[str, str]
-    ) -> AsyncIterator[Answer]:
-        """See `serve.gateway.Upstream`."""
-        settings = read_settings(body, kind)
+    async def ask(self, ask: Ask, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
+        """See `serve.upstream.Upstream`."""
+        settings, prompt = read_settings(ask.body), join_surrogates(ask.prompts[0])
+        if len(ask.prompts) > 1 or not prompt:
+            raise _refused("the embedded model gives one answer, to one prompt that is not empty")
         if self._waiting >= WAITING:
             raise UpstreamError(503, "upstream_busy", f"{WAITING} requests wait already")
         self._waiting += 1
@@ -91,7 +93,7 @@ class EmbeddedUpstream:
             self._waiting -= 1
         try:
             answer, left = Answer(), _Left()
-            answer.events = self._events(kind, settings, answer, left)
+            answer.events = self._events(ask.kind, prompt, settings, answer, left)
             try:
                 yield answer
             finally:
@@ -101,7 +103,7 @@ class EmbeddedUpstream:
             self._turn.release()
 
     async def _events(
-        self, kind: Kind, settings: dict[str, Any], answer: Answer, left: _Left
+        self, kind: Kind, prompt: str, settings: dict[str, Any], answer: Answer, left: _Left
     ) -> AsyncGenerator[object]:
         loop, queue = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -109,16 +111,19 @@ class EmbeddedUpstream:
             loop.call_soon_threadsafe(queue.put_nowait, text)
 
         def generate() -> int:
-            prompt = settings.pop("prompt")
-            torch.manual_seed(settings.pop("seed"))
-            encoded = as_chat(self._tokenizer, prompt) if kind == "chat" else self._plain(prompt)
-            inputs = {name: value.to(self._model.device) for name, value in encoded.items()}
-            sender = _Sender(GrowingDecode(self._tokenizer), self._special, send)
             try:
+                torch.manual_seed(settings.pop("seed"))
+                read = as_chat if kind == "chat" else _plain
+                encoded = read(self._tokenizer, prompt)
+                inputs = {name: value.to(self._model.device) for name, value in encoded.items()}
+                sender = _Sender(GrowingDecode(self._tokenizer), self._special, send)
                 output = self._model.generate(
                     **inputs, **settings, stopping_criteria=[left], streamer=sender
                 )
                 return output.shape[1] - inputs["input_ids"].shape[1]
+            except Exception as error:
+                message = f"the embedded model failed: {type(error).__name__}"
+                raise UpstreamError(502, "upstream_failed", message) from None
             finally:
                 send(None)
 
@@ -142,12 +147,13 @@ class EmbeddedUpstream:
             left.event.set()
             await asyncio.wait([working])
 
-    def _plain(self, prompt: str) -> dict[str, torch.Tensor]:
-        return dict(self._tokenizer(prompt, return_tensors="pt", return_token_type_ids=False))
+
+def _plain(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, torch.Tensor]:
+    return dict(tokenizer(prompt, return_tensors="pt", return_token_type_ids=False))
 
 
-def read_settings(body: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    """Returns what `generate` takes of a request, with the prompt and the seed.
+def read_settings(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns what `generate` takes of a request, with the seed.
 
     Raises:
         UpstreamError: A field is of another type, or asks for what there is not.
@@ -156,29 +162,17 @@ def read_settings(body: dict[str, Any], kind: Kind) -> dict[str, Any]:
     def number(name: str, default: float, least: float, most: float) -> float:
         value = body.get(name)
         value = default if value is None else value
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not least <= value <= most:
+        if not is_number(value) or not least <= value <= most:
             raise _refused(f"field '{name}': a number from {least:g} to {most:g} was expected")
         return value
 
-    if number("n", 1, 1, 128) > 1:
-        raise _refused("field 'n': the embedded model gives one answer")
     temperature = number("temperature", 0.0, 0.0, 5.0)
     named = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     settings = {"max_new_tokens": int(number(named, 256, 1, LONGEST))}
     settings |= {"do_sample": temperature > 0, "seed": int(number("seed", 42, 0, 1 << 63))}
     if temperature:
         settings |= {"temperature": float(temperature), "top_p": number("top_p", 1.0, 1e-6, 1.0)}
-    if kind == "text":
-        prompt = body.get("prompt")
-        if not isinstance(prompt, str) or not prompt:
-            raise _refused("field 'prompt': the embedded model takes one text")
-        return settings | {"prompt": prompt}
-    users = [one for one in body["messages"] if one["role"] == "user"] or body["messages"]
-    content = users[-1].get("content") or ""
-    if not isinstance(content, str):
-        content = "\n".join(part.get("text") or "" for part in content)
-    return settings | {"prompt": content}
+    return settings
 
 
 def _refused(message: str) -> UpstreamError:

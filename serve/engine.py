@@ -3,17 +3,18 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import HTTPConnection
 
-from monitor.batcher import BatchedStream, Batcher
+from monitor.batcher import BatchedStream, Batcher, NoPlace
+from monitor.hold_back import HeldText
 from monitor.options import HoldBack
-from monitor.stream import StreamingContentMonitor, Verdict
-from serve.operations import Counts
+from monitor.stream import StreamClosed, StreamingContentMonitor, Verdict
+from serve.operations import Counts, log_failure
 from serve.requests import Refused
 
 RETRY_AFTER = 2  # seconds
@@ -31,6 +32,7 @@ class Engine:
         hold_back: As in `monitor.hold_back.guard`.
         keys: Of clients; empty for none.
         idle_timeout: Seconds without text after which a stream is closed.
+        make_room: Called with how many places are missing, to have some given back.
     """
 
     monitor: StreamingContentMonitor
@@ -41,6 +43,7 @@ class Engine:
     idle_timeout: float = 600.0
     counts: Counts = field(default_factory=Counts)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
+    make_room: Callable[[int], None] = lambda missing: None
 
     def __post_init__(self) -> None:
         self.taken = 0
@@ -56,6 +59,8 @@ class Engine:
 
     def take_places(self, count: int) -> None:
         """Takes places; raises Refused, at once, where so many are not free."""
+        if (missing := self.taken + count - self.places) > 0:
+            self.make_room(missing)
         if self.taken + count > self.places:
             self.counts.refused.inc()
             raise Refused(
@@ -91,26 +96,45 @@ class Engine:
             async with await self.open(prompt) as stream:
                 yield stream
 
-    async def judge(self, prompt: str, text: str) -> Verdict:
-        """Judges a whole response.
+    async def judge(self, prompt: str, text: str) -> tuple[Verdict, int]:
+        """Judges a text as a whole response.
+
+        Returns:
+            The verdict, and how many characters may be shown should the text go on.
 
         Raises:
             Refused: There is no place, or the monitor failed: then nothing may pass.
         """
-        async with self.stream(prompt) as stream:
-            try:
+        verdict, released = await self._judge(prompt, text)
+        self.note_end(verdict)
+        return verdict, released
+
+    async def _judge(self, prompt: str, text: str) -> tuple[Verdict, int]:
+        try:
+            async with self.stream(prompt) as stream:
+                held = HeldText(self.hold_back)
                 verdict = await stream.feed(text)
+                held.take(verdict)
                 self.note(verdict)
                 if not verdict.stopped:
                     verdict = await stream.close()
                     self.note(verdict)
-                return verdict
-            except Exception as error:
-                raise self.failed(error) from None
+                return verdict, held.report.released
+        except Exception as error:
+            raise self.refusal(error) from None
 
-    def failed(self, error: Exception) -> Refused:
-        """Notes that the monitor failed; returns what to raise."""
+    def refusal(self, error: Exception) -> Refused:
+        """Returns what answers a failure of the monitor or the batcher; nothing may pass then."""
+        if isinstance(error, Refused):
+            return error
+        if isinstance(error, NoPlace | StreamClosed):
+            code = "shutting_down" if self.closing.is_set() else "overloaded"
+            return Refused(
+                503, "the stream has no place", kind="server_error", code=code,
+                retry_after=RETRY_AFTER,
+            )  # fmt: skip
         self.counts.failures.labels("monitor").inc()
+        log_failure("monitor_failed", error)
         return Refused(500, "the monitor failed", kind="server_error", code="monitor_failed")
 
     def nearness(self, verdict: Verdict) -> float:
@@ -138,9 +162,9 @@ class Engine:
     async def is_ready(self) -> bool:
         """Lets the monitor score a text; a full service counts as ready."""
         try:
-            verdict = await self.judge("", CANARY)
+            verdict, _ = await self._judge("", CANARY)
         except Refused as refused:
-            return refused.status == 503
+            return refused.status == 503 and not self.closing.is_set()
         return verdict.tokens > 0
 
     def tenant(self, connection: HTTPConnection, key: str = "") -> str:

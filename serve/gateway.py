@@ -1,38 +1,27 @@
 """The gateway: a request to the LLM, its answer under the monitor, judged chunks to the client."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from anyio import CancelScope
 
 from serve.choices import GuardedChoice, Judged
-from serve.chunks import BadChunk, Part, no_text, read_chunk
+from serve.chunks import CONSTANT, BadChunk, Part, no_text, read_chunk
 from serve.engine import Engine
 from serve.operations import log, log_failure
 from serve.prompt_check import CheckFailed, PromptCheck
+from serve.reading import Closing, read_ahead
 from serve.requests import Ask, Refused
-from serve.upstream import Answer, UpstreamError
+from serve.upstream import Answer, Upstream, UpstreamError
 from serve.verdicts import filter_results, moderation_object
 
-READ_AHEAD = 64  # events of the upstream that may wait to be judged
-CONSTANT = {"id", "object", "created", "model", "system_fingerprint", "service_tier", "provider"}
+SAID_ONCE = CONSTANT | {"created"}  # fields of chunks that never change
 BLOCKED = "The prompt was blocked."
-
-
-class Upstream(Protocol):
-    """An LLM: `serve.upstream.HttpUpstream` or `serve.embedded.EmbeddedUpstream`."""
-
-    def ask(self, kind: str, body: dict[str, Any], headers: Mapping[str, str]): ...
-
-    async def models(self, headers: Mapping[str, str]) -> tuple[int, bytes]: ...
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -50,60 +39,6 @@ class Manners:
     refusal: str
     azure: bool
     check_failure: str  # "block" or "pass"
-
-
-class Closing(Exception):
-    """The service is closing."""
-
-
-@asynccontextmanager
-async def read_ahead(events: AsyncGenerator[object], closing: asyncio.Event):
-    """Reads events while others are judged: yields an iterator over all that wait, in order.
-
-    What arrived meanwhile is one batch, so that it is judged in one step. Where reading fails, or
-    the service closes, the iterator raises that once the batch before it has been taken.
-    """
-    queue: asyncio.Queue = asyncio.Queue()
-    room = asyncio.Semaphore(READ_AHEAD)
-
-    async def read() -> None:
-        try:
-            async for event in events:
-                await room.acquire()
-                queue.put_nowait(event)
-            queue.put_nowait(StopAsyncIteration())
-        except Exception as error:
-            queue.put_nowait(error)
-
-    async def watch() -> None:
-        await closing.wait()
-        queue.put_nowait(Closing())
-
-    async def batches() -> AsyncIterator[list[object]]:
-        while True:
-            waiting = [await queue.get()]
-            while not queue.empty():
-                waiting.append(queue.get_nowait())
-            ends = [one for one in waiting if isinstance(one, Exception)]
-            batch = [one for one in waiting if not isinstance(one, Exception)]
-            for _ in batch:
-                room.release()
-            if batch:
-                yield batch
-            if ends:
-                if isinstance(ends[0], StopAsyncIteration):
-                    return
-                raise ends[0]
-
-    tasks = [asyncio.create_task(read()), asyncio.create_task(watch())]
-    try:
-        yield batches()
-    finally:
-        with CancelScope(shield=True):  # a client that left cancels each wait anew
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            await events.aclose()
 
 
 class Conversation:
@@ -142,13 +77,16 @@ class Conversation:
                             raise failure
             for chunk in last:
                 yield chunk
-            if not self._over and not answer.done:
+            begun = [choice for choice in self._choices if choice.begun]
+            if not begun or not (self._over or answer.done):
                 raise UpstreamError(502, "upstream_incomplete", "the upstream's answer broke off")
-            for choice in self._choices:  # done without a word on why
-                if choice.begun and not choice.over:
+            for choice in begun:  # done without a word on why
+                if not choice.over:
                     ending = await choice.take([Part(choice.index, finish_reason="stop")])
                     for chunk in self._formatted(choice, ending):
                         yield chunk
+            if self._fresh:  # it came with or after the last chunk
+                yield self._envelope | self._fresh | {"choices": []}
             if self._ask.moderation:
                 yield self._chunk([]) | {"moderation": self._moderation()}
         except BadChunk as error:
@@ -158,9 +96,9 @@ class Conversation:
         except Closing:
             yield self._error("shutting_down", "the service is closing")
         except Exception as error:
-            log_failure("monitor_failed", error)
-            self._engine.counts.failures.labels("monitor").inc()
-            yield self._error("monitor_failed", "the monitor failed; nothing more is passed on")
+            refused = self._engine.refusal(error)
+            code = refused.body["error"]["code"]
+            yield self._error(code, f"{refused}; nothing more is passed on")
 
     @property
     def _over(self) -> bool:
@@ -179,15 +117,18 @@ class Conversation:
                 failure = error
                 break
             self._engine.counts.fields.inc(len(withheld))
+            said = {name: envelope.pop(name) for name in SAID_ONCE & envelope.keys()}
+            self._envelope = said | self._envelope
             if not found:
-                alone.append(envelope | {"choices": []})
+                alone.append(envelope)
                 continue
-            self._envelope |= {name: envelope.pop(name) for name in CONSTANT & envelope.keys()}
             self._fresh |= envelope
             for part in found:
                 self._engine.counts.fields.inc(len(part.withheld))
                 if part.index < len(self._choices):
                     parts.setdefault(part.index, []).append(part)
+                else:  # none that was asked for
+                    self._engine.counts.fields.inc(len(part.added))
                 if part.texts:
                     self._note_first("upstream")
         found = await asyncio.gather(
@@ -202,18 +143,19 @@ class Conversation:
                 chunks += self._formatted(self._choices[index], one)
             else:
                 failure = one  # the monitor's
-        return chunks + alone, failure
+        return chunks + [self._envelope | one | {"choices": []} for one in alone], failure
 
     def _read(self, event: object) -> tuple[dict[str, Any], list[Part], list[str]]:
         if isinstance(event, dict) and event.get("error"):
             raise UpstreamError(502, "upstream_error", "the upstream reported an error")
-        return read_chunk(event, self._ask.kind)
+        return read_chunk(event, self._ask.kind, self._ask.tools)
 
     def _formatted(self, choice: GuardedChoice, judged: Judged) -> Iterator[dict[str, Any]]:
         """Makes chunks of what was judged, the choice's last one included."""
         counts, index = self._engine.counts, choice.index
-        for fields in judged.fields:
+        if choice.released:
             self._note_first("client")
+        for fields in judged.fields:
             yield self._chunk([{"index": index, **fields, "finish_reason": None}])
         if self._ask.scores and judged.scores:
             yield self._chunk([]) | {"scm": {"index": index, "judged": judged.scores}}
@@ -244,7 +186,7 @@ class Conversation:
 
     def _moderation(self) -> dict[str, Any]:
         verdicts = [
-            (choice.stopped, self._engine.nearness(choice.verdict) if choice.verdict else 0.0)
+            (choice.stopped, self._engine.nearness(choice.nearest) if choice.nearest else 0.0)
             for choice in self._choices
         ]
         return moderation_object(verdicts, self._checked, self._engine.name)
@@ -258,7 +200,8 @@ class Conversation:
     def close(self) -> None:
         """Gives the places of all choices back."""
         for choice in self._choices:
-            if not choice.over:
+            if not choice.over:  # else it was counted with its last chunk
+                self._engine.counts.released.inc(choice.released)
                 self._engine.counts.withheld.inc(choice.withheld)
             choice.leave()
 
@@ -266,38 +209,6 @@ class Conversation:
 def without_lists(facts: dict[str, Any]) -> dict[str, Any]:
     """Returns the facts that fit into a line of the log."""
     return {name: value for name, value in facts.items() if not isinstance(value, list)}
-
-
-class Events:
-    """Chunks as server-sent events. Ends the answer however the client leaves."""
-
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], stack: AsyncExitStack) -> None:
-        self._chunks, self._stack = chunks, stack
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._lines()
-
-    async def _lines(self) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._chunks:
-                yield b"data: " + as_json(chunk) + b"\n\n"
-            yield b"data: [DONE]\n\n"
-        finally:
-            with CancelScope(shield=True):
-                await self.aclose()
-
-    async def aclose(self) -> None:
-        """Ends the answer and gives its places back."""
-        await self._chunks.aclose()
-        await self._stack.aclose()
-
-
-def as_json(value: object) -> bytes:
-    """Returns a value as compact JSON; halves of characters are escaped."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class Gateway:
@@ -315,37 +226,60 @@ class Gateway:
         await self._check.close()
 
     async def begin(
-        self, ask: Ask, headers: Mapping[str, str]
-    ) -> tuple[AsyncIterator[dict[str, Any]], AsyncExitStack]:
+        self, ask: Ask, headers: Mapping[str, str], stack: AsyncExitStack
+    ) -> AsyncIterator[dict[str, Any]]:
         """Asks the upstream, and has the prompt checked meanwhile.
 
+        Args:
+            ask: The request.
+            headers: Its headers.
+            stack: Takes what must be closed after the answer, or after a failure.
+
         Returns:
-            The judged chunks, and what must be closed after them.
+            The judged chunks.
 
         Raises:
-            Refused: There is no place, the upstream refuses or fails, or the prompt is blocked.
+            Refused: There is no place, the upstream refuses or fails, the prompt is blocked, or the
+                service closes.
+            Blocked: The prompt is blocked, and that is to be said by an answer.
         """
-        async with AsyncExitStack() as stack:
-            stack.enter_context(self._engine.taking(len(ask.prompts)))
-            checking = asyncio.create_task(self._checked(ask.prompts))
-            stack.callback(checking.cancel)
-            try:
-                answer = await stack.enter_async_context(
-                    self.upstream.ask(ask.kind, ask.body, headers)
-                )
-            except UpstreamError as error:
-                log("upstream_failed", code=error.code, status=error.status)
-                raise Refused(
-                    error.status, str(error), kind="server_error", code=error.code, body=error.body
-                ) from None
-            checked = await checking
-            if checked is not None and checked[0]:
-                self._engine.counts.blocked.inc()
-                self._engine.counts.cancelled.labels("prompt").inc()
-                raise self._blocked(ask)
-            talk = Conversation(self._engine, ask, self._manners, checked)
-            stack.callback(talk.close)
-            return talk.chunks(answer), stack.pop_all()
+        stack.enter_context(self._engine.taking(len(ask.prompts)))
+        asking = asyncio.create_task(stack.enter_async_context(self.upstream.ask(ask, headers)))
+        checking = asyncio.create_task(self._checked(ask.prompts))
+        closing = asyncio.create_task(self._engine.closing.wait())
+        waiting = tasks = {asking, checking, closing}
+        try:
+            while not waiting.isdisjoint({asking, checking}):
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                if closing in done:
+                    raise Refused(
+                        503, "the service is closing", kind="server_error", code="shutting_down"
+                    )
+                if checking in done:  # a blocked prompt does not wait for the upstream
+                    checked = checking.result()
+                    if checked is not None and checked[0]:
+                        raise self._blocked()
+                if asking in done:
+                    answer = await self._answer(asking)
+        finally:
+            for task in tasks:
+                task.cancel()
+            with CancelScope(shield=True):
+                await asyncio.gather(*tasks, return_exceptions=True)
+        talk = Conversation(self._engine, ask, self._manners, checked)
+        stack.callback(talk.close)
+        return talk.chunks(answer)
+
+    @staticmethod
+    async def _answer(asking: asyncio.Task[Answer]) -> Answer:
+        try:
+            return await asking
+        except UpstreamError as error:
+            log("upstream_failed", code=error.code, status=error.status)
+            raise Refused(
+                error.status, str(error), kind="server_error", code=error.code, body=error.body,
+                retry_after=error.retry_after,
+            ) from None  # fmt: skip
 
     async def _checked(self, prompts: list[str]) -> tuple[bool, float] | None:
         """Returns the worst of the prompts' verdicts."""
@@ -362,7 +296,9 @@ class Gateway:
             ) from None  # fmt: skip
         return max((one for one in found if one is not None), default=None)
 
-    def _blocked(self, ask: Ask) -> Exception:
+    def _blocked(self) -> Exception:
+        self._engine.counts.blocked.inc()
+        self._engine.counts.cancelled.labels("prompt").inc()
         if self._manners.refusal:
             return Blocked(self._manners.refusal)
         inner = {"code": "ResponsibleAIPolicyViolation"}

@@ -112,7 +112,7 @@ class GatewayConfig:
         """Returns the hold-back; raises InputError where it is neither."""
         if self.hold_back == "sentence":
             return "sentence"
-        if not self.hold_back.isdecimal():
+        if not self.hold_back.isdecimal() or len(self.hold_back) > 6:
             raise InputError(
                 f"--hold-back: '{self.hold_back}' is neither a number of tokens nor 'sentence'"
             )

@@ -4,6 +4,8 @@ from typing import Protocol
 
 import httpx2
 
+from serve.json_text import as_json
+
 
 class CheckFailed(RuntimeError):
     """The prompt could not be checked."""
@@ -51,7 +53,8 @@ class ModerationsCheck:
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = f"{url.rstrip('/')}/moderations"
-        headers = {"authorization": f"Bearer {key}"} if key else None
+        headers = {"content-type": "application/json"}
+        headers |= {"authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.AsyncClient(
             headers=headers, timeout=timeout, transport=transport, trust_env=False
         )
@@ -59,7 +62,7 @@ class ModerationsCheck:
     async def check(self, prompt: str) -> tuple[bool, float]:
         """See `PromptCheck`."""
         try:
-            reply = await self._client.post(self._url, json={"input": prompt})
+            reply = await self._client.post(self._url, content=as_json({"input": prompt}))
             reply.raise_for_status()
             result = reply.json()["results"][0]
             flagged, scores = result["flagged"], result.get("category_scores") or {}

@@ -1,13 +1,13 @@
 """Requests: bodies read and refused, in the words of OpenAI's API."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from serve.chunks import Kind
+from serve.json_text import read_json, reply
 
 PromptFrom = Literal["last-user", "conversation"]
 
@@ -37,10 +37,10 @@ class Refused(Exception):
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.body = {"error": error} if body is None else body
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """Returns the answer."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
-        return JSONResponse(self.body, self.status, headers)
+        return reply(self.body, self.status, headers)
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Ask:
         kind: Of the endpoint.
         body: For the upstream: the client's fields, without those that are ours.
         prompts: What each choice answers.
+        tools: Names of the tools that it offers.
         stream: The client wants chunks.
         moderation: It wants OpenAI's moderation object.
         scores: It wants the tokens' scores.
@@ -59,6 +60,7 @@ class Ask:
     kind: Kind
     body: dict[str, Any]
     prompts: list[str]
+    tools: frozenset[str]
     stream: bool
     moderation: bool
     scores: bool
@@ -80,13 +82,17 @@ async def read_object(request: Request, most: int) -> dict[str, Any]:
     Raises:
         Refused: It is none, or too long.
     """
-    content = await read_body(request, most)
+    return as_object(await read_body(request, most), "body")
+
+
+def as_object(content: bytes | str, what: str) -> dict[str, Any]:
+    """Reads JSON that is an object; raises Refused, which calls it `what`, where it is none."""
     try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        raise Refused(400, "the body is no JSON", code="invalid_json") from None
+        body = read_json(content)
+    except ValueError:
+        raise Refused(400, f"the {what} is no JSON", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise Refused(400, "the body is no JSON object", code="invalid_json")
+        raise Refused(400, f"the {what} is no JSON object", code="invalid_json")
     return body
 
 
@@ -135,7 +141,18 @@ def read_ask(body: dict[str, Any], kind: Kind, prompt_from: PromptFrom, places: 
     if not stream or options.get("include_usage"):
         rest["stream_options"] = options | {"include_usage": True}
     prompts = [prompt for prompt in prompts for _ in range(count)]
-    return Ask(kind, rest, prompts, stream, moderation, scores)
+    return Ask(kind, rest, prompts, _tools(rest), stream, moderation, scores)
+
+
+def _tools(body: dict[str, Any]) -> frozenset[str]:
+    """Returns the names of the tools that a request offers; the upstream says what is wrong."""
+    tools, names = [], []
+    for field in ("tools", "functions"):
+        tools += body[field] if isinstance(body.get(field), list) else []
+    for tool in tools:
+        own = tool.get("function", tool) if isinstance(tool, dict) else None
+        names.append(own.get("name") if isinstance(own, dict) else None)
+    return frozenset(name for name in names if isinstance(name, str) and len(name) <= 128)
 
 
 def _messages(body: dict[str, Any], prompt_from: PromptFrom) -> list[str]:

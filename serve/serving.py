@@ -11,12 +11,12 @@ from monitor.stream import StreamingContentMonitor
 from serve.app import Service
 from serve.embedded import EmbeddedUpstream
 from serve.engine import Engine
-from serve.gateway import Gateway, Manners, Upstream
+from serve.gateway import Gateway, Manners
 from serve.operations import start_log
 from serve.options import GatewayConfig
 from serve.prompt_check import ModerationsCheck, NoCheck
 from serve.sessions import Sessions
-from serve.upstream import HttpUpstream
+from serve.upstream import HttpUpstream, Upstream
 from utils.files import InputError
 
 
@@ -97,7 +97,13 @@ def main(config: GatewayConfig) -> None:
     Raises:
         InputError: A file is missing or unfit, or the address cannot be listened at.
     """
-    try:  # before the models are loaded
+    if config.tls_certificate:  # all of this before the models are loaded
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(config.tls_certificate, config.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(f"--tls-certificate, --tls-key: {error}") from None
+    try:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family, backlog=2048)
     except OSError as error:
@@ -120,10 +126,6 @@ def main(config: GatewayConfig) -> None:
             ws_max_size=config.max_body,
         ),
     )
-    try:
-        server.config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(f"--tls-certificate, --tls-key: {error}") from None
     scheme = "https" if config.tls_certificate else "http"
     port = listening.getsockname()[1]
     print(

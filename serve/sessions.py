@@ -3,25 +3,31 @@
 A fragment names the place where it begins. What is known already is skipped; where something before
 it is missing, the caller learns how much there is and sends again from there. Verdicts do not
 depend on the cutting, so one that was sent anew, here or to another replica, ends in the same.
+
+A session takes a place of the batcher with its first fragment. One that rests gives it up where
+others need it, and is read again from its start once it goes on.
 """
 
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
-from monitor.batcher import BatchedStream
+from monitor.batcher import BatchedStream, NoPlace
 from monitor.hold_back import HeldText
 from monitor.options import HoldBack
-from monitor.stream import Verdict
+from monitor.stream import StreamClosed, Verdict
 from serve.engine import Engine
 from serve.operations import log
 from serve.requests import Refused
+from serve.verdicts import rounded
 
-LONGEST = 1 << 22  # characters or ids of a session
-REMEMBERED = 60.0  # seconds that the state of a session which has ended can be asked for
+LONGEST = 1 << 20  # characters or ids of a session
+MOST_ENDED = 4096  # sessions that are remembered after their end
+RESTING = 5.0  # seconds without a fragment after which a session's place may go to others
 
 
 @dataclass
@@ -29,46 +35,64 @@ class Session:
     """A response that grows.
 
     Attributes:
-        stream: Its stream.
-        held: What of it may be shown.
-        received: Fragments, joined: text, or token ids; None before the first.
+        prompt: What it answers.
+        hold_back: As in `monitor.hold_back.guard`.
+        stream: Its stream; None while it has no place.
+        held: Decides what of it may be shown; None while it has no stream.
+        release: Characters that may be shown.
+        received: Fragments, joined: text, or token ids; None before the first, empty once over.
+        have: Characters or ids received.
+        digest: Of the text, once it has ended.
         verdict: The last one.
         touched, opened: When it was used last, and made.
-        over: It was stopped or ended; nothing more is judged.
+        stopped: The monitor stopped it.
         final: Its caller ended it.
+        failed: The monitor failed: nothing is known of what came.
+        dropped: Nobody can reach it any more.
         turn: One fragment at a time.
     """
 
-    stream: BatchedStream | None
-    held: HeldText
+    prompt: str
+    hold_back: HoldBack
+    stream: BatchedStream | None = None
+    held: HeldText | None = None
+    release: int = 0
     received: str | list[int] | None = None
+    have: int = 0
+    digest: bytes = b""
     verdict: Verdict | None = None
     touched: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
-    over: bool = False
+    stopped: bool = False
     final: bool = False
+    failed: bool = False
+    dropped: bool = False
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
-    def have(self) -> int:
-        """Characters or ids received."""
-        return len(self.received or "")
+    def over(self) -> bool:
+        """Nothing more is judged."""
+        return self.stopped or self.final or self.failed
+
+    def is_whole(self, text: str) -> bool:
+        """Tells whether a text is all that was received."""
+        return _digest(text) == self.digest if self.over else text == self.received
 
     def state(self) -> dict[str, Any]:
         """Returns what a caller is told."""
-        verdict, report = self.verdict, self.held.report
+        verdict = self.verdict
         return {
             "have": self.have,
             "final": self.final,
             "level": verdict.level if verdict else "safe",
-            "stopped": bool(verdict and verdict.stopped),
+            "stopped": self.stopped,
             "reason": verdict.reason if verdict else None,
             "stop_token": verdict.stop_token if verdict else None,
             "stop_character": verdict.stop_character if verdict else None,
             "tokens": verdict.tokens if verdict else 0,
             "harmful": verdict.harmful if verdict else 0,
             "verified": verdict.verified if verdict else 0,
-            "release": report.released,
+            "release": self.release,
         }
 
 
@@ -85,47 +109,51 @@ class Sessions:
     def __init__(self, engine: Engine, per_tenant: int, age: float, idle: float) -> None:
         self._engine, self._per_tenant, self._age, self._idle = engine, per_tenant, age, idle
         self._sessions: dict[tuple[str, str], Session] = {}
-        engine.counts.sessions.set_function(lambda: len(self._sessions))
+        self._working: set[asyncio.Task] = set()
+        engine.counts.sessions.set_function(self._open_ones)
+        engine.make_room = self.make_room
 
-    async def open(
+    def _open_ones(self, tenant: str | None = None) -> int:
+        """Counts sessions that have not ended, of one tenant or of all."""
+        return sum(
+            not one.over and tenant in (None, own) for (own, _), one in self._sessions.items()
+        )
+
+    def open(
         self, tenant: str, prompt: str, identity: str | None = None,
         hold_back: HoldBack | None = None,
     ) -> tuple[str, Session]:  # fmt: skip
         """Opens a session, under an id of the caller's own if it gives one.
 
         Raises:
-            Refused: There is no place, the tenant has too many, or the id is taken.
+            Refused: The tenant has too many, or the id is that of a session which has not ended.
         """
         self.sweep()
         identity = identity or uuid4().hex
-        if (tenant, identity) in self._sessions:
+        known = self._sessions.get((tenant, identity))
+        if known is not None and not known.over:
             raise Refused(409, "there is a session of this id", param="id", code="taken")
-        open_ones = [key for key, one in self._sessions.items() if one.stream is not None]
-        if sum(own == tenant for own, _ in open_ones) >= self._per_tenant:
+        if self._open_ones(tenant) >= self._per_tenant:
             raise Refused(
                 429, f"{self._per_tenant} sessions are open", code="too_many_sessions",
                 kind="rate_limit_error", retry_after=5,
             )  # fmt: skip
-        held = HeldText(self._engine.hold_back if hold_back is None else hold_back)
-        self._engine.take_places(1)
-        try:
-            session = Session(await self._engine.open(prompt), held)
-        except BaseException:
-            self._engine.give_places(1)
-            raise
-        if (tenant, identity) in self._sessions:  # meanwhile
-            self._end(session)
-            raise Refused(409, "there is a session of this id", param="id", code="taken")
+        session = Session(prompt, self._engine.hold_back if hold_back is None else hold_back)
+        self._sessions.pop((tenant, identity), None)  # the new one counts as the youngest
         self._sessions[tenant, identity] = session
         return identity, session
 
     def find(self, tenant: str, identity: str) -> Session:
-        """Returns a session of a tenant; raises Refused for an id that it does not have."""
+        """Returns a session of a tenant.
+
+        Raises:
+            Refused: The tenant has none of this id, or the monitor failed in it.
+        """
         self.sweep()
         session = self._sessions.get((tenant, identity))
         if session is None:
-            raise Refused(404, "there is no such session", param="id", code="no_session")
-        session.touched = time.monotonic()
+            raise _unknown()
+        _refuse_failed(session)
         return session
 
     async def add(
@@ -135,7 +163,7 @@ class Sessions:
         fragment: str | Sequence[int],
         final: bool = False,
     ) -> dict[str, Any]:
-        """Adds a fragment and judges it.
+        """Adds a fragment and judges it. Goes on to the end if its caller is cancelled meanwhile.
 
         Args:
             session: The session.
@@ -148,82 +176,159 @@ class Sessions:
 
         Raises:
             Refused: What comes before it is missing, differs from what is known, or is of the other
-                kind; or the monitor failed.
+                kind; there is no place (the fragment does not count then); or the monitor failed,
+                here or earlier in this session.
         """
+        work = asyncio.create_task(self._add(session, offset, fragment, final))
+        self._working.add(work)
+        work.add_done_callback(self._done)
+        return await asyncio.shield(work)
+
+    def _done(self, work: asyncio.Task) -> None:
+        self._working.discard(work)
+        if not work.cancelled():
+            work.exception()  # its caller may have left
+
+    async def _add(
+        self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool
+    ) -> dict[str, Any]:
         async with session.turn:
+            if session.dropped:
+                raise _unknown()
+            _refuse_failed(session)
+            session.touched = time.monotonic()
             new = self._new(session, offset, fragment)
             if new and session.final:
                 raise Refused(409, "the session has ended", body=_have(session, "ended"))
-            scores: list[float] = []
-            starts: list[int] = []
-            if new or session.verdict is None or (final and not session.over):
-                await self._judge(session, new, final, scores, starts)
-            if final:
-                session.final = True
+            judged: list[Verdict] = []
+            if session.over:
+                session.have += len(new)
+            elif new or session.verdict is None or final:
+                await self._judge(session, new, final, judged)
+            session.final |= final
+            session.touched = time.monotonic()
+            scores = [score for one in judged for score in rounded(one.scores)]
+            starts = [start for one in judged for start in one.starts]
             return session.state() | {"scores": scores, "starts": starts}
 
     def _new(self, session: Session, offset: int | None, fragment: str | Sequence[int]):
         """Returns what of a fragment is not known yet."""
-        is_text = isinstance(fragment, str)
-        known = session.received
-        if known is None:
-            known = "" if is_text else []
-        if isinstance(known, str) != is_text:
-            raise Refused(400, "a session takes text or token ids, not both", param="text")
+        is_text, known = isinstance(fragment, str), session.received
         fragment = fragment if is_text else list(fragment)
-        offset = len(known) if offset is None else offset
-        if offset > len(known):
+        offset = session.have if offset is None else offset
+        if known is not None and isinstance(known, str) != is_text:
+            raise Refused(400, "a session takes text or token ids, not both", param="text")
+        if offset > session.have:
             raise Refused(409, "a fragment is missing", body=_have(session, "missing"))
-        repeated = min(len(known) - offset, len(fragment))
-        if known[offset : offset + repeated] != fragment[:repeated]:
+        repeated = min(session.have - offset, len(fragment))
+        compares = known is not None and not session.over
+        if compares and known[offset : offset + repeated] != fragment[:repeated]:
             raise Refused(409, "the fragment differs", body=_have(session, "differs"))
         self._engine.counts.refed.inc(repeated)
         if offset + len(fragment) > LONGEST:
             raise Refused(413, f"a session holds {LONGEST} at most", code="too_large")
         return fragment[repeated:]
 
-    async def _judge(self, session, new, final, scores, starts) -> None:
-        stream, is_text = session.stream, isinstance(new, str)
-        session.received = (session.received or ("" if is_text else [])) + new
-        if session.over:
-            return
+    async def _judge(self, session: Session, new, final: bool, judged: list[Verdict]) -> None:
         try:
-            if new or not final:
-                verdict = await (stream.feed(new) if is_text else stream.feed_ids(new))
-                self._take(session, verdict, False, scores, starts)
-            if final and not session.over:
-                self._take(session, await stream.close(), True, scores, starts)
+            if session.stream is None or session.stream.closed:
+                self._rest(session)
+                await self._read_again(session)
+            if not session.stopped and (new or session.verdict is None or not final):
+                judged.append(await self._feed(session, new))
+            session.received = (session.received or type(new)()) + new
+            session.have = len(session.received)
+            if final and not session.stopped:
+                judged.append(await session.stream.close())
+                self._take(session, judged[-1], True)
+                session.final = True
         except Exception as error:
-            session.over = True
-            self._end(session)
-            raise self._engine.failed(error) from None
+            if session.dropped:
+                raise _unknown() from None
+            if not isinstance(error, Refused | NoPlace | StreamClosed):
+                session.failed = True
+                self._end(session)
+            raise self._engine.refusal(error) from None
         if session.over:
+            self._engine.note_end(session.verdict)
             self._end(session)
 
-    def _take(self, session: Session, verdict: Verdict, final: bool, scores, starts) -> None:
-        session.verdict = verdict
-        session.held.take(verdict, final)
-        scores += [round(float(one), 4) for one in verdict.scores]
-        starts += verdict.starts
-        self._engine.note(verdict)
-        if verdict.stopped or final:
-            session.over = True
-            self._engine.note_end(verdict)
+    async def _read_again(self, session: Session) -> None:
+        """Takes a place and reads what was received before."""
+        self._engine.take_places(1)
+        try:
+            session.stream = await self._engine.open(session.prompt)
+        except BaseException:
+            self._engine.give_places(1)
+            raise
+        if session.dropped:  # meanwhile
+            self._rest(session)
+            raise _unknown()
+        session.held = HeldText(session.hold_back)
+        if session.received is not None:
+            await self._feed(session, session.received)
 
-    def _end(self, session: Session) -> None:
-        """Gives the session's place back; its last state stays until it is swept."""
+    async def _feed(self, session: Session, new: str | list[int]) -> Verdict:
+        stream = session.stream
+        verdict = await (stream.feed(new) if isinstance(new, str) else stream.feed_ids(new))
+        self._take(session, verdict, False)
+        return verdict
+
+    def _take(self, session: Session, verdict: Verdict, final: bool) -> None:
+        session.verdict, session.stopped = verdict, verdict.stopped
+        session.held.take(verdict, final)
+        session.release = session.held.report.released
+        self._engine.note(verdict)
+
+    def _rest(self, session: Session) -> None:
+        """Gives the session's place back."""
         if session.stream is not None:
             session.stream.leave()
-            session.stream = None
+            session.stream = session.held = None
             self._engine.give_places(1)
 
-    def drop(self, tenant: str, identity: str) -> None:
-        """Forgets a session."""
-        session = self._sessions.pop((tenant, identity), None)
-        if session is None:
-            raise Refused(404, "there is no such session", param="id", code="no_session")
-        session.over = True
-        self._end(session)
+    def _end(self, session: Session) -> None:
+        """Keeps of a session that is over its state alone, and not of too many."""
+        self._rest(session)
+        if isinstance(session.received, str):
+            session.digest = _digest(session.received)
+        session.prompt = ""
+        if session.received is not None:
+            session.received = type(session.received)()
+        if session.verdict is not None:
+            session.verdict = replace(session.verdict, text="")
+        ended = [key for key, one in self._sessions.items() if one.over]
+        for key in ended[: max(len(ended) - MOST_ENDED, 0)]:
+            del self._sessions[key]
+
+    def make_room(self, missing: int) -> None:
+        """Has sessions that rest give places back, the ones that rest longest first."""
+        latest = time.monotonic() - RESTING
+        resting = [
+            one
+            for one in self._sessions.values()
+            if one.stream is not None and not one.turn.locked() and one.touched <= latest
+        ]
+        for session in sorted(resting, key=lambda one: one.touched)[:missing]:
+            self._rest(session)
+
+    def drop(self, tenant: str, identity: str, session: Session | None = None) -> None:
+        """Forgets a session.
+
+        Args:
+            tenant: Whose it is.
+            identity: Its id.
+            session: The one that is meant, should another have its id by now.
+
+        Raises:
+            Refused: There is none.
+        """
+        known = self._sessions.get((tenant, identity))
+        if known is None or session not in (None, known):
+            raise _unknown()
+        del self._sessions[tenant, identity]
+        known.dropped = True
+        self._rest(known)
 
     def sweep(self) -> None:
         """Forgets sessions that are too old, or were idle for too long."""
@@ -232,11 +337,27 @@ class Sessions:
             if session.turn.locked():
                 continue
             idle, age = now - session.touched, now - session.opened
-            if session.stream is None and idle > min(self._idle, REMEMBERED):
+            if idle > self._idle or age > self._age:
+                if not session.over:
+                    why = "idle" if idle > self._idle else "age"
+                    log("session_expired", tenant=tenant, why=why)
                 self.drop(tenant, identity)
-            elif idle > self._idle or age > self._age:
-                log("session_expired", tenant=tenant, why="idle" if idle > self._idle else "age")
-                self.drop(tenant, identity)
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode(errors="surrogatepass")).digest()
+
+
+def _unknown() -> Refused:
+    return Refused(404, "there is no such session", param="id", code="no_session")
+
+
+def _refuse_failed(session: Session) -> None:
+    if session.failed:
+        raise Refused(
+            500, "the monitor failed in this session; open it anew and send all",
+            kind="server_error", code="monitor_failed",
+        )  # fmt: skip
 
 
 def _have(session: Session, code: str) -> dict[str, Any]:

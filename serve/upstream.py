@@ -1,14 +1,15 @@
 """The LLM behind the gateway: an OpenAI-compatible server, always asked for a stream."""
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import httpx2
 
-from serve.chunks import Kind
+from serve.chunks import Kind, is_name
+from serve.json_text import as_json, read_json
+from serve.requests import Ask
 
 PATHS: dict[Kind, str] = {"chat": "/chat/completions", "text": "/completions"}
 PASSED_ON = ("openai-organization", "openai-project", "traceparent", "tracestate", "x-request-id")
@@ -22,12 +23,16 @@ class UpstreamError(RuntimeError):
     Attributes:
         status: HTTP status for the client, where nothing was sent yet.
         code: What happened, in one word.
-        body: The upstream's own answer, to be passed on; None where there is none.
+        body: The answer for the client then; None where the message says it all.
+        retry_after: Seconds after which another try may succeed; None for none.
     """
 
-    def __init__(self, status: int, code: str, message: str, body: dict | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, body: dict | None = None,
+        retry_after: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message)
-        self.status, self.code, self.body = status, code, body
+        self.status, self.code, self.body, self.retry_after = status, code, body, retry_after
 
 
 @dataclass
@@ -36,6 +41,16 @@ class Answer:
 
     events: AsyncGenerator[object] = field(init=False)
     done: bool = False  # the upstream said so itself
+
+
+class Upstream(Protocol):
+    """An LLM: `HttpUpstream` or `serve.embedded.EmbeddedUpstream`."""
+
+    def ask(self, ask: Ask, headers: Mapping[str, str]): ...
+
+    async def models(self, headers: Mapping[str, str]) -> tuple[int, bytes]: ...
+
+    async def close(self) -> None: ...
 
 
 class HttpUpstream:
@@ -85,9 +100,7 @@ class HttpUpstream:
             raise _failure(error) from None
 
     @asynccontextmanager
-    async def ask(
-        self, kind: Kind, body: dict[str, Any], headers: Mapping[str, str]
-    ) -> AsyncIterator[Answer]:
+    async def ask(self, ask: Ask, headers: Mapping[str, str]) -> AsyncIterator[Answer]:
         """Sends a request; leaving the block ends it there and then.
 
         Raises:
@@ -95,9 +108,10 @@ class HttpUpstream:
         """
         request = self._client.build_request(
             "POST",
-            self._url + PATHS[kind],
-            json=body | {"stream": True},
-            headers=self._headers(headers) | {"accept": "text/event-stream, application/json"},
+            self._url + PATHS[ask.kind],
+            content=as_json(ask.body | {"stream": True}),
+            headers=self._headers(headers)
+            | {"accept": "text/event-stream, application/json", "content-type": "application/json"},
         )
         try:
             reply = await self._client.send(request, stream=True)
@@ -105,13 +119,7 @@ class HttpUpstream:
             raise _failure(error) from None
         try:
             if reply.status_code != 200:
-                content = await _read(reply, LONGEST_ERROR)
-                raise UpstreamError(
-                    reply.status_code,
-                    "upstream_refused",
-                    f"the upstream answered {reply.status_code}",
-                    content if isinstance(content, dict) else None,
-                )
+                raise _refusal(reply, await _read(reply, LONGEST_ERROR))
             answer = Answer()
             streams = reply.headers.get("content-type", "").startswith("text/event-stream")
             answer.events = (_events if streams else _whole)(reply, answer)
@@ -129,7 +137,7 @@ async def _events(reply: httpx2.Response, answer: Answer) -> AsyncGenerator[obje
             if not event.data:
                 continue
             try:
-                yield json.loads(event.data)
+                yield read_json(event.data)
             except ValueError:
                 raise UpstreamError(502, "upstream_invalid", "an event is no JSON") from None
     except httpx2.HTTPError as error:
@@ -155,11 +163,24 @@ async def _read(reply: httpx2.Response, most: int) -> object:
             content += piece
             if len(content) > most:
                 return None
-        return json.loads(content)
+        return read_json(content)
     except httpx2.HTTPError as error:
         raise _failure(error) from None
     except ValueError:
         return None
+
+
+def _refusal(reply: httpx2.Response, content: object) -> UpstreamError:
+    """Tells of an answer that is none; of its words only names pass, which no model wrote."""
+    status = reply.status_code if 400 <= reply.status_code < 600 else 502
+    given = content.get("error") if isinstance(content, dict) else None
+    given = given if isinstance(given, dict) else {}
+    named = {name: given[name] for name in ("type", "param", "code") if is_name(given.get(name))}
+    message = f"the upstream answered {reply.status_code}"
+    error = {"message": message, "type": "upstream_error", "param": None, "code": None} | named
+    wait = reply.headers.get("retry-after", "")
+    wait = int(wait) if wait.isascii() and wait.isdigit() and len(wait) < 7 else None
+    return UpstreamError(status, "upstream_refused", message, {"error": error}, wait)
 
 
 def _failure(error: httpx2.HTTPError) -> UpstreamError:

@@ -1,6 +1,9 @@
 """Verdicts in the words of others: OpenAI's moderation object, Azure's content filter results."""
 
+import math
 from typing import Any
+
+import numpy as np
 
 from monitor.rules import Level
 
@@ -11,6 +14,11 @@ CATEGORIES = (  # those that OpenAI's clients expect; this monitor knows harmful
 )  # fmt: skip
 SEVERITY: dict[Level, str] = {"safe": "safe", "controversial": "medium", "unsafe": "high"}
 RISK: dict[Level, str] = {"safe": "none", "controversial": "medium", "unsafe": "high"}  # Alibaba's
+
+
+def rounded(scores: np.ndarray) -> list[float | None]:
+    """Returns scores for JSON; null for those that are no number, which count as harmful."""
+    return [round(score, 4) if math.isfinite(score) else None for score in scores.tolist()]
 
 
 def moderation_result(flagged: bool, score: float, model: str | None = None) -> dict[str, Any]:

@@ -5,11 +5,11 @@ in which they come; there is no offset, so nothing heals a lost one. The signatu
 the service's own keys are, where it has any.
 """
 
-import json
 from typing import Any
 from uuid import uuid4
 
 from serve.engine import Engine
+from serve.json_text import read_json
 from serve.requests import Refused
 from serve.sessions import Sessions
 from serve.verdicts import RISK
@@ -34,25 +34,27 @@ class Alibaba:
             raise Refused(400, f"Action: one of {', '.join(ACTIONS)} was expected", param="Action")
         content, identity = self._read(parameters.get("ServiceParameters", ""))
         if not identity:
-            verdict = await self._engine.judge("", content)
+            verdict, _ = await self._engine.judge("", content)
             level, score = verdict.level, self._engine.nearness(verdict)
             return self._reply(level, verdict.stopped, score)
         identity = f"alibaba.{identity}"
         try:
             session = self._sessions.find(tenant, identity)
-        except Refused:
-            _, session = await self._sessions.open(tenant, "", identity)
+        except Refused as refused:
+            if refused.status != 404:  # the monitor failed in it, and what came is not sent again
+                raise
+            _, session = self._sessions.open(tenant, "", identity)
         state = await self._sessions.add(session, None, content)
         return self._reply(state["level"], state["stopped"], self._engine.nearness(session.verdict))
 
     @staticmethod
     def _read(parameters: str) -> tuple[str, str]:
         try:
-            given = json.loads(parameters)
+            given = read_json(parameters)
             content, identity = given["content"], given.get("sessionId") or ""
             if isinstance(content, str) and isinstance(identity, str):
                 return content, identity
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             pass
         raise Refused(
             400, "ServiceParameters: JSON with content and sessionId was expected",

@@ -3,17 +3,38 @@
 In its streaming mode `incremental_diff` LiteLLM sends the whole text of every choice again and
 again while it grows, under one call id, and passes on all but the last `stream_holdback_chars` of
 it. So it is told how much is not verified. A text that comes again without a change is complete.
+
+An answer that is not streamed comes once, and whatever is not blocked is passed on. Nothing tells
+it from the beginning of a stream, so the first text of a choice is judged as a complete one.
 """
 
+import json
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from serve.engine import Engine
 from serve.requests import Refused, take
 from serve.sessions import Session, Sessions
 
-KEPT = 600.0  # seconds that the prompt of a call is remembered
-MOST = 1024  # calls whose prompts are remembered
+KEPT = 600.0  # seconds that a call is remembered
+MOST, MOST_OF_A_KEY = 512, 128  # calls that are remembered
+LONGEST_PROMPT = 1 << 16  # characters of a prompt that are remembered, its last ones
+
+
+@dataclass
+class Call:
+    """A call that LiteLLM has asked about.
+
+    Attributes:
+        prompt: What it answers.
+        first: The first text of each choice.
+        since: When it was last asked about.
+    """
+
+    prompt: str = ""
+    first: dict[int, str] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
 
 
 class LiteLLM:
@@ -21,7 +42,7 @@ class LiteLLM:
 
     def __init__(self, engine: Engine, sessions: Sessions) -> None:
         self._engine, self._sessions = engine, sessions
-        self._prompts: dict[tuple[str, str], tuple[float, str]] = {}
+        self._calls: dict[tuple[str, str], Call] = {}
 
     async def guard(self, tenant: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answers a request: texts of a prompt are remembered, those of a response judged.
@@ -32,14 +53,15 @@ class LiteLLM:
         texts = take(body, "texts", list, [])
         if not all(isinstance(text, str) for text in texts):
             raise Refused(400, "field 'texts': a list of texts was expected", param="texts")
-        call = take(body, "litellm_call_id", str, "")
-        if take(body, "input_type", str, "response") == "request":
-            self._remember(tenant, call, texts[-1] if texts else "")
+        name = take(body, "litellm_call_id", str, "")
+        kind = take(body, "input_type", str, "response")
+        call = self._call(tenant, name)
+        if kind == "request":
+            call.prompt = texts[-1][-LONGEST_PROMPT:] if texts else ""
             return {"action": "NONE"}
-        _, prompt = self._prompts.get((tenant, call), (0.0, ""))
         held = []
         for number, text in enumerate(texts):
-            state = await self._judge(tenant, f"litellm.{call}.{number}", prompt, text, bool(call))
+            state = await self._judge(tenant, name, call, number, text)
             if state["stopped"]:
                 return {
                     "action": "BLOCKED",
@@ -47,48 +69,72 @@ class LiteLLM:
                     f" {state['stop_token']} on",
                     "stream_holdback_chars": [len(one) for one in texts],
                 }
-            held.append(len(text) - state["release"])
+            held.append(max(len(text) - state["release"], 0))
         for arguments in read_arguments(body):
-            verdict = await self._engine.judge(prompt, arguments)
+            verdict, _ = await self._engine.judge(call.prompt, arguments)
             if verdict.stopped:
                 reason = f"tool call: {verdict.level} from token {verdict.stop_token} on"
                 return {"action": "BLOCKED", "blocked_reason": reason}
         return {"action": "NONE", "texts": texts, "stream_holdback_chars": held}
 
     async def _judge(
-        self, tenant: str, identity: str, prompt: str, text: str, named: bool
+        self, tenant: str, name: str, call: Call, number: int, text: str
     ) -> dict[str, Any]:
-        if not named:  # nothing to know it by
-            verdict = await self._engine.judge(prompt, text)
+        identity = f"litellm.{name}.{number}"
+        session = self._known(tenant, identity) if name else None
+        if session is not None and not session.stopped and not _goes_on(session, text):
+            self._sessions.drop(tenant, identity)
+            session, call.first = None, {}
+        first = call.first.get(number)
+        if session is None and first in (None, text):
+            call.first[number] = text
+            verdict, release = await self._engine.judge(call.prompt, text)
             whole = {"level": verdict.level, "stopped": verdict.stopped}
-            return whole | {"stop_token": verdict.stop_token, "release": len(text)}
-        session = self._known(tenant, identity)
-        if session is not None and session.final and text != session.received:
-            self._sessions.drop(tenant, identity)  # it had paused, and goes on
-            session = None
+            whole["release"] = release if first is None else len(text)
+            return whole | {"stop_token": verdict.stop_token}
         if session is None:
-            _, session = await self._sessions.open(tenant, prompt, identity)
-        complete = text == session.received
-        return await self._sessions.add(session, 0, text, final=complete)
+            _, session = self._sessions.open(tenant, call.prompt, identity)
+        if session.stopped:
+            return session.state()
+        return await self._sessions.add(session, 0, text, final=session.is_whole(text))
 
     def _known(self, tenant: str, identity: str) -> Session | None:
+        """Returns a choice's session; one that failed is forgotten, since all text comes again."""
         try:
             return self._sessions.find(tenant, identity)
-        except Refused:
+        except Refused as refused:
+            if refused.status != 404:
+                self._sessions.drop(tenant, identity)
             return None
 
-    def _remember(self, tenant: str, call: str, prompt: str) -> None:
+    def _call(self, tenant: str, name: str) -> Call:
         now = time.monotonic()
-        for key, (since, _) in [*self._prompts.items()]:
-            if now - since > KEPT or len(self._prompts) >= MOST:
-                del self._prompts[key]  # the oldest first
-        if call:
-            self._prompts[tenant, call] = (now, prompt)
+        call = self._calls.pop((tenant, name), None)
+        if call is None or now - call.since > KEPT or not name:
+            call = Call()
+        call.since = now
+        own = [key for key in self._calls if key[0] == tenant]
+        for key in own[: max(len(own) + 1 - MOST_OF_A_KEY, 0)]:
+            del self._calls[key]
+        while len(self._calls) >= MOST:
+            del self._calls[next(iter(self._calls))]  # the one asked about longest ago
+        if name:
+            self._calls[tenant, name] = call
+        return call
+
+
+def _goes_on(session: Session, text: str) -> bool:
+    """Tells whether a text is a session's, or begins with it."""
+    if session.over:
+        return session.is_whole(text)
+    return session.received is None or text.startswith(session.received)
 
 
 def read_arguments(body: dict[str, Any]) -> list[str]:
-    """Returns the arguments of a response's tool calls, which come once they are whole."""
-    calls = take(body, "tool_calls", list, [])
-    functions = [call.get("function") for call in calls if isinstance(call, dict)]
-    arguments = [one.get("arguments") for one in functions if isinstance(one, dict)]
-    return [one for one in arguments if isinstance(one, str) and one]
+    """Returns what a response's tool calls say, which comes once they are whole."""
+    said = []
+    for call in take(body, "tool_calls", list, []):
+        function = call.get("function") if isinstance(call, dict) else None
+        given = function.get("arguments") if isinstance(function, dict) else call
+        said.append(given if isinstance(given, str) else json.dumps(given, ensure_ascii=False))
+    return [one for one in said if one and one != "null"]

@@ -24,8 +24,7 @@ async def moderate(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
 
     async def result(text: str) -> dict[str, Any]:
         async with waiting:
-            verdict = await engine.judge("", text)
-        engine.note_end(verdict)
+            verdict, _ = await engine.judge("", text)
         return moderation_result(verdict.stopped, engine.nearness(verdict))
 
     async with asyncio.TaskGroup() as group:

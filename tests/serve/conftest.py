@@ -52,6 +52,7 @@ class Stub:
         begin: Seconds before its headers.
         status: Of its answer.
         kind: Content type.
+        headers: Others.
         asked: Bodies and headers of its requests.
         sent: Pieces sent, of each request.
         left: Requests whose client left before all was sent.
@@ -62,6 +63,7 @@ class Stub:
     begin: float = 0.0
     status: int = 200
     kind: str = "text/event-stream"
+    headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[dict, dict]] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
     left: int = 0
@@ -86,7 +88,7 @@ class Stub:
                     self.left += 1
                     raise
 
-            return StreamingResponse(send(), self.status, media_type=self.kind)
+            return StreamingResponse(send(), self.status, self.headers, self.kind)
 
         async def models(request: Request) -> Response:
             return JSONResponse({"object": "list", "data": [{"id": "stub"}]})

@@ -7,6 +7,7 @@ import httpx2
 import pytest
 
 from monitor.rules import DelayK
+from serve.dialects.litellm import LiteLLM, read_arguments
 from tests.conftest import settings_of
 
 TEXT = "The first line of it.\nThen a second one ends here, slowly."
@@ -82,6 +83,58 @@ def test_litellm_blocks(service, monitor):
     assert guard(service, [TEXT], call="")["action"] == "BLOCKED"
 
 
+def test_litellms_whole_answers_are_judged_to_the_last_word(gateway, monitor):
+    """They come once, and LiteLLM passes on whatever is not blocked; no place is kept for them."""
+
+    def scores_of(text: str) -> list[float]:
+        with monitor.open("Say it.") as stream:
+            return [*stream.feed(text).scores, *stream.close().scores]
+
+    texts = (TEXT[:end] for end in range(9, len(TEXT)))
+    text = next(one for one in texts if max(scores := scores_of(one)) > max(scores[:-1]))
+    with gateway(max_streams=1) as url:
+        guard(url, ["Say it."], "request")
+        monitor.settings = settings_of(DelayK(1), float(scores[-1]))
+        assert guard(url, [text])["action"] == "BLOCKED"
+        monitor.settings = settings_of()
+        for number in range(3):
+            assert guard(url, [TEXT], call=f"whole-{number}")["action"] == "NONE"
+        assert "scm_open_streams 0.0" in httpx2.get(f"{url}/metrics").text
+
+
+def test_litellm_sends_another_answer_under_the_same_call(service):
+    guard(service, ["Say it."], "request")
+    for end in (3, 20, 40):
+        guard(service, [TEXT[:end]])
+    other = "Quite another answer it is."
+    assert guard(service, [other])["action"] == "NONE"
+    assert guard(service, [other])["stream_holdback_chars"] == [0]
+
+
+def test_litellms_session_heals_after_the_monitor_failed(service, monitor, monkeypatch):
+    guard(service, ["Say it."], "request")
+    for end in (3, 20):
+        guard(service, [TEXT[:end]])
+    monkeypatch.setattr(monitor.scorer, "score", lambda chunks: 1 / 0)
+    body = {"input_type": "response", "litellm_call_id": "call-1", "texts": [TEXT[:40]]}
+    assert post(service, GUARDRAIL, body).status_code == 500
+    monkeypatch.undo()
+    monitor.settings = settings_of(DelayK(6), 1e-6)  # counts from the beginning of the text
+    assert guard(service, [TEXT[:44]])["action"] == "BLOCKED"
+
+
+def test_litellm_remembers_no_more_than_it_may(monkeypatch):
+    monkeypatch.setattr("serve.dialects.litellm.MOST_OF_A_KEY", 2)
+    monkeypatch.setattr("serve.dialects.litellm.MOST", 3)
+    known = LiteLLM(None, None)
+    for tenant, name in (("a", "1"), ("b", "1"), ("a", "2"), ("a", "3")):
+        known._call(tenant, name).prompt = "x"
+    assert [*known._calls] == [("b", "1"), ("a", "2"), ("a", "3")]
+    known._call("c", "1")
+    assert ("b", "1") not in known._calls and len(known._calls) == 3
+    assert known._call("a", "") is not known._call("a", "")
+
+
 TRANSCRIPT = json.loads(Path(__file__).with_name("litellm_1_108_7.json").read_text())
 
 
@@ -123,6 +176,18 @@ def test_litellms_tool_calls_are_judged(service, monitor):
     assert reply["action"] == "BLOCKED" and "tool call" in reply["blocked_reason"]
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"function": {"arguments": {"q": "some"}}}, ['{"q": "some"}']),
+        ({"custom": {"input": "some"}}, ['{"custom": {"input": "some"}}']), ("some", ["some"]),
+        ({"function": {"arguments": ""}}, []), ({"function": {}}, []),
+    ],
+)  # fmt: skip
+def test_whatever_a_tool_call_says_is_judged(call, said):
+    assert read_arguments({"tool_calls": [call]}) == said
+
+
 def test_litellm_knows_a_call_by_its_key_and_refuses_what_is_wrong(service):
     assert post(service, GUARDRAIL, {"texts": "x"}).status_code == 400
     assert post(service, GUARDRAIL, {"texts": [1]}).status_code == 400
@@ -153,6 +218,15 @@ def test_alibaba_without_a_session_and_in_the_query(service, monitor):
     assert aliyun(service, TEXT).json()["Data"]["RiskLevel"] == "high"
     query = {"Action": "MultiModalGuard", "ServiceParameters": json.dumps({"content": TEXT})}
     assert httpx2.post(service, params=query).json()["Data"]["RiskLevel"] == "high"
+
+
+def test_alibabas_session_stays_failed(service, monitor, monkeypatch):
+    """What came before is not sent again, so nobody could judge it."""
+    assert aliyun(service, "One two ", "s3").status_code == 200
+    monkeypatch.setattr(monitor.scorer, "score", lambda chunks: 1 / 0)
+    assert aliyun(service, "three ", "s3").status_code == 500
+    monkeypatch.undo()
+    assert aliyun(service, "four ", "s3").status_code == 500
 
 
 @pytest.mark.parametrize(

@@ -54,16 +54,44 @@ def test_an_answer_that_nobody_reads_ends(service):
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"n": 2}, "'n'"), ({"temperature": "hot"}, "'temperature'"),
-        ({"temperature": -1}, "'temperature'"), ({"max_tokens": 10**6}, "'max_tokens'"),
-        ({"seed": True}, "'seed'"),
+        ({"temperature": "hot"}, "'temperature'"), ({"temperature": -1}, "'temperature'"),
+        ({"max_tokens": 10**6}, "'max_tokens'"), ({"seed": True}, "'seed'"),
     ],
 )  # fmt: skip
 def test_what_it_cannot_do_is_refused(body, field):
     with pytest.raises(UpstreamError, match=field):
-        read_settings(ASK | body, "chat")
-    with pytest.raises(UpstreamError, match="'prompt'"):
-        read_settings({"prompt": ["a", "b"]}, "text")
+        read_settings(ASK | body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", ASK | {"n": 2}), ("completions", {"prompt": ["a", "b"]}),
+        ("completions", {"prompt": ""}),
+    ],
+)  # fmt: skip
+def test_it_gives_one_answer(service, path, body):
+    with serving(service.app()) as url:
+        reply = httpx2.post(f"{url}/v1/{path}", json=body, timeout=60)
+    assert reply.status_code == 400 and "one answer" in reply.json()["error"]["message"]
+
+
+def test_half_a_character_is_read_as_one_that_is_unknown(service):
+    content = json.dumps({"messages": [{"role": "user", "content": "a \ud83d b"}], "max_tokens": 3})
+    with serving(service.app()) as url:
+        reply = httpx2.post(f"{url}/v1/chat/completions", content=content, timeout=20)
+    assert reply.status_code == 200 and reply.json()["choices"][0]["message"]["content"]
+
+
+def test_a_model_that_fails_is_an_upstream_that_fails(service, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("unspeakable")
+
+    monkeypatch.setattr(service.gateway.upstream._model, "generate", fail)
+    with serving(service.app()) as url:
+        reply = httpx2.post(f"{url}/v1/chat/completions", json=ASK, timeout=20)
+    assert reply.status_code == 502 and reply.json()["error"]["code"] == "upstream_failed"
+    assert "unspeakable" not in reply.text
 
 
 @pytest.mark.slow

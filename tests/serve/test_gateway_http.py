@@ -3,13 +3,15 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 
 import httpx2
 import pytest
 
+from monitor.batcher import NoPlace
 from monitor.rules import DelayK
-from serve.gateway import Events
+from serve.answers import Events
 from serve.options import GatewayConfig
 from serve.serving import build
 from tests.conftest import settings_of
@@ -27,6 +29,11 @@ from tests.serve.conftest import (
 ASK = {"model": "stub", "messages": [{"role": "user", "content": "Say something."}]}
 STREAM = ASK | {"stream": True}
 STOP = settings_of(DelayK(1), 1e-6)  # the first token judged
+SCOPE = {
+    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+    "raw_path": b"", "query_string": b"", "headers": [], "root_path": "", "scheme": "http",
+    "client": None, "server": None,
+}  # fmt: skip
 
 
 def post(url: str, body: object, path: str = "/v1/chat/completions", **options):
@@ -257,13 +264,62 @@ def test_a_server_that_does_not_stream(gateway, stub):
     assert text_of(chunks) == "All at once." and finish_of(chunks) == "stop"
 
 
-def test_what_the_upstream_refuses_is_passed_on(gateway, stub):
-    error = {"error": {"message": "no such model", "code": "model_not_found"}}
-    stub.status, stub.kind = 404, "application/json"
-    stub.pieces = lambda body: [json.dumps(error).encode()]
+@pytest.mark.parametrize(
+    ("status", "shown", "error", "names"),
+    [
+        (404, 404, {"message": "secret", "type": "invalid_request_error", "code": "no_model"},
+         {"type": "invalid_request_error", "code": "no_model"}),
+        (429, 429, {"message": "secret", "code": "secret text", "failed_generation": "secret"}, {}),
+        (400, 400, "secret", {}), (503, 503, {"type": 3}, {}), (204, 502, {}, {}),
+        (302, 502, {}, {}), (206, 502, {}, {}),
+    ],
+)  # fmt: skip
+def test_of_what_the_upstream_refuses_only_names_pass(gateway, stub, status, shown, error, names):
+    stub.status, stub.kind, stub.headers = status, "application/json", {"retry-after": "7"}
+    stub.pieces = lambda body: [] if status == 204 else [json.dumps({"error": error}).encode()]
     with gateway() as url:
         reply = post(url, STREAM)
-    assert reply.status_code == 404 and reply.json() == error
+    assert reply.status_code == shown and "secret" not in reply.text
+    assert reply.json()["error"] == {
+        "message": f"the upstream answered {status}", "type": "upstream_error", "param": None,
+        "code": None,
+    } | names  # fmt: skip
+    assert reply.headers["retry-after"] == "7"
+
+
+def test_an_upstream_that_names_no_error(gateway, stub):
+    stub.pieces = lambda body: [
+        event(chunk({"content": "Fine."}, error=None)), event(chunk({}, finish="stop")), DONE
+    ]  # fmt: skip
+    with gateway() as url:
+        chunks, whole = events_of(post(url, STREAM).content), post(url, ASK)
+    assert text_of(chunks) == "Fine." and not any("error" in one for one in chunks)
+    assert whole.status_code == 200 and "error" not in whole.json()
+
+
+@pytest.mark.parametrize("pieces", [[DONE], [event({"choices": []}), DONE], [b"{}"]])
+def test_an_answer_without_choices_is_none(gateway, stub, pieces):
+    stub.pieces = lambda body: pieces
+    stub.kind = "application/json" if pieces == [b"{}"] else stub.kind
+    with gateway() as url:
+        chunks, whole = events_of(post(url, STREAM).content), post(url, ASK)
+    assert chunks[-1]["error"]["code"] == "upstream_incomplete" and whole.status_code == 502
+
+
+@pytest.mark.parametrize("raw", [b"[NaN]", b'{"choices": [], "x": 1e999}', b"[" * 100_000])
+def test_events_that_cannot_be_written_again(gateway, stub, raw):
+    stub.pieces = lambda body: [b"data: " + raw + b"\n\n", DONE]
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM).content)
+    assert chunks[-1]["error"]["code"] == "upstream_invalid"
+
+
+def test_halves_of_characters_go_upstream_as_they_came(gateway, stub):
+    body = STREAM | {"messages": [{"role": "user", "content": "a \ud83d b"}]}
+    with gateway() as url:
+        reply = httpx2.post(f"{url}/v1/chat/completions", content=json.dumps(body))
+    assert text_of(events_of(reply.content)) == "Hello you."
+    assert stub.asked[0][0]["messages"] == body["messages"]
 
 
 def test_an_upstream_that_is_not_there(gateway):
@@ -348,11 +404,7 @@ def test_a_client_that_stops_reading_is_left(gateway, stub):
     """As the server sees it: a send that never ends."""
     stub.pieces = lambda body: chat(*["word "] * 200)
     stub.delay = 0.02
-    scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
-        "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions", "query_string": b"",
-        "headers": [], "root_path": "", "scheme": "http", "client": None, "server": None,
-    }  # fmt: skip
+    scope = {**SCOPE, "path": "/v1/chat/completions"}
 
     async def main() -> None:
         engine = gateway.service.engine
@@ -424,10 +476,93 @@ def test_closing_ends_every_stream_with_a_last_chunk(gateway, stub):
     assert chunks[-1]["error"]["code"] == "shutting_down"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_closing_answers_those_that_still_wait_for_the_upstream(gateway, stub, stream):
+    stub.begin = 20
+    with gateway() as url:
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(post, url, ASK | {"stream": stream})
+            while not stub.asked:
+                time.sleep(0.02)
+            gateway.service.engine.closing.set()
+            reply = work.result()
+        assert httpx2.get(f"{url}/readyz").status_code == 503
+    assert reply.status_code == 503 and reply.json()["error"]["code"] == "shutting_down"
+    assert gateway.service.engine.taken == 0
+
+
+def test_an_answer_that_is_ready_as_its_client_leaves_is_closed(gateway, stub):
+    """The upstream has answered, but the request's task is cancelled."""
+
+    async def main() -> None:
+        stack, closed = AsyncExitStack(), []
+        service = gateway.service
+
+        class Request:
+            headers, scope = {}, {}
+
+            async def stream(self):
+                yield json.dumps(STREAM).encode()
+
+            async def receive(self):
+                await asyncio.Event().wait()
+
+        async def begin(ask, headers, stack):
+            stack.callback(closed.append, True)
+            return None
+
+        service.gateway.begin = begin
+        task = asyncio.create_task(service._complete(Request(), "chat"))
+        while not closed and not task.done():
+            await asyncio.sleep(0)
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert closed
+        await stack.aclose()
+
+    gateway.service = build(GatewayConfig(model_path="tiny", upstream="http://x"), gateway.monitor)
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_amid_its_own_request(gateway):
+    async def main(app) -> list[int]:
+        messages = [{"type": "http.request", "body": b'{"mess', "more_body": True}]
+        messages.append({"type": "http.disconnect"})
+        statuses = []
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await app({**SCOPE, "path": "/v1/chat/completions"}, receive, send)
+        return statuses
+
+    service = build(GatewayConfig(model_path="tiny", upstream="http://x"), gateway.monitor)
+    assert asyncio.run(main(service.app()))[0] == 499
+    assert b'upstreams_closed_total{why="client"} 1.0' in service.engine.counts.text()
+
+
+def test_a_place_that_does_not_come(gateway, monitor, monkeypatch):
+    async def admit(prompt):
+        raise NoPlace("none")
+
+    with gateway() as url:
+        monkeypatch.setattr(gateway.service.engine.batcher, "admit", admit)
+        chunks = events_of(post(url, STREAM).content)
+        texts = post(url, {"input": ["One.", "Two."]}, "/v1/moderations")
+        ready = httpx2.get(f"{url}/readyz")
+    assert chunks[-1]["error"]["code"] == "overloaded" and texts.status_code == 503
+    assert texts.headers["retry-after"] and ready.status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
         (b"no json", "JSON"), (b"[1]", "JSON object"), ({"messages": "hi"}, "messages"),
+        (b'{"messages": NaN}', "JSON"), (b'{"temperature": 1e999}', "JSON"),
         ({"messages": []}, "messages"), ({"messages": [1]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
         (ASK | {"n": 0}, "'n'"), (ASK | {"n": "two"}, "'n'"), (ASK | {"n": True}, "'n'"),

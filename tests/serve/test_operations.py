@@ -16,8 +16,9 @@ from starlette.routing import Route
 from monitor.rules import DelayK
 from serve.operations import LOGGER, JsonLines
 from serve.options import GatewayConfig
+from serve.serving import main
 from tests.conftest import settings_of
-from tests.serve.conftest import chat, chunk, event, events_of, finish_of, serving, text_of
+from tests.serve.conftest import DONE, chat, chunk, event, events_of, finish_of, serving, text_of
 from utils.files import InputError
 
 ASK = {"model": "stub", "messages": [{"role": "user", "content": "Say something."}]}
@@ -61,6 +62,29 @@ def test_health_and_metrics(gateway, monitor):
     assert about["model"] == "tiny" and about["places"] == 5
 
 
+def test_metrics_of_what_breaks_off_and_of_other_words(gateway, stub):
+    stub.pieces = lambda body: [
+        event(chunk({"role": "assistant", "content": ""})), event(chunk({"content": "One two "})),
+        event(chunk({"content": "no such choice"}, index=3)), b"data: {broken\n\n",
+    ]  # fmt: skip
+    with gateway() as url:
+        ask(url, stream=True)
+        form = {"Action": "TextModerationPlus", "ServiceParameters": '{"content": "Some words."}'}
+        httpx2.post(url, data=form, timeout=30)
+        body = {"texts": ["Some words."], "input_type": "response"}
+        httpx2.post(f"{url}/beta/litellm_basic_guardrail_api", json=body, timeout=30)
+        lines = httpx2.get(f"{url}/metrics").text.splitlines()
+        stub.pieces = lambda body: [event(chunk({"role": "assistant", "content": ""})), DONE]
+        ask(url, stream=True)
+        later = httpx2.get(f"{url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    released = float(values["scm_released_characters_total"])
+    assert 0 < released < 8 == released + float(values["scm_withheld_characters_total"])
+    assert values["scm_withheld_fields_total"] == "1.0"
+    assert values['scm_ended_total{level="safe"}'] == "2.0"
+    assert 'scm_first_text_seconds_count{at="client"} 1.0' in later  # a role is no text
+
+
 def test_the_log_holds_neither_texts_nor_keys(gateway, stub, monitor, monkeypatch):
     out = io.StringIO()
     handler = logging.StreamHandler(out)
@@ -96,14 +120,25 @@ def test_a_blocked_prompt_is_an_error_as_azures(gateway, stub):
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_blocked_prompt_may_be_a_refusal(gateway, stub, stream):
     with moderations() as (check, _), gateway(prompt_check=check, refusal="No.") as url:
-        reply = ask(url, stream=stream)
+        reply = ask(url, stream=stream, n=2)
     assert reply.status_code == 200
-    if stream:
-        chunks = events_of(reply.content)
-        assert text_of(chunks) == "No." and finish_of(chunks) == "content_filter"
-    else:
-        choice = reply.json()["choices"][0]
-        assert choice["message"]["content"] == "No." and choice["finish_reason"] == "content_filter"
+    for index in range(2):
+        if stream:
+            chunks = events_of(reply.content)
+            assert text_of(chunks, index) == "No." and finish_of(chunks, index) == "content_filter"
+            assert text_of(chunks, index, "role") == "assistant"
+        else:
+            choice = reply.json()["choices"][index]
+            assert choice["message"] == {"role": "assistant", "content": "No."}
+            assert choice["finish_reason"] == "content_filter"
+
+
+def test_a_blocked_prompt_does_not_wait_for_the_upstream(gateway, stub):
+    stub.begin = 20
+    with moderations() as (check, _), gateway(prompt_check=check) as url:
+        reply = httpx2.post(f"{url}/v1/chat/completions", json=ASK, timeout=10)
+        assert reply.status_code == 400 and reply.json()["error"]["code"] == "content_filter"
+        assert gateway.service.engine.taken == 0
 
 
 def test_a_prompt_that_passes(gateway):
@@ -181,6 +216,14 @@ def test_openais_client_is_satisfied(gateway, stub, monitor):
 def test_bad_options_are_named(options, fault):
     with pytest.raises(InputError, match=fault):
         GatewayConfig(model_path="m", **options)
+
+
+def test_a_certificate_that_is_none_is_named_before_the_models_are_loaded(tmp_path):
+    (tmp_path / "c.pem").write_text("none")
+    for certificate in (tmp_path / "c.pem", tmp_path / "missing.pem"):
+        options = {"tls_certificate": str(certificate), "tls_key": str(certificate)}
+        with pytest.raises(InputError, match="--tls-certificate, --tls-key: "):
+            main(GatewayConfig(model_path="no such model", llm="none", port=0, **options))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n \n", b"\xff"])

@@ -1,7 +1,10 @@
 """Sessions: fragments joined, healed, kept apart, limited; over HTTP and a WebSocket."""
 
+import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -11,6 +14,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from monitor.rules import DelayK
+from serve.engine import Engine
+from serve.sessions import Sessions
 from tests.conftest import settings_of
 
 TEXT = "The first line, über 中 all 🎉 of it.\nThen a second one ends here, slowly."
@@ -19,7 +24,8 @@ RULE = settings_of(DelayK(3), 0.55, controversial=0.2)
 
 def post(url: str, body: object, path: str = "", key: str = ""):
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx2.post(f"{url}/v1/sessions{path}", json=body, headers=headers, timeout=30)
+    content = json.dumps(body)  # escapes halves of characters
+    return httpx2.post(f"{url}/v1/sessions{path}", content=content, headers=headers, timeout=30)
 
 
 def opened(url: str, **body) -> str:
@@ -60,6 +66,7 @@ def test_fragments_end_in_the_verdict_of_the_whole(service, monitor):
 
 
 def test_what_is_missing_is_asked_for_and_what_is_known_is_skipped(service, monitor):
+    monitor.settings = settings_of()
     identity = opened(service)
     post(service, {"offset": 0, "text": TEXT[:10]}, f"/{identity}")
     gap = post(service, {"offset": 14, "text": TEXT[14:]}, f"/{identity}")
@@ -75,8 +82,9 @@ def test_what_is_missing_is_asked_for_and_what_is_known_is_skipped(service, moni
     expected = verdict_of(monitor, TEXT)
     assert {name: last[name] for name in expected} == expected
     late = post(service, {"text": "more"}, f"/{identity}")
-    if not last["stopped"]:
-        assert late.status_code == 409 and late.json()["error"]["code"] == "ended"
+    assert late.status_code == 409 and late.json()["error"]["code"] == "ended"
+    replayed = post(service, {"offset": 30, "text": TEXT[30:], "final": True}, f"/{identity}")
+    assert {name: replayed.json()[name] for name in expected} == expected
 
 
 def test_a_session_of_another_service_heals_by_sending_again(gateway, monitor):
@@ -124,17 +132,73 @@ def test_sessions_live_under_their_key(gateway, monitor, tmp_path):
 
 
 def test_places_and_times(gateway, monitor):
-    with gateway(max_streams=1, idle_timeout=0.3) as url:
-        identity = opened(url)
-        full = post(url, {})
+    with gateway(max_streams=1, idle_timeout=0.6) as url:
+        first, second = opened(url), opened(url)  # a place is taken with the first fragment
+        assert post(url, {"text": "some words"}, f"/{first}").status_code == 200
+        full = post(url, {"text": "others"}, f"/{second}")
         assert full.status_code == 503 and full.headers["retry-after"]
+        assert post(url, {"final": True}, f"/{first}").status_code == 200
+        reply = post(url, {"offset": 0, "text": "others"}, f"/{second}")
+        assert reply.status_code == 200 and reply.json()["have"] == 6  # the refused one counts not
+        assert httpx2.delete(f"{url}/v1/sessions/{second}").status_code == 204
+        assert httpx2.delete(f"{url}/v1/sessions/{second}").status_code == 404
+        third = opened(url)
+        for _ in range(5):  # asking keeps no session alive
+            httpx2.get(f"{url}/v1/sessions/{third}")
+            time.sleep(0.2)
+        assert post(url, {"text": "x"}, f"/{third}").status_code == 404
+
+
+@pytest.fixture()
+def late(monitor):
+    """Stops the text at its last token alone."""
+    with monitor.open("Say it.") as stream:
+        scores = [*stream.feed(TEXT).scores, *stream.close().scores]
+    monitor.settings = settings_of(DelayK(len(scores)), min(map(float, scores)))
+    assert verdict_of(monitor, TEXT)["stop_token"] == len(scores) - 1
+
+
+def test_a_session_that_rests_gives_its_place_up_and_goes_on(gateway, monitor, late, monkeypatch):
+    monkeypatch.setattr("serve.sessions.RESTING", 0.0)
+    with gateway(max_streams=1) as url:
+        names, states = [opened(url), opened(url)], {}
+        for place in range(0, len(TEXT), 9):
+            for name in names:  # each takes the place from the other
+                body = {"offset": place, "text": TEXT[place : place + 9]}
+                states[name] = post(url, body, f"/{name}").json()
+            with httpx2.Client() as client:
+                chat = {"messages": [{"role": "user", "content": "Say it."}]}
+                path = f"{url}/v1/chat/completions"
+                assert client.post(path, json=chat, timeout=30).status_code == 200
+        expected = verdict_of(monitor, TEXT)
+        for name in names:
+            last = post(url, {"final": True}, f"/{name}").json()
+            assert {key: last[key] for key in expected} == expected
+        assert "scm_open_streams 0.0" in httpx2.get(f"{url}/metrics").text
+
+
+def test_a_stream_that_the_batcher_closed_is_read_again(gateway, monitor, late):
+    with gateway() as url:
+        gateway.service.engine.batcher._idle_timeout = 0.2  # earlier than the session's own end
+        name = opened(url)
+        post(url, {"text": TEXT[:30]}, f"/{name}")
         time.sleep(0.5)
-        assert post(url, {"text": "x"}, f"/{identity}").status_code == 404
-        identity = opened(url)  # its place was given back
-        assert httpx2.delete(f"{url}/v1/sessions/{identity}").status_code == 204
-        assert httpx2.delete(f"{url}/v1/sessions/{identity}").status_code == 404
-        post(url, {"text": "x", "final": True}, f"/{opened(url)}")
-        opened(url)  # a session that has ended holds no place
+        last = post(url, {"offset": 30, "text": TEXT[30:], "final": True}, f"/{name}").json()
+    expected = verdict_of(monitor, TEXT)
+    assert {key: last[key] for key in expected} == expected
+
+
+def test_ended_sessions_hold_no_text_and_are_forgotten_in_the_end(gateway, monkeypatch):
+    monkeypatch.setattr("serve.sessions.MOST_ENDED", 2)
+    with gateway() as url:
+        names = [opened(url, id=f"s{number}") for number in range(4)]
+        for name in names:
+            post(url, {"text": "unspeakable words", "final": True}, f"/{name}")
+        kept = gateway.service.sessions._sessions
+        assert [name for _, name in kept] == names[2:]
+        for one in kept.values():
+            assert not one.received and one.held is None and "unspeak" not in repr(one)
+        assert opened(url, id="s3") == "s3"  # an id may be used again
 
 
 @pytest.mark.parametrize(
@@ -142,6 +206,7 @@ def test_places_and_times(gateway, monitor):
     [
         ({"prompt": 3}, "'prompt'"), ({"id": 4}, "'id'"), ({"hold_back": -1}, "'hold_back'"),
         ({"hold_back": "word"}, "'hold_back'"), ({"hold_back": True}, "'hold_back'"),
+        ({"hold_back": 10**30}, "'hold_back'"), ({"id": "a b"}, "'id'"), ({"id": "\ud800"}, "'id'"),
     ],
 )  # fmt: skip
 def test_bad_openings_name_the_field(service, body, field):
@@ -165,11 +230,68 @@ def test_bad_fragments_name_the_field(service, body, field):
 
 def test_a_monitor_that_fails_ends_the_session(service, monitor, monkeypatch):
     identity = opened(service)
+    assert post(service, {"text": "Some words here."}, f"/{identity}").status_code == 200
     monkeypatch.setattr(monitor.scorer, "score", lambda chunks: 1 / 0)
-    assert post(service, {"text": "Some words here."}, f"/{identity}").status_code == 500
+    assert post(service, {"text": " Others."}, f"/{identity}").status_code == 500
     monkeypatch.undo()
-    reply = post(service, {"text": " More of them."}, f"/{identity}").json()
-    assert reply["release"] == 0
+    for body in ({"text": " More of them."}, {"final": True}, {"offset": 0, "text": "Some"}):
+        assert post(service, body, f"/{identity}").status_code == 500
+    assert httpx2.get(f"{service}/v1/sessions/{identity}").status_code == 500
+    opened(service, id=identity)  # anew, and all of it again
+    reply = post(service, {"offset": 0, "text": TEXT, "final": True}, f"/{identity}").json()
+    expected = verdict_of(monitor, TEXT)
+    assert {name: reply[name] for name in expected} == expected
+
+
+def test_scores_that_are_no_number_are_null(service, monitor, monkeypatch):
+    original = monitor.scorer.score
+    monkeypatch.setattr(
+        monitor.scorer, "score", lambda chunks: [one * float("nan") for one in original(chunks)]
+    )
+    reply = post(service, {"text": TEXT, "final": True}, f"/{opened(service)}")
+    assert reply.status_code == 200 and set(reply.json()["scores"]) == {None}
+    assert reply.json()["stopped"]
+
+
+@pytest.fixture()
+def slow(monitor, monkeypatch):
+    """A monitor that takes its time."""
+    original = monitor.scorer.score
+    monkeypatch.setattr(monitor.scorer, "score", lambda chunks: time.sleep(0.5) or original(chunks))
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_caller_that_is_cancelled_leaves_no_gap(monitor, late, steps):
+    """What counts as received was judged, wherever the task of its request was cancelled."""
+
+    async def main() -> dict:
+        engine = Engine(monitor, "m", 2, 0)
+        sessions = Sessions(engine, 4, 60, 60)
+        async with engine.batcher:
+            _, session = sessions.open("", "Say it.")
+            task = asyncio.create_task(sessions.add(session, 0, TEXT[:30]))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            return await sessions.add(session, 0, TEXT, final=True)
+
+    state, expected = asyncio.run(main()), verdict_of(monitor, TEXT)
+    assert {name: state[name] for name in expected} == expected
+
+
+def test_a_session_dropped_while_it_is_judged(service, slow):
+    identity = opened(service)
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(post, service, {"text": TEXT}, f"/{identity}")
+        time.sleep(0.25)
+        assert httpx2.delete(f"{service}/v1/sessions/{identity}").status_code == 204
+        assert work.result().status_code == 404
+    metrics = httpx2.get(f"{service}/metrics").text
+    assert (
+        "scm_open_streams 0.0" in metrics and 'failed_closed_total{what="monitor"}' not in metrics
+    )
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
