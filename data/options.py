@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from data.fineharm import SPLITS, find_split
 from utils.files import InputError, sha256_file
+from utils.options import refuse_below_one
 
 Join = Literal["newline", "original"]
 Split = Literal[SPLITS]
@@ -35,6 +36,8 @@ class DataConfig:
     for a test with --settings."""
     more_train: list[str] = field(default_factory=list)
     """Further folders like --input-dir, whose train files are added to the training split."""
+    more_train_times: int = 1
+    """How often each of their records stands there: weighs a small corpus beside a large one."""
     reading: Reading = "plain"
     """plain: text as it is. folded: invisible characters dropped, letters in disguise and digits
     for letters made plain, words that are spelled out joined; a monitor then reads so, too."""
@@ -62,6 +65,7 @@ class DataConfig:
             raise InputError("--splits: names none")
         if self.more_train and "train" not in self.splits:
             raise InputError("--more-train: --splits lacks train")
+        refuse_below_one(self, "more_train_times")
         for name in ("hide_records", "hide_words"):
             if not 0 < getattr(self, name) <= 1:
                 option = name.replace("_", "-")

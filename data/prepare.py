@@ -78,8 +78,10 @@ def encode_split(
     return encoded
 
 
-def add_train(splits: dict[str, list[tuple[str, Record]]], more: list[tuple[str, Record]]) -> None:
-    """Adds records to the training split.
+def add_train(
+    splits: dict[str, list[tuple[str, Record]]], more: list[tuple[str, Record]], times: int = 1
+) -> None:
+    """Adds records to the training split, each of them so often; a copy has an id of its own.
 
     Raises:
         InputError: A record has another's id, or a prompt of validation or test.
@@ -97,7 +99,11 @@ def add_train(splits: dict[str, list[tuple[str, Record]]], more: list[tuple[str,
             raise InputError(f"{where}: field 'id': '{record['id']}' stands in {other} too")
         if other := prompts.get(record["prompt"]):
             raise InputError(f"{where}: field 'prompt': it is that of {other}, to be held out")
-    splits["train"] += more
+    for turn in range(times):
+        splits["train"] += [
+            (where, record | {"id": f"{record['id']}#{turn + 1}"} if turn else record)
+            for where, record in more
+        ]
 
 
 def to_dataset(encoded: list[EncodedRecord]) -> datasets.Dataset:
@@ -151,7 +157,7 @@ def main(config: DataConfig) -> None:
         more = [find_split(Path(name), "train") for name in config.more_train]
         found = {split: read_split(path, split) for split, path in paths.items()}
         for path in more:
-            add_train(found, read_split(path, "train"))
+            add_train(found, read_split(path, "train"), config.more_train_times)
 
         splits, counts = {}, {}
         for split, path in paths.items():
@@ -190,6 +196,7 @@ def main(config: DataConfig) -> None:
                     for split, path in paths.items()
                 },
                 "more_train": {str(path): sha256_file(path) for path in more},
+                "more_train_times": config.more_train_times,
                 "splits": counts,
             },
         )

@@ -332,6 +332,13 @@ def test_more_train_is_added_to_the_training_split(tiny, small_fineharm, tmp_pat
         assert one.ids == other.ids
     assert list(data.meta["more_train"]) == [str(more / "train.json")]
 
+    main(DataConfig(str(tmp_path / "thrice"), str(tiny), **options, more_train_times=3))
+    thrice = load_examples(load_processed(tmp_path / "thrice", None), "train")
+    assert len(thrice) == 4 * len(rows) and len(set(thrice.ids)) == len(thrice)
+    assert [*thrice[3 * len(rows)]["input_ids"]] == [*thrice[len(rows)]["input_ids"]]
+    with pytest.raises(InputError, match="--more-train-times"):
+        DataConfig("out", str(tiny), more_train_times=0)
+
     def refused(message: str, **change):
         (more / "train.json").write_text(json.dumps([rows[0] | change]))
         with pytest.raises(InputError, match=message):
