@@ -176,6 +176,7 @@ def main(config: LiteLLMConfig) -> None:
         scores = whole.feed(TEXT).scores.tolist() + whole.close().scores.tolist()
     middle = max(scores[len(scores) // 3 :])
     first = min(place for place, score in enumerate(scores) if score >= middle)
+    middle = (middle + max(scores[:first])) / 2  # scores depend on the cutting by a rounding
     never = MonitorSettings(Policy(DelayK(len(scores) + 1), 1.0), "token", 1.0)
     stops = replace(never, policy=Policy(DelayK(1), middle), token_theta=middle)
     stub, transcripts = Stub(), []
