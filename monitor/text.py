@@ -42,6 +42,7 @@ GREEDY = ("lstrip", "rstrip", "single_word")  # let an added word take from its 
 LETTER, NUMBER, SIGN, MARK, SPACE, NEWLINE, INVISIBLE, OTHER = "LNSM nix"
 LONGEST_RUN = 8192  # characters that may wait for what settles them
 SLICE = 128  # characters of a long piece looked at together
+BLOCK = 4096  # and read together: what is not wanted any more is not read
 
 
 @lru_cache(maxsize=1 << 16)
@@ -122,8 +123,16 @@ class GrowingText:
             lacks; the ids that are settled now; and where in the whole text each of them begins.
         """
         text = self._characters(piece)
-        read, places = self._read(text)
-        ids, starts, place = [], [], 0
+        ids, starts = [], []
+        for begin in range(0, len(text), BLOCK):
+            if self._wanted <= 0:
+                break
+            read, places = self._read(text[begin : begin + BLOCK])
+            self._settle(read, places, ids, starts)
+        return self._splitter.readable(text), ids, starts
+
+    def _settle(self, read: str, places: Sequence[int], ids: list[int], starts: list[int]) -> None:
+        place = 0
         while place < len(read) and self._wanted > 0:
             before = len(self._tail)
             end = place + min(SLICE, LONGEST_RUN + 1 - before)
@@ -136,7 +145,6 @@ class GrowingText:
             some, their = self._take(settled)
             ids.extend(some)
             starts.extend(their)
-        return self._splitter.readable(text), ids, starts
 
     def finish(self) -> tuple[str, list[int], list[int]]:
         """Ends the text; returns as `feed`."""

@@ -34,7 +34,8 @@ from serve.requests import (
     read_object,
     take,
 )  # fmt: skip
-from serve.sessions import Session, Sessions
+from serve.session import Session
+from serve.sessions import Sessions
 from serve.upstream import UpstreamError
 
 PAGE = Path(__file__).with_name("page.html")
@@ -203,7 +204,7 @@ class Service:
     async def litellm(self, request: Request, tenant: str) -> Response:
         """POST /beta/litellm_basic_guardrail_api."""
         body = await read_object(request, self._max_body)
-        return reply(await self.guardrail.guard(tenant, body))
+        return reply(await until_gone(request, self.guardrail.guard(tenant, body)))
 
     async def alibaba(self, request: Request, tenant: str) -> Response:
         """POST /."""
@@ -300,7 +301,11 @@ class Service:
                     self.sessions.drop(tenant, identity, session)
 
     async def _message(self, socket: WebSocket) -> dict[str, Any]:
-        text = await socket.receive_text()
+        received = await socket.receive()
+        if received["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(received["code"])
+        if (text := received.get("text")) is None:
+            raise Refused(400, "the message is no text", code="invalid_json")
         if len(text) > self._max_body:
             raise Refused(413, f"the message is longer than {self._max_body}", code="too_large")
         return as_object(text, "message")

@@ -161,7 +161,7 @@ def read_chunk(
 def _part(choice: object, kind: Kind, tools: frozenset[str]) -> Part:
     if not isinstance(choice, dict):
         raise BadChunk("field 'choices': a list of objects was expected")
-    finish = choice.get("finish_reason")
+    finish = choice.get("finish_reason") or None  # some servers send "" for none
     if finish is not None and not is_name(finish):
         raise BadChunk("field 'choices.finish_reason': a name was expected")
     part = Part(_index(choice, "choices", 0, 1 << 31), finish_reason=finish)
@@ -323,7 +323,9 @@ def assemble(chunks: Iterator[dict[str, Any]], kind: Kind) -> dict[str, Any]:
     for index in sorted(choices):
         choice = choices[index]
         if kind == "chat":
-            message = {"role": "assistant", "content": None} | choice.pop("delta", {})
+            delta = choice.pop("delta", {})
+            said = None if delta.keys() & {"tool_calls", "function_call", "refusal"} else ""
+            message = {"role": "assistant", "content": said} | delta
             for call in message.get("tool_calls", []):
                 call.pop("index", None)
                 call["function"] = {"name": "", "arguments": ""} | call["function"]

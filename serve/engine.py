@@ -58,7 +58,9 @@ class Engine:
         )
 
     def take_places(self, count: int) -> None:
-        """Takes places; raises Refused, at once, where so many are not free."""
+        """Takes places; raises Refused, at once, without them or while the service closes."""
+        if self.closing.is_set():
+            raise Refused(503, "the service is closing", kind="server_error", code="shutting_down")
         if (missing := self.taken + count - self.places) > 0:
             self.make_room(missing)
         if self.taken + count > self.places:
@@ -164,7 +166,7 @@ class Engine:
         try:
             verdict, _ = await self._judge("", CANARY)
         except Refused as refused:
-            return refused.status == 503 and not self.closing.is_set()
+            return refused.status == 503 and self.taken >= self.places
         return verdict.tokens > 0
 
     def tenant(self, connection: HTTPConnection, key: str = "") -> str:
@@ -179,6 +181,8 @@ class Engine:
         """
         given = key or connection.headers.get("authorization", "")
         key = given[7:].strip() if given[:7].lower() == "bearer " else given
+        if not key.isascii():
+            raise Refused(401, "the key is not ASCII", code="invalid_api_key")
         if self.keys and not self.knows(key):
             raise Refused(
                 401, "the key is missing or wrong", code="invalid_api_key",

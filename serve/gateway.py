@@ -15,7 +15,7 @@ from serve.chunks import CONSTANT, BadChunk, Part, no_text, read_chunk
 from serve.engine import Engine
 from serve.operations import log, log_failure
 from serve.prompt_check import CheckFailed, PromptCheck
-from serve.reading import Closing, read_ahead
+from serve.reading import Closing, read_ahead, until_over
 from serve.requests import Ask, Refused
 from serve.upstream import Answer, Upstream, UpstreamError
 from serve.verdicts import filter_results, moderation_object
@@ -65,7 +65,7 @@ class Conversation:
         try:
             async with read_ahead(answer.events, self._engine.closing) as batches:
                 async with aclosing(batches):
-                    async for batch in batches:
+                    async for batch in until_over(batches, lambda: self._over):
                         judged, failure = await self._judge(batch)
                         if self._over and any(choice.stopped for choice in self._choices):
                             last = judged  # the upstream is closed before a slow client has them
@@ -73,7 +73,7 @@ class Conversation:
                             break
                         for chunk in judged:
                             yield chunk
-                        if failure:
+                        if failure and not self._over:
                             raise failure
             for chunk in last:
                 yield chunk
@@ -108,7 +108,7 @@ class Conversation:
         """Returns the chunks that a batch of events releases, and what failed in it."""
         began = time.monotonic()
         parts: dict[int, list[Part]] = {}
-        alone = []  # chunks without choices: usage, annotations
+        early, late = [], []  # chunks without choices: annotations, usage
         failure: Exception | None = None  # what came before it is judged all the same
         for event in batch:
             try:
@@ -120,7 +120,7 @@ class Conversation:
             said = {name: envelope.pop(name) for name in SAID_ONCE & envelope.keys()}
             self._envelope = said | self._envelope
             if not found:
-                alone.append(envelope)
+                (late if parts else early).append(envelope)
                 continue
             self._fresh |= envelope
             for part in found:
@@ -137,13 +137,13 @@ class Conversation:
         )
         if parts:
             self._engine.counts.added.observe(time.monotonic() - began)
-        chunks: list[dict[str, Any]] = []
+        chunks = [self._envelope | one | {"choices": []} for one in early]
         for index, one in zip(parts, found, strict=True):
             if isinstance(one, Judged):
                 chunks += self._formatted(self._choices[index], one)
             else:
                 failure = one  # the monitor's
-        return chunks + [self._envelope | one | {"choices": []} for one in alone], failure
+        return chunks + [self._envelope | one | {"choices": []} for one in late], failure
 
     def _read(self, event: object) -> tuple[dict[str, Any], list[Part], list[str]]:
         if isinstance(event, dict) and event.get("error"):

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import httpx2
 
-from serve.json_text import as_json
+from serve.json_text import as_json, read_json
 
 
 class CheckFailed(RuntimeError):
@@ -64,12 +64,19 @@ class ModerationsCheck:
         try:
             reply = await self._client.post(self._url, content=as_json({"input": prompt}))
             reply.raise_for_status()
-            result = reply.json()["results"][0]
+            result = read_json(reply.content)["results"][0]
             flagged, scores = result["flagged"], result.get("category_scores") or {}
             if not isinstance(flagged, bool):
                 raise TypeError
             return flagged, float(max(scores.values(), default=float(flagged)))
-        except (httpx2.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            httpx2.HTTPError,
+            ValueError,
+            LookupError,
+            TypeError,
+            ArithmeticError,
+            AttributeError,
+        ) as error:
             raise CheckFailed(f"the prompt check failed: {type(error).__name__}") from None
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """Reads an upstream's events while others are judged."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from anyio import CancelScope
@@ -9,6 +9,7 @@ from anyio import CancelScope
 from serve.operations import log_failure
 from serve.upstream import UpstreamError
 
+LINGER = 5.0  # seconds to wait for usage once all choices have ended
 READ_AHEAD = 64  # events of the upstream that may wait to be judged
 
 
@@ -67,3 +68,20 @@ async def read_ahead(events: AsyncGenerator[object], closing: asyncio.Event):
                 task.cancel()
             await asyncio.wait(tasks)
             await events.aclose()
+
+
+async def until_over(
+    batches: AsyncIterator[list[object]], over: Callable[[], bool]
+) -> AsyncIterator[list[object]]:
+    """Passes batches on; once the answer is over, silence or a fault of the upstream is the end."""
+    while True:
+        try:
+            async with asyncio.timeout(LINGER if over() else None):
+                batch = await anext(batches)
+        except StopAsyncIteration:
+            return
+        except (TimeoutError, UpstreamError):
+            if over():
+                return
+            raise
+        yield batch

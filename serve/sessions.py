@@ -11,89 +11,24 @@ others need it, and is read again from its start once it goes on.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from monitor.batcher import BatchedStream, NoPlace
+from monitor.batcher import NoPlace
 from monitor.hold_back import HeldText
 from monitor.options import HoldBack
 from monitor.stream import StreamClosed, Verdict
 from serve.engine import Engine
 from serve.operations import log
 from serve.requests import Refused
-from serve.verdicts import rounded
+from serve.session import Session, digest_of, news
 
 LONGEST = 1 << 20  # characters or ids of a session
 MOST_ENDED = 4096  # sessions that are remembered after their end
+MOST_OPEN = 4096  # sessions of all tenants
+MOST_CHARACTERS = 1 << 27  # of the prompts and fragments of all sessions
 RESTING = 5.0  # seconds without a fragment after which a session's place may go to others
-
-
-@dataclass
-class Session:
-    """A response that grows.
-
-    Attributes:
-        prompt: What it answers.
-        hold_back: As in `monitor.hold_back.guard`.
-        stream: Its stream; None while it has no place.
-        held: Decides what of it may be shown; None while it has no stream.
-        release: Characters that may be shown.
-        received: Fragments, joined: text, or token ids; None before the first, empty once over.
-        have: Characters or ids received.
-        digest: Of the text, once it has ended.
-        verdict: The last one.
-        touched, opened: When it was used last, and made.
-        stopped: The monitor stopped it.
-        final: Its caller ended it.
-        failed: The monitor failed: nothing is known of what came.
-        dropped: Nobody can reach it any more.
-        turn: One fragment at a time.
-    """
-
-    prompt: str
-    hold_back: HoldBack
-    stream: BatchedStream | None = None
-    held: HeldText | None = None
-    release: int = 0
-    received: str | list[int] | None = None
-    have: int = 0
-    digest: bytes = b""
-    verdict: Verdict | None = None
-    touched: float = field(default_factory=time.monotonic)
-    opened: float = field(default_factory=time.monotonic)
-    stopped: bool = False
-    final: bool = False
-    failed: bool = False
-    dropped: bool = False
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def over(self) -> bool:
-        """Nothing more is judged."""
-        return self.stopped or self.final or self.failed
-
-    def is_whole(self, text: str) -> bool:
-        """Tells whether a text is all that was received."""
-        return _digest(text) == self.digest if self.over else text == self.received
-
-    def state(self) -> dict[str, Any]:
-        """Returns what a caller is told."""
-        verdict = self.verdict
-        return {
-            "have": self.have,
-            "final": self.final,
-            "level": verdict.level if verdict else "safe",
-            "stopped": self.stopped,
-            "reason": verdict.reason if verdict else None,
-            "stop_token": verdict.stop_token if verdict else None,
-            "stop_character": verdict.stop_character if verdict else None,
-            "tokens": verdict.tokens if verdict else 0,
-            "harmful": verdict.harmful if verdict else 0,
-            "verified": verdict.verified if verdict else 0,
-            "release": self.release,
-        }
 
 
 class Sessions:
@@ -121,18 +56,34 @@ class Sessions:
 
     def open(
         self, tenant: str, prompt: str, identity: str | None = None,
-        hold_back: HoldBack | None = None,
+        hold_back: HoldBack | None = None, instead_of: str | None = None,
     ) -> tuple[str, Session]:  # fmt: skip
         """Opens a session, under an id of the caller's own if it gives one.
 
+        Args:
+            tenant: Whose it is.
+            prompt: What the response answers.
+            identity: Its id; default a new one.
+            hold_back: As in `monitor.hold_back.guard`; default the service's.
+            instead_of: Where the tenant has too many, the one that rests longest of those whose ids
+                begin so is forgotten.
+
         Raises:
-            Refused: The tenant has too many, or the id is that of a session which has not ended.
+            Refused: There are too many, or the id is that of a session which has not ended.
         """
         self.sweep()
         identity = identity or uuid4().hex
         known = self._sessions.get((tenant, identity))
         if known is not None and not known.over:
             raise Refused(409, "there is a session of this id", param="id", code="taken")
+        if self._open_ones(tenant) >= self._per_tenant and instead_of is not None:
+            for key, _ in self._resting(tenant, instead_of)[:1]:
+                self.drop(*key)
+        if self._open_ones() >= MOST_OPEN or self._characters() + len(prompt) > MOST_CHARACTERS:
+            raise Refused(
+                503, "too many sessions are open", kind="server_error", code="overloaded",
+                retry_after=5,
+            )  # fmt: skip
         if self._open_ones(tenant) >= self._per_tenant:
             raise Refused(
                 429, f"{self._per_tenant} sessions are open", code="too_many_sessions",
@@ -201,14 +152,15 @@ class Sessions:
             if new and session.final:
                 raise Refused(409, "the session has ended", body=_have(session, "ended"))
             judged: list[Verdict] = []
+            told = session.told
             if session.over:
                 session.have += len(new)
             elif new or session.verdict is None or final:
                 await self._judge(session, new, final, judged)
             session.final |= final
             session.touched = time.monotonic()
-            scores = [score for one in judged for score in rounded(one.scores)]
-            starts = [start for one in judged for start in one.starts]
+            session.told = max(told, session.known["tokens"])
+            scores, starts = news(judged, told)
             return session.state() | {"scores": scores, "starts": starts}
 
     def _new(self, session: Session, offset: int | None, fragment: str | Sequence[int]):
@@ -225,6 +177,11 @@ class Sessions:
         if compares and known[offset : offset + repeated] != fragment[:repeated]:
             raise Refused(409, "the fragment differs", body=_have(session, "differs"))
         self._engine.counts.refed.inc(repeated)
+        if self._characters() + len(fragment) > MOST_CHARACTERS:
+            raise Refused(
+                503, "the sessions hold too much", kind="server_error", code="overloaded",
+                retry_after=5,
+            )  # fmt: skip
         if offset + len(fragment) > LONGEST:
             raise Refused(413, f"a session holds {LONGEST} at most", code="too_large")
         return fragment[repeated:]
@@ -275,9 +232,7 @@ class Sessions:
         return verdict
 
     def _take(self, session: Session, verdict: Verdict, final: bool) -> None:
-        session.verdict, session.stopped = verdict, verdict.stopped
-        session.held.take(verdict, final)
-        session.release = session.held.report.released
+        session.take(verdict, final)
         self._engine.note(verdict)
 
     def _rest(self, session: Session) -> None:
@@ -291,8 +246,8 @@ class Sessions:
         """Keeps of a session that is over its state alone, and not of too many."""
         self._rest(session)
         if isinstance(session.received, str):
-            session.digest = _digest(session.received)
-        session.prompt = ""
+            session.digest = digest_of(session.received)
+        session.prompt = session.waiting = ""
         if session.received is not None:
             session.received = type(session.received)()
         if session.verdict is not None:
@@ -303,14 +258,29 @@ class Sessions:
 
     def make_room(self, missing: int) -> None:
         """Has sessions that rest give places back, the ones that rest longest first."""
+        resting = [one for _, one in self._resting() if one.stream is not None]
+        for session in resting[:missing]:
+            self._rest(session)
+
+    def _resting(
+        self, tenant: str | None = None, prefix: str = ""
+    ) -> list[tuple[tuple[str, str], Session]]:
+        """Returns sessions that rest, the ones that rest longest first."""
         latest = time.monotonic() - RESTING
         resting = [
-            one
-            for one in self._sessions.values()
-            if one.stream is not None and not one.turn.locked() and one.touched <= latest
+            (key, one)
+            for key, one in self._sessions.items()
+            if tenant in (None, key[0])
+            and key[1].startswith(prefix)
+            and not (one.over or one.turn.locked() or one.touched > latest)
         ]
-        for session in sorted(resting, key=lambda one: one.touched)[:missing]:
-            self._rest(session)
+        return sorted(resting, key=lambda item: item[1].touched)
+
+    def _characters(self) -> int:
+        return sum(
+            len(one.prompt) + len(one.received or "") + len(one.waiting)
+            for one in self._sessions.values()
+        )
 
     def drop(self, tenant: str, identity: str, session: Session | None = None) -> None:
         """Forgets a session.
@@ -342,10 +312,6 @@ class Sessions:
                     why = "idle" if idle > self._idle else "age"
                     log("session_expired", tenant=tenant, why=why)
                 self.drop(tenant, identity)
-
-
-def _digest(text: str) -> bytes:
-    return sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def _unknown() -> Refused:

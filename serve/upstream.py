@@ -85,7 +85,7 @@ class HttpUpstream:
         await self._client.aclose()
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        passed = {name: headers[name] for name in PASSED_ON if name in headers}
+        passed = {n: headers[n] for n in PASSED_ON if n in headers and headers[n].isascii()}
         key = f"Bearer {self._key}" if self._key else headers.get("authorization")
         if key:
             passed["authorization"] = key

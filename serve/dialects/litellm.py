@@ -13,12 +13,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.chunks import is_name
 from serve.engine import Engine
 from serve.requests import Refused, take
-from serve.sessions import Session, Sessions
+from serve.session import Session, digest_of
+from serve.sessions import Sessions
 
 KEPT = 600.0  # seconds that a call is remembered
 MOST, MOST_OF_A_KEY = 512, 128  # calls that are remembered
+MOST_TEXTS = 128  # texts, and tool calls, of a request
 LONGEST_PROMPT = 1 << 16  # characters of a prompt that are remembered, its last ones
 
 
@@ -28,12 +31,12 @@ class Call:
 
     Attributes:
         prompt: What it answers.
-        first: The first text of each choice.
+        first: What tells the first text of each choice.
         since: When it was last asked about.
     """
 
     prompt: str = ""
-    first: dict[int, str] = field(default_factory=dict)
+    first: dict[int, bytes] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -53,6 +56,9 @@ class LiteLLM:
         texts = take(body, "texts", list, [])
         if not all(isinstance(text, str) for text in texts):
             raise Refused(400, "field 'texts': a list of texts was expected", param="texts")
+        arguments = read_calls(body)
+        if len(texts) > MOST_TEXTS or len(arguments) > MOST_TEXTS:
+            raise Refused(400, f"at most {MOST_TEXTS} texts and tool calls", param="texts")
         name = take(body, "litellm_call_id", str, "")
         kind = take(body, "input_type", str, "response")
         call = self._call(tenant, name)
@@ -70,8 +76,8 @@ class LiteLLM:
                     "stream_holdback_chars": [len(one) for one in texts],
                 }
             held.append(max(len(text) - state["release"], 0))
-        for arguments in read_arguments(body):
-            verdict, _ = await self._engine.judge(call.prompt, arguments)
+        for said in arguments:
+            verdict, _ = await self._engine.judge(call.prompt, said)
             if verdict.stopped:
                 reason = f"tool call: {verdict.level} from token {verdict.stop_token} on"
                 return {"action": "BLOCKED", "blocked_reason": reason}
@@ -85,15 +91,15 @@ class LiteLLM:
         if session is not None and not session.stopped and not _goes_on(session, text):
             self._sessions.drop(tenant, identity)
             session, call.first = None, {}
-        first = call.first.get(number)
-        if session is None and first in (None, text):
-            call.first[number] = text
+        first, digest = call.first.get(number), digest_of(text)
+        if session is None and first in (None, digest):
+            call.first[number] = digest
             verdict, release = await self._engine.judge(call.prompt, text)
             whole = {"level": verdict.level, "stopped": verdict.stopped}
             whole["release"] = release if first is None else len(text)
             return whole | {"stop_token": verdict.stop_token}
         if session is None:
-            _, session = self._sessions.open(tenant, call.prompt, identity)
+            _, session = self._sessions.open(tenant, call.prompt, identity, instead_of="litellm.")
         if session.stopped:
             return session.state()
         return await self._sessions.add(session, 0, text, final=session.is_whole(text))
@@ -130,11 +136,20 @@ def _goes_on(session: Session, text: str) -> bool:
     return session.received is None or text.startswith(session.received)
 
 
-def read_arguments(body: dict[str, Any]) -> list[str]:
-    """Returns what a response's tool calls say, which comes once they are whole."""
+def read_calls(body: dict[str, Any]) -> list[str]:
+    """Returns what each tool call of a response says, which comes once it is whole."""
     said = []
     for call in take(body, "tool_calls", list, []):
         function = call.get("function") if isinstance(call, dict) else None
-        given = function.get("arguments") if isinstance(function, dict) else call
-        said.append(given if isinstance(given, str) else json.dumps(given, ensure_ascii=False))
-    return [one for one in said if one and one != "null"]
+        if isinstance(function, dict):
+            parts = [function.get("name"), function.get("arguments")]
+            parts += [] if is_name(call.get("id")) else [call.get("id")]
+        else:
+            parts = [call]
+        texts = [
+            part if isinstance(part, str) else json.dumps(part, ensure_ascii=False)
+            for part in parts
+            if part
+        ]
+        said += ["\n".join(texts)] if texts else []
+    return said

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.alignment import Layout, encode_records
 from data.fineharm import Record
-from data.folding import fold
+from data.folding import Folding, fold
 from data.hiding import WAYS, hide
 from data.splits import to_examples
 from data.tokenization import TextEncoder, leading_ids
@@ -164,3 +164,14 @@ def test_settings_keep_the_reading(tmp_path):
     assert earlier.pop("reading") == "folded"
     path.write_text(json.dumps(earlier))
     assert read_settings(path).reading == "plain"  # files of earlier versions
+
+
+def test_what_is_not_wanted_is_not_read(splitters, monkeypatch):
+    """A piece may be a megabyte, of which a full context takes little."""
+    read, original = [], Folding.feed
+    monkeypatch.setattr(
+        Folding, "feed", lambda self, text: read.append(len(text)) or original(self, text)
+    )
+    text = "some words " * 10_000
+    shown, ids, _ = GrowingText(splitters("tiny"), most=10).feed(text)
+    assert shown == text and len(ids) >= 10 and sum(read) <= 4096

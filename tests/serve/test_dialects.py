@@ -1,13 +1,14 @@
 """What other guards speak: OpenAI's moderations, LiteLLM's guardrail, Alibaba's service."""
 
 import json
+import time
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from monitor.rules import DelayK
-from serve.dialects.litellm import LiteLLM, read_arguments
+from serve.dialects.litellm import LiteLLM, read_calls
 from tests.conftest import settings_of
 
 TEXT = "The first line of it.\nThen a second one ends here, slowly."
@@ -180,12 +181,36 @@ def test_litellms_tool_calls_are_judged(service, monitor):
     ("call", "said"),
     [
         ({"function": {"arguments": {"q": "some"}}}, ['{"q": "some"}']),
+        ({"id": "t1", "function": {"name": "any words", "arguments": ""}}, ["any words"]),
+        ({"id": "any words", "function": {"name": "f", "arguments": "{}"}}, ["f\n{}\nany words"]),
         ({"custom": {"input": "some"}}, ['{"custom": {"input": "some"}}']), ("some", ["some"]),
-        ({"function": {"arguments": ""}}, []), ({"function": {}}, []),
+        ({"function": {"arguments": ""}}, []), (None, []),
     ],
 )  # fmt: skip
 def test_whatever_a_tool_call_says_is_judged(call, said):
-    assert read_arguments({"tool_calls": [call]}) == said
+    assert read_calls({"tool_calls": [call]}) == said
+
+
+def test_litellm_sends_no_more_than_it_may(service):
+    for body in ({"texts": ["x"] * 129}, {"tool_calls": [{"function": {"name": "f"}}] * 129}):
+        reply = post(service, GUARDRAIL, {"input_type": "response"} | body)
+        assert reply.status_code == 400 and "at most 128" in reply.json()["error"]["message"]
+
+
+def test_litellms_work_ends_when_it_leaves(gateway, monitor, monkeypatch):
+    steps, original = [], monitor.scorer.score
+    monkeypatch.setattr(
+        monitor.scorer, "score", lambda c: steps.append(time.sleep(0.05)) or original(c)
+    )
+    with gateway() as url:
+        body = {"texts": ["Some words."] * 100, "input_type": "response"}
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(url + GUARDRAIL, json=body, timeout=0.3)
+        for _ in range(100):
+            if "scm_open_streams 0.0" in httpx2.get(f"{url}/metrics").text:
+                break
+            time.sleep(0.02)
+        assert len(steps) < 60
 
 
 def test_litellm_knows_a_call_by_its_key_and_refuses_what_is_wrong(service):
@@ -218,6 +243,37 @@ def test_alibaba_without_a_session_and_in_the_query(service, monitor):
     assert aliyun(service, TEXT).json()["Data"]["RiskLevel"] == "high"
     query = {"Action": "MultiModalGuard", "ServiceParameters": json.dumps({"content": TEXT})}
     assert httpx2.post(service, params=query).json()["Data"]["RiskLevel"] == "high"
+
+
+def test_alibabas_refused_fragment_is_judged_with_the_next(gateway, monitor):
+    with gateway(max_streams=1) as url:
+        assert aliyun(url, "Others are here. ", "s0").status_code == 200  # takes the place
+        assert aliyun(url, "One two ", "s4").status_code == 503
+        session = gateway.service.sessions._sessions["", "alibaba.s0"]
+        session.touched -= 60  # rests
+        assert aliyun(url, "three ", "s4").status_code == 200
+        assert gateway.service.sessions.find("", "alibaba.s4").received == "One two three "
+
+
+def test_alibabas_session_is_not_opened_anew(gateway, monitor):
+    with gateway(idle_timeout=0.5) as url:
+        assert aliyun(url, "One two ", "calm").status_code == 200
+        monitor.settings = STOP
+        assert aliyun(url, "One two ", "harmful").json()["Data"]["Suggestion"] == "block"
+        monitor.settings = settings_of()
+        time.sleep(0.8)
+        assert aliyun(url, "three ", "calm").status_code == 404
+        assert aliyun(url, "three ", "harmful").json()["Data"]["Suggestion"] == "block"
+        assert gateway.service.sessions._sessions == {}
+
+
+def test_alibabas_sessions_make_way(gateway, monkeypatch):
+    monkeypatch.setattr("serve.sessions.RESTING", 0.0)
+    with gateway(sessions_per_key=3) as url:
+        for number in range(6):
+            assert aliyun(url, "Some words. ", f"s{number}").status_code == 200
+        assert aliyun(url, "more ", "s0").status_code == 404  # not as if it were new
+        assert aliyun(url, "more ", "s5").status_code == 200
 
 
 def test_alibabas_session_stays_failed(service, monitor, monkeypatch):

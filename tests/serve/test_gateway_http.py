@@ -555,7 +555,39 @@ def test_a_place_that_does_not_come(gateway, monitor, monkeypatch):
         texts = post(url, {"input": ["One.", "Two."]}, "/v1/moderations")
         ready = httpx2.get(f"{url}/readyz")
     assert chunks[-1]["error"]["code"] == "overloaded" and texts.status_code == 503
-    assert texts.headers["retry-after"] and ready.status_code == 200
+    assert texts.headers["retry-after"] and ready.status_code == 503
+
+
+@pytest.mark.parametrize("fault", ["torn", "silent", "broken"])
+def test_what_comes_after_the_end_cannot_spoil_the_answer(gateway, stub, monkeypatch, fault):
+    monkeypatch.setattr("serve.reading.LINGER", 0.3)
+    ends = {"torn": b"x" * (1 << 21), "silent": b": nothing\n\n", "broken": b"data: {broken\n\n"}
+    stub.pieces = lambda body: [*chat("Fine.")[:-1], *([ends[fault]] * 9)]
+    stub.delay = 0.2 if fault == "silent" else 0.0
+    with gateway() as url:
+        whole, chunks = post(url, ASK), events_of(post(url, STREAM).content)
+    assert whole.status_code == 200 and text_of(chunks) == "Fine."
+    assert not any("error" in one for one in chunks)
+    if fault == "silent":
+        assert max(stub.sent) < 9
+
+
+def test_an_empty_finish_reason_is_none_and_an_empty_text_is_one(gateway, stub):
+    stub.pieces = lambda body: [
+        event(chunk({"role": "assistant", "content": ""}, finish="")),
+        event(chunk({}, finish="stop")), DONE,
+    ]  # fmt: skip
+    with gateway() as url:
+        choice = post(url, ASK).json()["choices"][0]
+    assert choice["message"]["content"] == "" and choice["finish_reason"] == "stop"
+
+
+def test_annotations_before_the_first_choice_stay_there(gateway, stub):
+    first = {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    stub.pieces = lambda body: [b"".join([event(first), *chat("Fine.")])]
+    with gateway() as url:
+        chunks = events_of(post(url, STREAM).content)
+    assert [one for one in chunks if one["choices"] == []] == chunks[:1]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,10 @@ def test_a_prompt_that_passes(gateway):
     assert not found["flagged"] and found["category_scores"]["harmful"] == 0.7
 
 
-@pytest.mark.parametrize("body", [{"results": []}, {"results": [{"flagged": "no"}]}, [1], None])
+@pytest.mark.parametrize("body", [
+    {"results": []}, {"results": [{"flagged": "no"}]}, [1], None,
+    {"results": [{"flagged": False, "category_scores": {"a": 10**400}}]},
+])  # fmt: skip
 def test_a_check_that_fails_blocks_unless_it_may_pass(gateway, body):
     status = 500 if body is None else 200
     with moderations(False, status, body) as (check, _):

@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from monitor.rules import DelayK
+from monitor.stream import LEVELS
 from serve.engine import Engine
 from serve.sessions import Sessions
 from tests.conftest import settings_of
@@ -177,6 +178,41 @@ def test_a_session_that_rests_gives_its_place_up_and_goes_on(gateway, monitor, l
         assert "scm_open_streams 0.0" in httpx2.get(f"{url}/metrics").text
 
 
+def test_a_session_read_again_goes_never_back(gateway, monitor, monkeypatch):
+    """A long word is settled piece by piece; read at once, less of it may be settled."""
+    monkeypatch.setattr("serve.sessions.RESTING", 0.0)
+    monitor.settings = settings_of(DelayK(3), 0.999, controversial=0.5)
+    told = []
+    with gateway(max_streams=1) as url:
+        for number in range(6):
+            name, word = opened(url), "! " + chr(97 + number) * 80
+            before = post(url, {"text": word[:66]}, f"/{name}").json()
+            for piece in (word[66:], "w", "w and more.", ""):
+                final = not piece
+                reply = post(url, {"text": piece, "final": final}, f"/{name}").json()
+                for key in ("tokens", "harmful", "verified", "release"):
+                    assert reply[key] >= before[key], key
+                assert LEVELS.index(reply["level"]) >= LEVELS.index(before["level"])
+                told += [before["tokens"] + len(reply["scores"]) == reply["tokens"]]
+                before = reply
+                httpx2.post(f"{url}/v1/moderations", json={"input": "x"})  # takes the place
+    assert all(told)  # each score once
+
+
+def test_there_are_only_so_many_sessions_and_characters(gateway, monkeypatch):
+    with gateway() as url:
+        monkeypatch.setattr("serve.sessions.MOST_OPEN", 2)
+        name = opened(url)
+        post(url, {}, key="another").raise_for_status()
+        full = post(url, {}, key="a third")
+        assert full.status_code == 503 and full.headers["retry-after"]
+        monkeypatch.setattr("serve.sessions.MOST_OPEN", 9)
+        monkeypatch.setattr("serve.sessions.MOST_CHARACTERS", 50)
+        assert post(url, {"prompt": "x" * 60}).status_code == 503
+        assert post(url, {"text": "x" * 60}, f"/{name}").status_code == 503
+        assert post(url, {"text": "x" * 9}, f"/{name}").json()["have"] == 9
+
+
 def test_a_stream_that_the_batcher_closed_is_read_again(gateway, monitor, late):
     with gateway() as url:
         gateway.service.engine.batcher._idle_timeout = 0.2  # earlier than the session's own end
@@ -325,6 +361,20 @@ def test_a_websocket_says_what_is_wrong(service):
         assert reply["status"] == 409 and reply["have"] == 0
         socket.send(json.dumps({"offset": 0, "text": "x"}))  # and it goes on
         assert json.loads(socket.recv())["have"] == 1
+
+
+def test_a_websocket_of_bytes_or_half_a_key(gateway, tmp_path):
+    (tmp_path / "keys").write_text("one\n")
+    with gateway(key_file=str(tmp_path / "keys")) as url:
+        for message, status in ((b"{}", 400), ('{"key": "\\ud800"}', 401)):
+            with connect(url.replace("http", "ws") + "/v1/sessions") as socket:
+                socket.send(message)
+                assert json.loads(socket.recv())["status"] == status
+        for name in ("x-request-id", "authorization"):
+            body = {"messages": [{"role": "user", "content": "x"}]}
+            headers = {"authorization": b"Bearer one", name: b"Bearer \xe9"}
+            reply = httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers)
+            assert reply.status_code == (401 if name == "authorization" else 200)
 
 
 def test_a_websocket_of_a_browser(gateway, tmp_path):
