@@ -38,6 +38,9 @@ class DataConfig:
     """Further folders like --input-dir, whose train files are added to the training split."""
     more_train_times: int = 1
     """How often each of their records stands there: weighs a small corpus beside a large one."""
+    train_share: float = 1.0
+    """Share of the training records to use, for learning curves: drawn by --seed, a smaller one
+    within a larger one."""
     reading: Reading = "plain"
     """plain: text as it is. folded: invisible characters dropped, letters in disguise and digits
     for letters made plain, words that are spelled out joined; a monitor then reads so, too."""
@@ -51,7 +54,7 @@ class DataConfig:
     hide_words: float = 1.0
     """Share of the words of such a response."""
     seed: int = 42
-    """Of --hide."""
+    """Of --hide and --train-share."""
     num_workers: int = 0
     """Processes; 0 takes every core where the data is worth it."""
     overwrite: bool = False
@@ -66,7 +69,7 @@ class DataConfig:
         if self.more_train and "train" not in self.splits:
             raise InputError("--more-train: --splits lacks train")
         refuse_below_one(self, "more_train_times")
-        for name in ("hide_records", "hide_words"):
+        for name in ("hide_records", "hide_words", "train_share"):
             if not 0 < getattr(self, name) <= 1:
                 option = name.replace("_", "-")
                 raise InputError(f"--{option}: {getattr(self, name)} is not above 0 and at most 1")

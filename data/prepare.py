@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 
 import datasets
@@ -106,6 +107,18 @@ def add_train(
         ]
 
 
+def share_of(
+    records: list[tuple[str, Record]], share: float, seed: int
+) -> list[tuple[str, Record]]:
+    """Returns a share of records in their order; at one seed a smaller one lies in a larger one."""
+
+    def rank(place: int) -> bytes:
+        return sha256(f"{seed}:{records[place][1]['id']}".encode()).digest()
+
+    chosen = sorted(range(len(records)), key=rank)[: max(round(share * len(records)), 1)]
+    return [records[place] for place in sorted(chosen)]
+
+
 def to_dataset(encoded: list[EncodedRecord]) -> datasets.Dataset:
     """Returns the examples as a `datasets.Dataset` with the columns of `FEATURES`."""
     columns = {}
@@ -158,6 +171,8 @@ def main(config: DataConfig) -> None:
         found = {split: read_split(path, split) for split, path in paths.items()}
         for path in more:
             add_train(found, read_split(path, "train"), config.more_train_times)
+        if config.train_share < 1 and "train" in found:
+            found["train"] = share_of(found["train"], config.train_share, config.seed)
 
         splits, counts = {}, {}
         for split, path in paths.items():
@@ -197,6 +212,7 @@ def main(config: DataConfig) -> None:
                 },
                 "more_train": {str(path): sha256_file(path) for path in more},
                 "more_train_times": config.more_train_times,
+                "train_share": config.train_share,
                 "splits": counts,
             },
         )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -352,6 +353,26 @@ def test_more_train_is_added_to_the_training_split(tiny, small_fineharm, tmp_pat
     refused("record 1: field 'id': .* stands in .*test.json: record 1 too", id=test[0]["id"])
     with pytest.raises(InputError, match="--more-train: --splits lacks train"):
         DataConfig("out", str(tiny), splits=["test"], more_train=["x"])
+
+
+def test_a_share_of_the_training_records_lies_in_a_larger_one(tiny, small_fineharm, tmp_path):
+    ids = {}
+    for share in (0.25, 0.5, 1.0):
+        name = f"data-{share}"
+        main(DataConfig(str(tmp_path / name), str(tiny), str(small_fineharm), train_share=share))
+        data = load_processed(tmp_path / name, None)
+        ids[share] = list(load_examples(data, "train").ids)
+        assert len(load_examples(data, "test")) == 24 and data.meta["train_share"] == share
+    for smaller, larger in ((0.25, 0.5), (0.5, 1.0)):
+        assert set(ids[smaller]) < set(ids[larger])
+        assert len(ids[smaller]) == round(smaller * len(ids[1.0]))
+        assert ids[smaller] == [one for one in ids[1.0] if one in set(ids[smaller])]
+    other = DataConfig(str(tmp_path / "other"), str(tiny), str(small_fineharm), train_share=0.25)
+    main(replace(other, seed=7))
+    drawn = load_examples(load_processed(tmp_path / "other", None), "train").ids
+    assert set(drawn) != set(ids[0.25])
+    with pytest.raises(InputError, match="--train-share"):
+        DataConfig("out", str(tiny), train_share=0.0)
 
 
 def test_hidden_splits_are_told_in_meta(tiny, small_fineharm, tmp_path):
