@@ -64,8 +64,9 @@ class Conversation:
         last: list[dict[str, Any]] = []
         try:
             async with read_ahead(answer.events, self._engine.closing) as batches:
-                async with aclosing(batches):
-                    async for batch in until_over(batches, lambda: self._over):
+                arriving = until_over(batches, lambda: self._over)
+                async with aclosing(batches), aclosing(arriving):
+                    async for batch in arriving:
                         judged, failure = await self._judge(batch)
                         if self._over and any(choice.stopped for choice in self._choices):
                             last = judged  # the upstream is closed before a slow client has them

@@ -203,8 +203,7 @@ class Sessions:
             if session.dropped:
                 raise _unknown() from None
             if not isinstance(error, Refused | NoPlace | StreamClosed):
-                session.failed = True
-                self._end(session)
+                self.fail(session)
             raise self._engine.refusal(error) from None
         if session.over:
             self._engine.note_end(session.verdict)
@@ -255,6 +254,11 @@ class Sessions:
         ended = [key for key, one in self._sessions.items() if one.over]
         for key in ended[: max(len(ended) - MOST_ENDED, 0)]:
             del self._sessions[key]
+
+    def fail(self, session: Session) -> None:
+        """Ends a session of which something can no longer be judged: it answers 500."""
+        session.failed = True
+        self._end(session)
 
     def make_room(self, missing: int) -> None:
         """Has sessions that rest give places back, the ones that rest longest first."""

@@ -14,7 +14,7 @@ from serve.engine import Engine
 from serve.json_text import read_json
 from serve.requests import Refused
 from serve.session import Session, digest_of
-from serve.sessions import Sessions
+from serve.sessions import LONGEST, Sessions
 from serve.verdicts import RISK
 
 MOST_SEEN = 1 << 16  # ids that are remembered
@@ -50,6 +50,8 @@ class Alibaba:
             state = await self._sessions.add(session, None, content)
         except Refused:
             session.waiting = content + session.waiting
+            if len(session.waiting) > LONGEST:
+                self._sessions.fail(session)
             raise
         self._seen[_key(tenant, identity)] = state["stopped"]
         return self._reply(state["level"], state["stopped"], self._engine.nearness(session.verdict))

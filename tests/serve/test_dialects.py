@@ -255,6 +255,17 @@ def test_alibabas_refused_fragment_is_judged_with_the_next(gateway, monitor):
         assert gateway.service.sessions.find("", "alibaba.s4").received == "One two three "
 
 
+def test_alibabas_fragments_do_not_wait_without_end(gateway, monkeypatch):
+    monkeypatch.setattr("serve.dialects.alibaba.LONGEST", 20)
+    with gateway(max_streams=1) as url:
+        aliyun(url, "Others are here. ", "s0")
+        assert aliyun(url, "One two three ", "s6").status_code == 503
+        assert aliyun(url, "four five six ", "s6").status_code == 503
+        session = gateway.service.sessions._sessions["", "alibaba.s6"]
+        assert session.failed and not session.waiting
+        assert aliyun(url, "seven ", "s6").status_code == 500
+
+
 def test_alibabas_session_is_not_opened_anew(gateway, monitor):
     with gateway(idle_timeout=0.5) as url:
         assert aliyun(url, "One two ", "calm").status_code == 200
