@@ -174,7 +174,8 @@ class Conversation:
             last["content_filter_results"] = filter_results(choice.level, choice.stopped)
         details = choice.details()
         yield self._chunk([last]) | {"scm": details}
-        log("choice_ended", id=self._envelope.get("id"), **without_lists(details))
+        facts = without_lists(details)  # its level is not the log's
+        log("choice_ended", id=self._envelope.get("id"), verdict=facts.pop("level"), **facts)
 
     def _note_first(self, at: str) -> None:
         if at not in self._seen:

@@ -105,6 +105,7 @@ def test_the_log_holds_neither_texts_nor_keys(gateway, stub, monitor, monkeypatc
         httpx2.post(f"{url}/v1/chat/completions", json=body, headers=headers)
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert {"started", "choice_ended", "monitor_failed", "ended"} <= {one["event"] for one in lines}
+    assert {one["level"] for one in lines} == {"info", "error"}  # of the log, not of a verdict
     assert SECRET not in out.getvalue()
 
 
