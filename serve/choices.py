@@ -28,7 +28,7 @@ from serve.chunks import (
     name_of,
     no_text,
 )  # fmt: skip
-from serve.verdicts import rounded
+from serve.verdicts import rounded, why
 
 OpenStream = Callable[[], Awaitable[BatchedStream]]
 REOPENINGS = 64  # how often channels of a choice may be gone on with
@@ -296,15 +296,12 @@ class GuardedChoice:
 
     def details(self) -> dict[str, Any]:
         """Returns what is known of the choice, for the object `scm` of its last chunk."""
-        verdict = self.verdict
         return {
             "index": self.index,
             "level": self.level,
             "stopped": self.stopped,
-            "reason": verdict.reason if verdict else None,
+            **why(self.verdict),
             "channel": name_of(self._channel) if self.stopped else None,
-            "stop_token": verdict.stop_token if verdict else None,
-            "stop_character": verdict.stop_character if verdict else None,
             "channels": [
                 {
                     "channel": name_of(channel),

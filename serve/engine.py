@@ -15,9 +15,8 @@ from monitor.hold_back import HeldText
 from monitor.options import HoldBack
 from monitor.stream import StreamClosed, StreamingContentMonitor, Verdict
 from serve.operations import Counts, log_failure
-from serve.requests import Refused
+from serve.requests import Refused, shutting_down, unavailable
 
-RETRY_AFTER = 2  # seconds
 CANARY = "All is well."  # what the deep health check lets the monitor score
 
 
@@ -60,18 +59,12 @@ class Engine:
     def take_places(self, count: int) -> None:
         """Takes places; raises Refused, at once, without them or while the service closes."""
         if self.closing.is_set():
-            raise Refused(503, "the service is closing", kind="server_error", code="shutting_down")
+            raise shutting_down()
         if (missing := self.taken + count - self.places) > 0:
             self.make_room(missing)
         if self.taken + count > self.places:
             self.counts.refused.inc()
-            raise Refused(
-                503,
-                "all places are taken",
-                kind="server_error",
-                code="overloaded",
-                retry_after=RETRY_AFTER,
-            )
+            raise unavailable("all places are taken")
         self.taken += count
 
     def give_places(self, count: int) -> None:
@@ -130,11 +123,8 @@ class Engine:
         if isinstance(error, Refused):
             return error
         if isinstance(error, NoPlace | StreamClosed):
-            code = "shutting_down" if self.closing.is_set() else "overloaded"
-            return Refused(
-                503, "the stream has no place", kind="server_error", code=code,
-                retry_after=RETRY_AFTER,
-            )  # fmt: skip
+            is_closing = self.closing.is_set()
+            return shutting_down() if is_closing else unavailable("the stream has no place")
         self.counts.failures.labels("monitor").inc()
         log_failure("monitor_failed", error)
         return Refused(500, "the monitor failed", kind="server_error", code="monitor_failed")

@@ -16,7 +16,7 @@ from serve.engine import Engine
 from serve.operations import log, log_failure
 from serve.prompt_check import CheckFailed, PromptCheck
 from serve.reading import Closing, read_ahead, until_over
-from serve.requests import Ask, Refused
+from serve.requests import Ask, Refused, shutting_down, unavailable
 from serve.upstream import Answer, Upstream, UpstreamError
 from serve.verdicts import filter_results, moderation_object
 
@@ -254,9 +254,7 @@ class Gateway:
             while not waiting.isdisjoint({asking, checking}):
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if closing in done:
-                    raise Refused(
-                        503, "the service is closing", kind="server_error", code="shutting_down"
-                    )
+                    raise shutting_down()
                 if checking in done:  # a blocked prompt does not wait for the upstream
                     checked = checking.result()
                     if checked is not None and checked[0]:
@@ -292,10 +290,8 @@ class Gateway:
             log_failure("prompt_check_failed", error)
             if self._manners.check_failure == "pass":
                 return None
-            raise Refused(
-                503, "the prompt could not be checked", kind="server_error",
-                code="prompt_check_failed", retry_after=5,
-            ) from None  # fmt: skip
+            message = "the prompt could not be checked"
+            raise unavailable(message, "prompt_check_failed", 5) from None
         return max((one for one in found if one is not None), default=None)
 
     def _blocked(self) -> Exception:

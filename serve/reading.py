@@ -73,15 +73,20 @@ async def read_ahead(events: AsyncGenerator[object], closing: asyncio.Event):
 async def until_over(
     batches: AsyncIterator[list[object]], over: Callable[[], bool]
 ) -> AsyncIterator[list[object]]:
-    """Passes batches on; once the answer is over, silence or a fault of the upstream is the end."""
+    """Passes batches on, after the answer is over for `LINGER` seconds: faults spoil it no more."""
+    now, until = asyncio.get_running_loop().time, None
     while True:
+        if until is None and over():
+            until = now() + LINGER
+        if until is not None and now() >= until:
+            return
         try:
-            async with asyncio.timeout(LINGER if over() else None):
+            async with asyncio.timeout_at(until):
                 batch = await anext(batches)
         except StopAsyncIteration:
             return
-        except (TimeoutError, UpstreamError):
-            if over():
+        except (TimeoutError, UpstreamError, Closing):
+            if until is not None:
                 return
             raise
         yield batch

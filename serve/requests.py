@@ -10,6 +10,7 @@ from serve.chunks import Kind
 from serve.json_text import read_json, reply
 
 PromptFrom = Literal["last-user", "conversation"]
+RETRY_AFTER = 2  # seconds
 
 
 class Refused(Exception):
@@ -41,6 +42,16 @@ class Refused(Exception):
         """Returns the answer."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after is not None else None
         return reply(self.body, self.status, headers)
+
+
+def unavailable(message: str, code: str = "overloaded", retry_after: int = RETRY_AFTER) -> Refused:
+    """Returns what refuses a request that may succeed later, or elsewhere."""
+    return Refused(503, message, kind="server_error", code=code, retry_after=retry_after)
+
+
+def shutting_down() -> Refused:
+    """Returns what refuses a request while the service closes."""
+    return unavailable("the service is closing", "shutting_down")
 
 
 @dataclass

@@ -11,8 +11,9 @@ from monitor.hold_back import HeldText
 from monitor.options import HoldBack
 from monitor.rules import Level
 from monitor.stream import LEVELS, Verdict
-from serve.verdicts import rounded
+from serve.verdicts import rounded, why
 
+ID_WEIGHT = 16  # characters that take as much memory as an id
 KNOWN = ("tokens", "harmful", "verified", "release")
 
 
@@ -21,6 +22,7 @@ class Session:
     """A response that grows.
 
     Attributes:
+        tenant: Whose it is.
         prompt: What it answers.
         hold_back: As in `monitor.hold_back.guard`.
         stream: Its stream; None while it has no place.
@@ -33,7 +35,7 @@ class Session:
             a session that is read again may settle less at first.
         level: The worst so far.
         told: Tokens whose scores the caller has.
-        waiting: A dialect's fragments that found no place and are not sent again.
+        weight: What of the memory for all sessions it takes.
         touched, opened: When it was used last, and made.
         stopped: The monitor stopped it.
         final: Its caller ended it.
@@ -42,6 +44,7 @@ class Session:
         turn: One fragment at a time.
     """
 
+    tenant: str
     prompt: str
     hold_back: HoldBack
     stream: BatchedStream | None = None
@@ -53,7 +56,7 @@ class Session:
     known: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KNOWN, 0))
     level: Level = "safe"
     told: int = 0
-    waiting: str = ""
+    weight: int = 0
     touched: float = field(default_factory=time.monotonic)
     opened: float = field(default_factory=time.monotonic)
     stopped: bool = False
@@ -67,21 +70,22 @@ class Session:
         """Nothing more is judged."""
         return self.stopped or self.final or self.failed
 
+    def weigh(self) -> int:
+        """Returns what of the memory for all sessions it takes, in characters."""
+        return 0 if self.dropped else len(self.prompt) + weight_of(self.received or "")
+
     def is_whole(self, text: str) -> bool:
         """Tells whether a text is all that was received."""
         return digest_of(text) == self.digest if self.over else text == self.received
 
     def state(self) -> dict[str, Any]:
         """Returns what a caller is told."""
-        verdict = self.verdict
         return {
             "have": self.have,
             "final": self.final,
             "level": self.level,
             "stopped": self.stopped,
-            "reason": verdict.reason if verdict else None,
-            "stop_token": verdict.stop_token if verdict else None,
-            "stop_character": verdict.stop_character if verdict else None,
+            **why(self.verdict),
             **self.known,
         }
 
@@ -93,6 +97,11 @@ class Session:
         values = (verdict.tokens, verdict.harmful, verdict.verified, self.held.report.released)
         for name, value in zip(KNOWN, values, strict=True):
             self.known[name] = max(self.known[name], value)
+
+
+def weight_of(received: str | list[int]) -> int:
+    """Returns how many characters take as much memory."""
+    return len(received) * (1 if isinstance(received, str) else ID_WEIGHT)
 
 
 def digest_of(text: str) -> bytes:

@@ -10,6 +10,7 @@ others need it, and is read again from its start once it goes on.
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,13 +22,14 @@ from monitor.options import HoldBack
 from monitor.stream import StreamClosed, Verdict
 from serve.engine import Engine
 from serve.operations import log
-from serve.requests import Refused
-from serve.session import Session, digest_of, news
+from serve.requests import RETRY_AFTER, Refused, unavailable
+from serve.session import Session, digest_of, news, weight_of
 
 LONGEST = 1 << 20  # characters or ids of a session
 MOST_ENDED = 4096  # sessions that are remembered after their end
 MOST_OPEN = 4096  # sessions of all tenants
 MOST_CHARACTERS = 1 << 27  # of the prompts and fragments of all sessions
+MOST_OF_A_TENANT = MOST_CHARACTERS // 8
 RESTING = 5.0  # seconds without a fragment after which a session's place may go to others
 
 
@@ -44,6 +46,7 @@ class Sessions:
     def __init__(self, engine: Engine, per_tenant: int, age: float, idle: float) -> None:
         self._engine, self._per_tenant, self._age, self._idle = engine, per_tenant, age, idle
         self._sessions: dict[tuple[str, str], Session] = {}
+        self._weights: Counter[str] = Counter()  # characters of each tenant's sessions
         self._working: set[asyncio.Task] = set()
         engine.counts.sessions.set_function(self._open_ones)
         engine.make_room = self.make_room
@@ -76,22 +79,21 @@ class Sessions:
         known = self._sessions.get((tenant, identity))
         if known is not None and not known.over:
             raise Refused(409, "there is a session of this id", param="id", code="taken")
-        if self._open_ones(tenant) >= self._per_tenant and instead_of is not None:
-            for key, _ in self._resting(tenant, instead_of)[:1]:
-                self.drop(*key)
-        if self._open_ones() >= MOST_OPEN or self._characters() + len(prompt) > MOST_CHARACTERS:
-            raise Refused(
-                503, "too many sessions are open", kind="server_error", code="overloaded",
-                retry_after=5,
-            )  # fmt: skip
-        if self._open_ones(tenant) >= self._per_tenant:
-            raise Refused(
-                429, f"{self._per_tenant} sessions are open", code="too_many_sessions",
-                kind="rate_limit_error", retry_after=5,
-            )  # fmt: skip
-        session = Session(prompt, self._engine.hold_back if hold_back is None else hold_back)
+        self._refuse_too_much(tenant, len(prompt))
+        is_full = self._open_ones(tenant) >= self._per_tenant
+        can_drop = is_full and instead_of is not None
+        resting = self._resting(tenant, instead_of) if can_drop else []
+        if is_full and not resting:
+            raise _too_many(f"{self._per_tenant} sessions are open")
+        if self._open_ones() - is_full >= MOST_OPEN:
+            raise unavailable("too many sessions are open")
+        if is_full:
+            self.drop(*resting[0][0])
+        hold_back = self._engine.hold_back if hold_back is None else hold_back
+        session = Session(tenant, prompt, hold_back)
         self._sessions.pop((tenant, identity), None)  # the new one counts as the youngest
         self._sessions[tenant, identity] = session
+        self._weigh(session)
         return identity, session
 
     def find(self, tenant: str, identity: str) -> Session:
@@ -100,9 +102,8 @@ class Sessions:
         Raises:
             Refused: The tenant has none of this id, or the monitor failed in it.
         """
-        self.sweep()
         session = self._sessions.get((tenant, identity))
-        if session is None:
+        if session is None or self._has_expired(tenant, identity, session):
             raise _unknown()
         _refuse_failed(session)
         return session
@@ -113,6 +114,7 @@ class Sessions:
         offset: int | None,
         fragment: str | Sequence[int],
         final: bool = False,
+        once: bool = False,
     ) -> dict[str, Any]:
         """Adds a fragment and judges it. Goes on to the end if its caller is cancelled meanwhile.
 
@@ -121,6 +123,7 @@ class Sessions:
             offset: Characters, or ids, before the fragment; None: it follows what is there.
             fragment: Text, or ids of the monitor's tokenizer.
             final: The response ends with it.
+            once: Nothing is sent again, so the session ends where a fragment is refused.
 
         Returns:
             The session's state, with the scores and starts of the tokens judged by this.
@@ -130,7 +133,7 @@ class Sessions:
                 kind; there is no place (the fragment does not count then); or the monitor failed,
                 here or earlier in this session.
         """
-        work = asyncio.create_task(self._add(session, offset, fragment, final))
+        work = asyncio.create_task(self._add(session, offset, fragment, final, once))
         self._working.add(work)
         work.add_done_callback(self._done)
         return await asyncio.shield(work)
@@ -141,27 +144,38 @@ class Sessions:
             work.exception()  # its caller may have left
 
     async def _add(
-        self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool
-    ) -> dict[str, Any]:
+        self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool,
+        once: bool,
+    ) -> dict[str, Any]:  # fmt: skip
         async with session.turn:
             if session.dropped:
                 raise _unknown()
             _refuse_failed(session)
-            session.touched = time.monotonic()
-            new = self._new(session, offset, fragment)
-            if new and session.final:
-                raise Refused(409, "the session has ended", body=_have(session, "ended"))
-            judged: list[Verdict] = []
-            told = session.told
-            if session.over:
-                session.have += len(new)
-            elif new or session.verdict is None or final:
-                await self._judge(session, new, final, judged)
-            session.final |= final
-            session.touched = time.monotonic()
-            session.told = max(told, session.known["tokens"])
-            scores, starts = news(judged, told)
-            return session.state() | {"scores": scores, "starts": starts}
+            try:
+                return await self._take_turn(session, offset, fragment, final)
+            except Refused:
+                if once and not session.failed:
+                    self.fail(session)
+                raise
+
+    async def _take_turn(
+        self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool
+    ) -> dict[str, Any]:
+        session.touched = time.monotonic()
+        new = self._new(session, offset, fragment)
+        if new and session.final:
+            raise Refused(409, "the session has ended", body=_have(session, "ended"))
+        judged: list[Verdict] = []
+        told = session.told
+        if session.over:
+            session.have += len(new)
+        elif new or session.verdict is None or final:
+            await self._judge(session, new, final, judged)
+        session.final |= final
+        session.touched = time.monotonic()
+        session.told = max(told, session.known["tokens"])
+        scores, starts = news(judged, told)
+        return session.state() | {"scores": scores, "starts": starts}
 
     def _new(self, session: Session, offset: int | None, fragment: str | Sequence[int]):
         """Returns what of a fragment is not known yet."""
@@ -177,24 +191,23 @@ class Sessions:
         if compares and known[offset : offset + repeated] != fragment[:repeated]:
             raise Refused(409, "the fragment differs", body=_have(session, "differs"))
         self._engine.counts.refed.inc(repeated)
-        if self._characters() + len(fragment) > MOST_CHARACTERS:
-            raise Refused(
-                503, "the sessions hold too much", kind="server_error", code="overloaded",
-                retry_after=5,
-            )  # fmt: skip
         if offset + len(fragment) > LONGEST:
             raise Refused(413, f"a session holds {LONGEST} at most", code="too_large")
-        return fragment[repeated:]
+        new = fragment[repeated:]
+        if new and not session.over:
+            self._refuse_too_much(session.tenant, weight_of(new))
+        return new
 
     async def _judge(self, session: Session, new, final: bool, judged: list[Verdict]) -> None:
         try:
             if session.stream is None or session.stream.closed:
                 self._rest(session)
-                await self._read_again(session)
+                await self._read_again(session, judged)
             if not session.stopped and (new or session.verdict is None or not final):
                 judged.append(await self._feed(session, new))
             session.received = (session.received or type(new)()) + new
             session.have = len(session.received)
+            self._weigh(session)
             if final and not session.stopped:
                 judged.append(await session.stream.close())
                 self._take(session, judged[-1], True)
@@ -209,7 +222,7 @@ class Sessions:
             self._engine.note_end(session.verdict)
             self._end(session)
 
-    async def _read_again(self, session: Session) -> None:
+    async def _read_again(self, session: Session, judged: list[Verdict]) -> None:
         """Takes a place and reads what was received before."""
         self._engine.take_places(1)
         try:
@@ -222,7 +235,7 @@ class Sessions:
             raise _unknown()
         session.held = HeldText(session.hold_back)
         if session.received is not None:
-            await self._feed(session, session.received)
+            judged.append(await self._feed(session, session.received))
 
     async def _feed(self, session: Session, new: str | list[int]) -> Verdict:
         stream = session.stream
@@ -246,9 +259,10 @@ class Sessions:
         self._rest(session)
         if isinstance(session.received, str):
             session.digest = digest_of(session.received)
-        session.prompt = session.waiting = ""
+        session.prompt = ""
         if session.received is not None:
             session.received = type(session.received)()
+        self._weigh(session)
         if session.verdict is not None:
             session.verdict = replace(session.verdict, text="")
         ended = [key for key, one in self._sessions.items() if one.over]
@@ -280,11 +294,20 @@ class Sessions:
         ]
         return sorted(resting, key=lambda item: item[1].touched)
 
-    def _characters(self) -> int:
-        return sum(
-            len(one.prompt) + len(one.received or "") + len(one.waiting)
-            for one in self._sessions.values()
-        )
+    def _refuse_too_much(self, tenant: str, more: int) -> None:
+        """Refuses what sessions cannot hold beside all that they hold."""
+        if self._weights[tenant] + more > MOST_OF_A_TENANT:
+            raise _too_many("the sessions of this key hold too much")
+        if self._weights.total() + more > MOST_CHARACTERS:
+            raise unavailable("the sessions hold too much")
+
+    def _weigh(self, session: Session) -> None:
+        """Notes what a session holds by now."""
+        weight = session.weigh()
+        self._weights[session.tenant] += weight - session.weight
+        session.weight = weight
+        if not self._weights[session.tenant]:
+            del self._weights[session.tenant]
 
     def drop(self, tenant: str, identity: str, session: Session | None = None) -> None:
         """Forgets a session.
@@ -303,19 +326,29 @@ class Sessions:
         del self._sessions[tenant, identity]
         known.dropped = True
         self._rest(known)
+        self._weigh(known)
 
     def sweep(self) -> None:
         """Forgets sessions that are too old, or were idle for too long."""
-        now = time.monotonic()
         for (tenant, identity), session in [*self._sessions.items()]:
-            if session.turn.locked():
-                continue
-            idle, age = now - session.touched, now - session.opened
-            if idle > self._idle or age > self._age:
-                if not session.over:
-                    why = "idle" if idle > self._idle else "age"
-                    log("session_expired", tenant=tenant, why=why)
-                self.drop(tenant, identity)
+            self._has_expired(tenant, identity, session)
+
+    def _has_expired(self, tenant: str, identity: str, session: Session) -> bool:
+        """Tells whether a session's time is over; it is forgotten then."""
+        now = time.monotonic()
+        idle, age = now - session.touched, now - session.opened
+        if session.turn.locked() or (idle <= self._idle and age <= self._age):
+            return False
+        if not session.over:
+            log("session_expired", tenant=tenant, why="idle" if idle > self._idle else "age")
+        self.drop(tenant, identity)
+        return True
+
+
+def _too_many(message: str) -> Refused:
+    return Refused(
+        429, message, code="too_many_sessions", kind="rate_limit_error", retry_after=RETRY_AFTER
+    )
 
 
 def _unknown() -> Refused:

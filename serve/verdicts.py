@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from monitor.rules import Level
+from monitor.stream import Verdict
 
 CATEGORIES = (  # those that OpenAI's clients expect; this monitor knows harmful or not
     "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit",
@@ -19,6 +20,12 @@ RISK: dict[Level, str] = {"safe": "none", "controversial": "medium", "unsafe": "
 def rounded(scores: np.ndarray) -> list[float | None]:
     """Returns scores for JSON; null for those that are no number, which count as harmful."""
     return [round(score, 4) if math.isfinite(score) else None for score in scores.tolist()]
+
+
+def why(verdict: Verdict | None) -> dict[str, Any]:
+    """Returns why and where a response was stopped; null where it was not."""
+    names = ("reason", "stop_token", "stop_character")
+    return {name: getattr(verdict, name, None) for name in names}
 
 
 def moderation_result(flagged: bool, score: float, model: str | None = None) -> dict[str, Any]:

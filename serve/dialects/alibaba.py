@@ -1,20 +1,21 @@
 """Alibaba Cloud's TextModerationPlus with a session, as Higress and APISIX send it: POST /.
 
 The parameters come in the form or the query. Fragments of one `sessionId` are joined in the order
-in which they come. There is no offset, so nothing is sent again: a fragment that found no place is
-judged with the next one, and a session that was forgotten is not opened anew. There is no end
-either, so a session may have to make way for a new one. The signature is not checked: the service's
-own keys are, where it has any.
+in which they come. There is no offset, so nothing is sent again, and no end, so a session may have
+to make way for a new one. Higress passes on what is answered with an error. Whatever cannot be
+judged is therefore blocked, and with it all that follows under its id. The signature is not
+checked: the service's own keys are, where it has any.
 """
 
 from typing import Any
 from uuid import uuid4
 
+from serve.dialects.remembered import Remembered
 from serve.engine import Engine
 from serve.json_text import read_json
 from serve.requests import Refused
 from serve.session import Session, digest_of
-from serve.sessions import LONGEST, Sessions
+from serve.sessions import Sessions
 from serve.verdicts import RISK
 
 MOST_SEEN = 1 << 16  # ids that are remembered
@@ -26,43 +27,38 @@ class Alibaba:
 
     def __init__(self, engine: Engine, sessions: Sessions, answer: str) -> None:
         self._engine, self._sessions, self._answer = engine, sessions, answer
-        self._seen: dict[bytes, bool] = {}  # ids that were used: whether they were stopped
+        self._blocked = Remembered[bool](MOST_SEEN)  # ids that were used: whether they are blocked
 
     async def moderate(self, tenant: str, parameters: dict[str, str]) -> dict[str, Any]:
         """Answers a call.
 
         Raises:
-            Refused: The action is none of `ACTIONS`, the parameters are no JSON, or there is no
-                place.
+            Refused: The text cannot be judged; `unjudged` is the answer then.
         """
         if parameters.get("Action") not in ACTIONS:
             raise Refused(400, f"Action: one of {', '.join(ACTIONS)} was expected", param="Action")
         content, identity = self._read(parameters.get("ServiceParameters", ""))
-        if self._seen.get(_key(tenant, identity)):  # it was stopped, however long ago
-            return self._reply("unsafe", True, 1.0)
         if not identity:
             verdict, _ = await self._engine.judge("", content)
-            level, score = verdict.level, self._engine.nearness(verdict)
-            return self._reply(level, verdict.stopped, score)
-        session = self._session(tenant, identity)
-        content, session.waiting = session.waiting + content, ""
+            return self._reply(verdict.level, verdict.stopped, self._engine.nearness(verdict))
+        name = digest_of(identity).hex()[:32]
+        blocked = self._blocked.get(tenant, name)
+        if blocked:
+            return self._reply("unsafe", True, 1.0)
         try:
-            state = await self._sessions.add(session, None, content)
+            session = self._session(tenant, identity, is_new=blocked is None)
+            self._blocked.put(tenant, name, False)
+            state = await self._sessions.add(session, None, content, once=True)
         except Refused:
-            session.waiting = content + session.waiting
-            if len(session.waiting) > LONGEST:
-                self._sessions.fail(session)
+            self._blocked.put(tenant, name, True)
             raise
-        self._seen[_key(tenant, identity)] = state["stopped"]
+        if state["stopped"]:
+            self._blocked.put(tenant, name, True)
         return self._reply(state["level"], state["stopped"], self._engine.nearness(session.verdict))
 
-    def _session(self, tenant: str, identity: str) -> Session:
-        """Returns the session of an id; one that was seen before is not opened anew."""
-        name, key = f"alibaba.{identity}", _key(tenant, identity)
-        is_new = key not in self._seen
-        self._seen[key] = self._seen.pop(key, False)  # the last ones are remembered
-        while len(self._seen) > MOST_SEEN:
-            del self._seen[next(iter(self._seen))]
+    def _session(self, tenant: str, identity: str, is_new: bool) -> Session:
+        """Returns the session of an id; one that was used before is not opened anew."""
+        name = f"alibaba.{identity}"
         try:
             return self._sessions.find(tenant, name)
         except Refused as refused:
@@ -84,7 +80,13 @@ class Alibaba:
             param="ServiceParameters",
         )  # fmt: skip
 
-    def _reply(self, level: str, stopped: bool, score: float) -> dict[str, Any]:
+    def unjudged(self, refused: Refused) -> dict[str, Any]:
+        """Returns the answer to a text that could not be judged: it is blocked."""
+        return self._reply("unsafe", True, 1.0, f"not judged: {refused}")
+
+    def _reply(
+        self, level: str, stopped: bool, score: float, message: str = "OK"
+    ) -> dict[str, Any]:
         label = "harmful" if stopped else "nonLabel"
         result = {"Label": label, "Confidence": round(100 * score, 2), "RiskWords": ""}
         data: dict[str, Any] = {
@@ -93,8 +95,4 @@ class Alibaba:
             "Result": [result],
         }
         data["Advice"] = [{"Answer": self._answer, "HitLabel": label}] if stopped else []
-        return {"Code": 200, "Message": "OK", "RequestId": str(uuid4()).upper(), "Data": data}
-
-
-def _key(tenant: str, identity: str) -> bytes:
-    return digest_of(f"{tenant}\0{identity}")[:16]
+        return {"Code": 200, "Message": message, "RequestId": str(uuid4()).upper(), "Data": data}

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.chunks import is_name
+from serve.dialects.remembered import Remembered
 from serve.engine import Engine
 from serve.requests import Refused, take
 from serve.session import Session, digest_of
 from serve.sessions import Sessions
 
 KEPT = 600.0  # seconds that a call is remembered
-MOST, MOST_OF_A_KEY = 512, 128  # calls that are remembered
-MOST_TEXTS = 128  # texts, and tool calls, of a request
+MOST_CALLS = 512  # that are remembered
+MOST_TEXTS = 128  # texts, and tool calls, of a response
 LONGEST_PROMPT = 1 << 16  # characters of a prompt that are remembered, its last ones
 
 
@@ -45,7 +46,7 @@ class LiteLLM:
 
     def __init__(self, engine: Engine, sessions: Sessions) -> None:
         self._engine, self._sessions = engine, sessions
-        self._calls: dict[tuple[str, str], Call] = {}
+        self._calls = Remembered[Call](MOST_CALLS)
 
     async def guard(self, tenant: str, body: dict[str, Any]) -> dict[str, Any]:
         """Answers a request: texts of a prompt are remembered, those of a response judged.
@@ -56,15 +57,15 @@ class LiteLLM:
         texts = take(body, "texts", list, [])
         if not all(isinstance(text, str) for text in texts):
             raise Refused(400, "field 'texts': a list of texts was expected", param="texts")
-        arguments = read_calls(body)
-        if len(texts) > MOST_TEXTS or len(arguments) > MOST_TEXTS:
-            raise Refused(400, f"at most {MOST_TEXTS} texts and tool calls", param="texts")
         name = take(body, "litellm_call_id", str, "")
         kind = take(body, "input_type", str, "response")
         call = self._call(tenant, name)
         if kind == "request":
             call.prompt = texts[-1][-LONGEST_PROMPT:] if texts else ""
             return {"action": "NONE"}
+        arguments = read_calls(body)
+        if len(texts) > MOST_TEXTS or len(arguments) > MOST_TEXTS:
+            raise Refused(400, f"at most {MOST_TEXTS} texts and tool calls", param="texts")
         held = []
         for number, text in enumerate(texts):
             state = await self._judge(tenant, name, call, number, text)
@@ -93,8 +94,8 @@ class LiteLLM:
             session, call.first = None, {}
         first, digest = call.first.get(number), digest_of(text)
         if session is None and first in (None, digest):
-            call.first[number] = digest
             verdict, release = await self._engine.judge(call.prompt, text)
+            call.first[number] = digest
             whole = {"level": verdict.level, "stopped": verdict.stopped}
             whole["release"] = release if first is None else len(text)
             return whole | {"stop_token": verdict.stop_token}
@@ -115,17 +116,12 @@ class LiteLLM:
 
     def _call(self, tenant: str, name: str) -> Call:
         now = time.monotonic()
-        call = self._calls.pop((tenant, name), None)
+        call = self._calls.get(tenant, name)
         if call is None or now - call.since > KEPT or not name:
             call = Call()
         call.since = now
-        own = [key for key in self._calls if key[0] == tenant]
-        for key in own[: max(len(own) + 1 - MOST_OF_A_KEY, 0)]:
-            del self._calls[key]
-        while len(self._calls) >= MOST:
-            del self._calls[next(iter(self._calls))]  # the one asked about longest ago
         if name:
-            self._calls[tenant, name] = call
+            self._calls.put(tenant, name, call)
         return call
 
 

@@ -1,14 +1,22 @@
 """What other guards speak: OpenAI's moderations, LiteLLM's guardrail, Alibaba's service."""
 
+import asyncio
 import json
 import time
 from pathlib import Path
 
 import httpx2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monitor.rules import DelayK
+from serve.dialects.alibaba import Alibaba
 from serve.dialects.litellm import LiteLLM, read_calls
+from serve.dialects.remembered import Remembered
+from serve.engine import Engine
+from serve.requests import Refused, unavailable
+from serve.sessions import Sessions
 from tests.conftest import settings_of
 
 TEXT = "The first line of it.\nThen a second one ends here, slowly."
@@ -27,13 +35,13 @@ def post(url: str, path: str, body: object):
 
 
 @pytest.mark.parametrize(
-    ("given", "count"),
+    ("sent", "count"),
     [(TEXT, 1), ([TEXT, "Two."], 2), ([{"type": "text", "text": TEXT}], 1), (["x"] * 20, 20)],
 )
-def test_moderations(service, monitor, given, count):
-    calm = post(service, "/v1/moderations", {"input": given}).json()
+def test_moderations(service, monitor, sent, count):
+    calm = post(service, "/v1/moderations", {"input": sent}).json()
     monitor.settings = STOP
-    alarmed = post(service, "/v1/moderations", {"input": given}).json()
+    alarmed = post(service, "/v1/moderations", {"input": sent}).json()
     assert len(calm["results"]) == len(alarmed["results"]) == count
     for quiet, loud in zip(calm["results"], alarmed["results"], strict=True):
         assert not quiet["flagged"] and loud["flagged"] and loud["categories"]["harmful"]
@@ -44,10 +52,10 @@ def test_moderations(service, monitor, given, count):
 
 
 @pytest.mark.parametrize(
-    "given", [None, 3, [], [3], [{"type": "image_url", "image_url": {}}], ["x"] * 33]
+    "sent", [None, 3, [], [3], [{"type": "image_url", "image_url": {}}], ["x"] * 33]
 )
-def test_bad_moderations_name_the_field(service, given):
-    reply = post(service, "/v1/moderations", {"input": given})
+def test_bad_moderations_name_the_field(service, sent):
+    reply = post(service, "/v1/moderations", {"input": sent})
     assert reply.status_code == 400 and "'input'" in reply.json()["error"]["message"]
 
 
@@ -124,16 +132,57 @@ def test_litellms_session_heals_after_the_monitor_failed(service, monitor, monke
     assert guard(service, [TEXT[:44]])["action"] == "BLOCKED"
 
 
-def test_litellm_remembers_no_more_than_it_may(monkeypatch):
-    monkeypatch.setattr("serve.dialects.litellm.MOST_OF_A_KEY", 2)
-    monkeypatch.setattr("serve.dialects.litellm.MOST", 3)
+def test_a_dialect_remembers_no_more_than_it_may():
+    known = Remembered[int](4)
+    for number, name in enumerate("abcd"):
+        known.put("one", name, number)
+    known.put("two", "x", 7)
+    assert known.get("one", "a") is None and len(known) == 4
+    assert known.get("one", "b") == 1  # counts as used
+    for name in "yz":
+        known.put("two", name, 8)
+    assert [known.get("one", name) for name in "bcd"] == [1, None, 3]
+    assert [known.get("two", name) for name in "xyz"] == [None, 8, 8]
+    for name in "uvw":  # nobody has another's forgotten before its own
+        known.put("two", name, 9)
+    assert known.get("one", "b") == 1 and [known.get("two", name) for name in "uvw"] == [None, 9, 9]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("12345")), max_size=40))
+def test_what_a_dialect_remembers_is_what_was_used_last(used):
+    known, most = Remembered[str](5), 5
+    for tenant, name in used:
+        known.put(tenant, name, tenant + name)
+        assert known.get(tenant, name) == tenant + name and len(known) <= most
+    shares = {
+        tenant: sum(known.get(tenant, name) is not None for name in "12345") for tenant in "abc"
+    }
+    wanted = {tenant: len({name for one, name in used if one == tenant}) for tenant in "abc"}
+    for tenant, share in shares.items():  # one that lost a value had as many as any other
+        assert share == wanted[tenant] or share + 1 >= max(shares.values())
+
+
+def test_litellm_knows_a_call_by_its_name():
     known = LiteLLM(None, None)
-    for tenant, name in (("a", "1"), ("b", "1"), ("a", "2"), ("a", "3")):
-        known._call(tenant, name).prompt = "x"
-    assert [*known._calls] == [("b", "1"), ("a", "2"), ("a", "3")]
-    known._call("c", "1")
-    assert ("b", "1") not in known._calls and len(known._calls) == 3
+    assert known._call("a", "1") is known._call("a", "1") is not known._call("b", "1")
     assert known._call("a", "") is not known._call("a", "")
+
+
+def test_litellms_first_text_that_was_refused_is_still_the_first(gateway):
+    """LiteLLM asks again after an error; what comes again only then is not complete."""
+    with gateway(max_streams=1) as url:
+        guard(url, ["Say it."], "request")
+        with gateway.service.engine.taking(1):
+            body = {"input_type": "response", "litellm_call_id": "call-1", "texts": [TEXT[:20]]}
+            assert post(url, GUARDRAIL, body).status_code == 503
+        assert guard(url, [TEXT[:20]])["stream_holdback_chars"][0] > 0
+        assert guard(url, [TEXT[:20]])["stream_holdback_chars"] == [0]
+
+
+def test_litellms_prompt_may_have_many_messages(service):
+    calls = [{"function": {"name": "f"}}] * 129
+    assert guard(service, ["x"] * 300, "request", tool_calls=calls) == {"action": "NONE"}
 
 
 TRANSCRIPT = json.loads(Path(__file__).with_name("litellm_1_108_7.json").read_text())
@@ -245,25 +294,82 @@ def test_alibaba_without_a_session_and_in_the_query(service, monitor):
     assert httpx2.post(service, params=query).json()["Data"]["RiskLevel"] == "high"
 
 
-def test_alibabas_refused_fragment_is_judged_with_the_next(gateway, monitor):
-    with gateway(max_streams=1) as url:
-        assert aliyun(url, "Others are here. ", "s0").status_code == 200  # takes the place
-        assert aliyun(url, "One two ", "s4").status_code == 503
-        session = gateway.service.sessions._sessions["", "alibaba.s0"]
-        session.touched -= 60  # rests
-        assert aliyun(url, "three ", "s4").status_code == 200
-        assert gateway.service.sessions.find("", "alibaba.s4").received == "One two three "
+def advice(url: str, content: str, session: str = "", **more) -> tuple[str, str]:
+    """What Higress reads of an answer, which it passes on where it is an error."""
+    reply = aliyun(url, content, session, **more)
+    assert reply.status_code == 200 and reply.json()["Code"] == 200
+    data = reply.json()["Data"]
+    assert (data["RiskLevel"] == "high") == (data["Suggestion"] == "block") == bool(data["Advice"])
+    return data["Suggestion"], reply.json()["Message"]
 
 
-def test_alibabas_fragments_do_not_wait_without_end(gateway, monkeypatch):
-    monkeypatch.setattr("serve.dialects.alibaba.LONGEST", 20)
+def test_alibabas_fragment_that_finds_no_place_is_blocked(gateway, monitor):
+    """Nothing is sent again, so what follows would be judged without it."""
     with gateway(max_streams=1) as url:
-        aliyun(url, "Others are here. ", "s0")
-        assert aliyun(url, "One two three ", "s6").status_code == 503
-        assert aliyun(url, "four five six ", "s6").status_code == 503
-        session = gateway.service.sessions._sessions["", "alibaba.s6"]
-        assert session.failed and not session.waiting
-        assert aliyun(url, "seven ", "s6").status_code == 500
+        assert advice(url, "Calm words. ", "s5")[0] == "pass"
+        assert advice(url, "x")[0] == "block"  # a text of no session
+        assert advice(url, "One two ", "s4") == ("block", "not judged: all places are taken")
+        gateway.service.sessions.drop("", "alibaba.s5")
+        assert advice(url, "three ", "s4")[0] == "block"
+        assert advice(url, "more ", "s5")[0] == "block"  # it was forgotten
+        assert advice(url, "Calm words. ", "s6")[0] == "pass"
+
+
+def test_alibabas_first_fragment_that_opens_nothing_is_blocked(gateway):
+    with gateway(sessions_per_key=1) as url:
+        assert advice(url, "Calm words. ", "s0")[0] == "pass"
+        assert advice(url, "One two ", "s1") == ("block", "not judged: 1 sessions are open")
+        gateway.service.sessions.drop("", "alibaba.s0")
+        assert advice(url, "three ", "s1")[0] == "block"
+        assert 'scm_failed_closed_total{what="alibaba"} 1.0' in httpx2.get(f"{url}/metrics").text
+
+
+def test_alibabas_fragments_at_once(monitor, monkeypatch):
+    """They are joined in the order in which they came; once one is refused, none passes."""
+
+    async def main(refused: int) -> tuple[str, list[object]]:
+        engine = Engine(monitor, "m", 2, 0)
+        sessions = Sessions(engine, 9, 60, 60)
+        service = Alibaba(engine, sessions, "no")
+        turn, original = iter(range(99)), engine.open
+
+        async def place(prompt: str):
+            if refused >= 0 and next(turn) == 0:
+                await asyncio.sleep(0.05)
+                raise unavailable("none here")
+            return await original(prompt)
+
+        engine.open = place
+        async with engine.batcher:
+            calls = [
+                service.moderate(
+                    "",
+                    {"Action": "TextModerationPlus"}
+                    | {"ServiceParameters": json.dumps({"content": w + " ", "sessionId": "s"})},
+                )
+                for w in TEXT.split(" ")
+            ]
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            return sessions._sessions["", "alibaba.s"].received, found
+
+    received, found = asyncio.run(main(-1))
+    assert received == TEXT + " " and {one["Data"]["Suggestion"] for one in found} == {"pass"}
+    _, found = asyncio.run(main(0))
+    assert all(isinstance(one, Refused) for one in found)
+
+
+def test_alibabas_session_that_was_stopped_is_remembered_as_long_as_it_is_asked_for(
+    gateway, monitor, monkeypatch
+):
+    monkeypatch.setattr("serve.dialects.alibaba.MOST_SEEN", 2)
+    with gateway() as url:
+        monitor.settings = STOP
+        assert advice(url, TEXT, "bad")[0] == "block"
+        gateway.service.sessions.drop("", "alibaba.bad")
+        monitor.settings = settings_of()
+        for number in range(4):
+            assert advice(url, "x", f"s{number}")[0] == "pass"
+            assert advice(url, "x", "bad")[0] == "block"
 
 
 def test_alibabas_session_is_not_opened_anew(gateway, monitor):
@@ -273,8 +379,9 @@ def test_alibabas_session_is_not_opened_anew(gateway, monitor):
         assert aliyun(url, "One two ", "harmful").json()["Data"]["Suggestion"] == "block"
         monitor.settings = settings_of()
         time.sleep(0.8)
-        assert aliyun(url, "three ", "calm").status_code == 404
+        assert advice(url, "three ", "calm") == ("block", "not judged: there is no such session")
         assert aliyun(url, "three ", "harmful").json()["Data"]["Suggestion"] == "block"
+        gateway.service.sessions.sweep()
         assert gateway.service.sessions._sessions == {}
 
 
@@ -283,7 +390,7 @@ def test_alibabas_sessions_make_way(gateway, monkeypatch):
     with gateway(sessions_per_key=3) as url:
         for number in range(6):
             assert aliyun(url, "Some words. ", f"s{number}").status_code == 200
-        assert aliyun(url, "more ", "s0").status_code == 404  # not as if it were new
+        assert advice(url, "more ", "s0")[0] == "block"  # not as if it were new
         assert aliyun(url, "more ", "s5").status_code == 200
 
 
@@ -291,17 +398,24 @@ def test_alibabas_session_stays_failed(service, monitor, monkeypatch):
     """What came before is not sent again, so nobody could judge it."""
     assert aliyun(service, "One two ", "s3").status_code == 200
     monkeypatch.setattr(monitor.scorer, "score", lambda chunks: 1 / 0)
-    assert aliyun(service, "three ", "s3").status_code == 500
+    assert advice(service, "three ", "s3")[0] == "block"
     monkeypatch.undo()
-    assert aliyun(service, "four ", "s3").status_code == 500
+    assert advice(service, "four ", "s3")[0] == "block"
 
 
 @pytest.mark.parametrize(
     "form",
     [
         {"Action": "DeleteAll"}, {"ServiceParameters": "no json"}, {"ServiceParameters": "[]"},
-        {"ServiceParameters": '{"content": 3}'},
+        {"ServiceParameters": '{"content": 3}'}, {"ServiceParameters": "x" * (1 << 20)},
     ],
 )  # fmt: skip
-def test_alibaba_refuses_what_is_wrong(service, form):
-    assert aliyun(service, TEXT, **form).status_code == 400
+def test_alibaba_blocks_what_it_cannot_read(service, form):
+    decision, message = advice(service, TEXT, **form)
+    assert decision == "block" and message.startswith("not judged: ")
+
+
+def test_alibaba_refuses_a_wrong_key(gateway, tmp_path):
+    (tmp_path / "keys").write_text("one\n")
+    with gateway(key_file=str(tmp_path / "keys")) as url:
+        assert aliyun(url, TEXT).status_code == 401

@@ -558,18 +558,33 @@ def test_a_place_that_does_not_come(gateway, monitor, monkeypatch):
     assert texts.headers["retry-after"] and ready.status_code == 503
 
 
-@pytest.mark.parametrize("fault", ["torn", "silent", "broken"])
+@pytest.mark.parametrize("fault", ["torn", "silent", "broken", "talking"])
 def test_what_comes_after_the_end_cannot_spoil_the_answer(gateway, stub, monkeypatch, fault):
     monkeypatch.setattr("serve.reading.LINGER", 0.3)
     ends = {"torn": b"x" * (1 << 21), "silent": b": nothing\n\n", "broken": b"data: {broken\n\n"}
+    ends["talking"] = event({"choices": [], "usage": {"total_tokens": 3}})
     stub.pieces = lambda body: [*chat("Fine.")[:-1], *([ends[fault]] * 9)]
-    stub.delay = 0.2 if fault == "silent" else 0.0
+    stub.delay = 0.2 if fault in ("silent", "talking") else 0.0
     with gateway() as url:
         whole, chunks = post(url, ASK), events_of(post(url, STREAM).content)
     assert whole.status_code == 200 and text_of(chunks) == "Fine."
     assert not any("error" in one for one in chunks)
-    if fault == "silent":
+    if stub.delay:
         assert max(stub.sent) < 9
+
+
+def test_an_answer_that_is_over_is_whole_though_the_service_closes(gateway, stub):
+    """Only usage was waited for."""
+    stub.pieces = lambda body: [*chat("Fine.")[:-1], *([b": nothing\n\n"] * 9)]
+    stub.delay = 0.2
+    with gateway() as url, ThreadPoolExecutor(1) as pool:
+        work = pool.submit(post, url, ASK)
+        while not stub.sent or stub.sent[0] < 5:  # its finish reason is out
+            time.sleep(0.02)
+        gateway.service.engine.closing.set()
+        reply = work.result()
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"] == "Fine."
 
 
 def test_an_empty_finish_reason_is_none_and_an_empty_text_is_one(gateway, stub):

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from monitor.batcher import BatchedStream
 from monitor.rules import DelayK
-from monitor.stream import LEVELS
+from monitor.stream import LEVELS, StreamClosed
 from serve.engine import Engine
+from serve.requests import Refused
 from serve.sessions import Sessions
 from tests.conftest import settings_of
 
@@ -211,6 +213,65 @@ def test_there_are_only_so_many_sessions_and_characters(gateway, monkeypatch):
         assert post(url, {"prompt": "x" * 60}).status_code == 503
         assert post(url, {"text": "x" * 60}, f"/{name}").status_code == 503
         assert post(url, {"text": "x" * 9}, f"/{name}").json()["have"] == 9
+
+
+def test_a_key_has_its_share_of_the_characters(gateway, monkeypatch):
+    monkeypatch.setattr("serve.sessions.MOST_OF_A_TENANT", 300)
+    with gateway() as url:
+        weights = gateway.service.sessions._weights
+        text, ids = opened(url, prompt="x" * 100), opened(url, prompt="")
+        assert post(url, {"prompt": "x" * 201}).status_code == 429
+        full = post(url, {"text": "x" * 201}, f"/{text}")
+        assert full.status_code == 429 and full.headers["retry-after"]
+        assert post(url, {"prompt": "x" * 201}, key="another").status_code == 201
+        assert post(url, {"token_ids": [5] * 13}, f"/{ids}").status_code == 429  # 16 each
+        assert post(url, {"token_ids": [5] * 12}, f"/{ids}").status_code == 200
+        assert weights[""] == 100 + 12 * 16
+        assert post(url, {"token_ids": [5], "final": True}, f"/{ids}").status_code == 429
+        assert post(url, {"final": True}, f"/{ids}").status_code == 200  # it holds no more
+        assert post(url, {"text": "x" * 200, "final": True}, f"/{text}").status_code == 200
+        assert "" not in weights and weights.total() == 201
+        httpx2.delete(f"{url}/v1/sessions/{text}")
+        assert weights.total() == 201
+
+
+def test_no_session_makes_way_for_one_that_is_refused(monitor, monkeypatch):
+    monkeypatch.setattr("serve.sessions.RESTING", 0.0)
+    monkeypatch.setattr("serve.sessions.MOST_OF_A_TENANT", 50)
+    sessions = Sessions(Engine(monitor, "m", 2, 0), 1, 60, 60)
+    sessions.open("", "Say it.", "x.1", instead_of="x.")
+    with pytest.raises(Refused):
+        sessions.open("", "Say it." * 9, "x.2", instead_of="x.")
+    with pytest.raises(Refused):
+        sessions.open("", "Say it.", "y.2", instead_of="y.")
+    assert [*sessions._sessions] == [("", "x.1")]
+    sessions.open("", "Say it.", "x.2", instead_of="x.")
+    assert [*sessions._sessions] == [("", "x.2")]
+
+
+def test_a_session_read_again_tells_every_score(monitor, monkeypatch):
+    """Its stream was lost between the last fragment and the end."""
+    lost, original = [], BatchedStream.close
+
+    async def close(stream):
+        if not lost:
+            lost.append(stream.leave())
+            raise StreamClosed("it was idle")
+        return await original(stream)
+
+    monkeypatch.setattr(BatchedStream, "close", close)
+
+    async def main() -> dict:
+        engine = Engine(monitor, "m", 2, 0)
+        sessions = Sessions(engine, 4, 60, 60)
+        async with engine.batcher:
+            _, session = sessions.open("", "Say it.")
+            with pytest.raises(Refused):
+                await sessions.add(session, 0, TEXT, final=True)
+            return await sessions.add(session, 0, TEXT, final=True)
+
+    state = asyncio.run(main())
+    assert len(state["scores"]) == len(state["starts"]) == state["tokens"] > 0
 
 
 def test_a_stream_that_the_batcher_closed_is_read_again(gateway, monitor, late):

@@ -1,0 +1,42 @@
+"""What dialects remember of the ids that callers choose."""
+
+from typing import Generic, TypeVar
+
+Value = TypeVar("Value")
+
+
+class Remembered(Generic[Value]):
+    """Values under names, each tenant's its own; the ones used last are kept.
+
+    Where there are too many, the tenant that has most loses the one it used longest ago: nobody can
+    have others' names forgotten before their own.
+
+    Args:
+        most: Values of all tenants.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: dict[str, dict[str, Value]] = {}
+
+    def get(self, tenant: str, name: str) -> Value | None:
+        """Returns a value, which counts as used; None for none."""
+        own = self._values.get(tenant, {})
+        if name not in own:
+            return None
+        own[name] = own.pop(name)
+        return own[name]
+
+    def put(self, tenant: str, name: str, value: Value) -> None:
+        """Sets a value, which counts as used."""
+        own = self._values.setdefault(tenant, {})
+        own.pop(name, None)
+        own[name] = value
+        while len(self) > self._most:
+            fullest = max(self._values, key=lambda one: len(self._values[one]))
+            del self._values[fullest][next(iter(self._values[fullest]))]
+            if not self._values[fullest]:
+                del self._values[fullest]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._values.values()))
