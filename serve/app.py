@@ -25,15 +25,7 @@ from serve.engine import Engine
 from serve.gateway import Blocked, Gateway
 from serve.json_text import as_json, reply
 from serve.operations import log, log_failure
-from serve.requests import (
-    PromptFrom,
-    Refused,
-    as_object,
-    read_ask,
-    read_body,
-    read_object,
-    take,
-)  # fmt: skip
+from serve.requests import PromptFrom, Refused, as_object, read_ask, read_body, read_object, take
 from serve.session import Session
 from serve.sessions import Sessions
 from serve.upstream import UpstreamError

@@ -27,7 +27,7 @@ from serve.chunks import (
     merge,
     name_of,
     no_text,
-)  # fmt: skip
+)
 from serve.verdicts import rounded, why
 
 OpenStream = Callable[[], Awaitable[BatchedStream]]
