@@ -282,6 +282,17 @@ class BatchedStream(AbstractAsyncContextManager["BatchedStream"]):
         """See `Stream.feed_ids`."""
         return await self._after(lambda: self.stream.receive_ids(ids))
 
+    async def peek(self) -> Verdict:
+        """See `Stream.peek`."""
+        async with self._one_at_a_time:
+            try:
+                verdict = await self._batcher.compute(self.stream, self.stream.receive_pause)
+            except BaseException:
+                self.leave()  # an end that is none may be at work
+                raise
+            self.stream.go_on()
+            return verdict
+
     async def close(self) -> Verdict:
         """See `Stream.close`."""
         if self._gone:

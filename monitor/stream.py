@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -267,6 +268,17 @@ class Stream(AbstractContextManager["Stream"]):
             self.free()
             return verdict
 
+    def peek(self) -> Verdict:
+        """Judges all that was fed as if the response ended here, for whoever shows it at once.
+
+        The stream goes on as if nobody had asked, unless that stops it.
+        """
+        with self._turn:
+            self.receive_pause()
+            verdict = self._settle()
+            self.go_on()
+            return verdict
+
     def _settle(self) -> Verdict:
         self._monitor.advance([self])
         return self.verdict()
@@ -293,6 +305,22 @@ class Stream(AbstractContextManager["Stream"]):
         """Takes the response's end without computing."""
         if not self.closed and self._input is not None:
             self._accept(*self._input.finish())
+
+    def receive_pause(self) -> None:
+        """Takes the end without computing; `go_on` takes it back."""
+        names = "_input _state _tokens _harmful _level _highest _limit_at".split()
+        self._before = {name: getattr(self, name) for name in names}
+        self._before["_queue"] = self._queue.copy()
+        self._length_before = self.cache.length
+        splitter = self._monitor.splitter
+        self._input = deepcopy(self._input, {id(splitter): splitter})
+        self.receive_end()
+
+    def go_on(self) -> None:
+        """Takes back what `receive_pause` took, unless the stream was stopped or closed by it."""
+        if self._stop is None and not self.closed:
+            vars(self).update(self._before)
+            self.cache.length = self._length_before  # what lies behind it is written over
 
     def _grow(self, kind: type[GrowingText | GrowingIds], piece: object) -> None:
         if self.closed:

@@ -11,7 +11,8 @@ others need it, and is read again from its start once it goes on.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -19,7 +20,7 @@ from uuid import uuid4
 from monitor.batcher import NoPlace
 from monitor.hold_back import HeldText
 from monitor.options import HoldBack
-from monitor.stream import StreamClosed, Verdict
+from monitor.stream import LEVELS, StreamClosed, Verdict
 from serve.engine import Engine
 from serve.operations import log
 from serve.requests import RETRY_AFTER, Refused, unavailable
@@ -30,6 +31,7 @@ MOST_ENDED = 4096  # sessions that are remembered after their end
 MOST_OPEN = 4096  # sessions of all tenants
 MOST_CHARACTERS = 1 << 27  # of the prompts and fragments of all sessions
 MOST_OF_A_TENANT = MOST_CHARACTERS // 8
+TASK_WEIGHT = 4096  # characters that take as much memory as a request that waits
 RESTING = 5.0  # seconds without a fragment after which a session's place may go to others
 
 
@@ -103,9 +105,9 @@ class Sessions:
             Refused: The tenant has none of this id, or the monitor failed in it.
         """
         session = self._sessions.get((tenant, identity))
-        if session is None or self._has_expired(tenant, identity, session):
+        if session is None or self._expire(tenant, identity, session):
             raise _unknown()
-        _refuse_failed(session)
+        _refuse_gone(session)
         return session
 
     async def add(
@@ -114,7 +116,7 @@ class Sessions:
         offset: int | None,
         fragment: str | Sequence[int],
         final: bool = False,
-        once: bool = False,
+        shown: bool = False,
     ) -> dict[str, Any]:
         """Adds a fragment and judges it. Goes on to the end if its caller is cancelled meanwhile.
 
@@ -123,7 +125,9 @@ class Sessions:
             offset: Characters, or ids, before the fragment; None: it follows what is there.
             fragment: Text, or ids of the monitor's tokenizer.
             final: The response ends with it.
-            once: Nothing is sent again, so the session ends where a fragment is refused.
+            shown: All text is shown once this has answered, and nothing is sent again. So what is
+                not settled is judged as if the response ended here, and a fragment that is refused
+                ends the session.
 
         Returns:
             The session's state, with the scores and starts of the tokens judged by this.
@@ -133,34 +137,41 @@ class Sessions:
                 kind; there is no place (the fragment does not count then); or the monitor failed,
                 here or earlier in this session.
         """
-        work = asyncio.create_task(self._add(session, offset, fragment, final, once))
+        session.touched = time.monotonic()
+        weight = max(weight_of(fragment), TASK_WEIGHT)  # until it is judged, whoever waits for that
+        with self._ending(session, shown):
+            self._refuse_too_much(session.tenant, weight)
+        self._hold(session.tenant, weight)
+        work = asyncio.create_task(self._add(session, offset, fragment, final, shown))
         self._working.add(work)
-        work.add_done_callback(self._done)
+        work.add_done_callback(self._working.discard)
+        work.add_done_callback(lambda work: self._hold(session.tenant, -weight))
+        work.add_done_callback(lambda work: work.cancelled() or work.exception())  # who asked left
         return await asyncio.shield(work)
 
-    def _done(self, work: asyncio.Task) -> None:
-        self._working.discard(work)
-        if not work.cancelled():
-            work.exception()  # its caller may have left
+    @contextmanager
+    def _ending(self, session: Session, shown: bool) -> Iterator[None]:
+        """Ends a session whose text is shown where a fragment of it is refused."""
+        try:
+            yield
+        except Refused:
+            if shown and not session.failed:
+                self._fail(session)
+            raise
 
     async def _add(
         self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool,
-        once: bool,
+        shown: bool,
     ) -> dict[str, Any]:  # fmt: skip
         async with session.turn:
-            if session.dropped:
-                raise _unknown()
-            _refuse_failed(session)
-            try:
-                return await self._take_turn(session, offset, fragment, final)
-            except Refused:
-                if once and not session.failed:
-                    self.fail(session)
-                raise
+            with self._ending(session, shown):
+                return await self._take_turn(session, offset, fragment, final, shown)
 
     async def _take_turn(
-        self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool
-    ) -> dict[str, Any]:
+        self, session: Session, offset: int | None, fragment: str | Sequence[int], final: bool,
+        shown: bool,
+    ) -> dict[str, Any]:  # fmt: skip
+        _refuse_gone(session)
         session.touched = time.monotonic()
         new = self._new(session, offset, fragment)
         if new and session.final:
@@ -170,7 +181,7 @@ class Sessions:
         if session.over:
             session.have += len(new)
         elif new or session.verdict is None or final:
-            await self._judge(session, new, final, judged)
+            await self._judge(session, new, final, shown, judged)
         session.final |= final
         session.touched = time.monotonic()
         session.told = max(told, session.known["tokens"])
@@ -193,12 +204,11 @@ class Sessions:
         self._engine.counts.refed.inc(repeated)
         if offset + len(fragment) > LONGEST:
             raise Refused(413, f"a session holds {LONGEST} at most", code="too_large")
-        new = fragment[repeated:]
-        if new and not session.over:
-            self._refuse_too_much(session.tenant, weight_of(new))
-        return new
+        return fragment[repeated:]
 
-    async def _judge(self, session: Session, new, final: bool, judged: list[Verdict]) -> None:
+    async def _judge(
+        self, session: Session, new, final: bool, shown: bool, judged: list[Verdict]
+    ) -> None:
         try:
             if session.stream is None or session.stream.closed:
                 self._rest(session)
@@ -209,14 +219,18 @@ class Sessions:
             session.have = len(session.received)
             self._weigh(session)
             if final and not session.stopped:
-                judged.append(await session.stream.close())
+                judged.append(await _still(session, session.stream.close()))
                 self._take(session, judged[-1], True)
                 session.final = True
+            elif shown and not session.stopped:
+                verdict = await _still(session, session.stream.peek())
+                session.level = max(session.level, verdict.level, key=LEVELS.index)
+                if verdict.stopped:
+                    self._take(session, verdict, False)
         except Exception as error:
-            if session.dropped:
-                raise _unknown() from None
+            _refuse_gone(session)
             if not isinstance(error, Refused | NoPlace | StreamClosed):
-                self.fail(session)
+                self._fail(session)
             raise self._engine.refusal(error) from None
         if session.over:
             self._engine.note_end(session.verdict)
@@ -226,20 +240,18 @@ class Sessions:
         """Takes a place and reads what was received before."""
         self._engine.take_places(1)
         try:
-            session.stream = await self._engine.open(session.prompt)
+            stream = await self._engine.open(session.prompt)
+            _refuse_gone(session)
         except BaseException:
             self._engine.give_places(1)
             raise
-        if session.dropped:  # meanwhile
-            self._rest(session)
-            raise _unknown()
-        session.held = HeldText(session.hold_back)
+        session.stream, session.held = stream, HeldText(session.hold_back)
         if session.received is not None:
             judged.append(await self._feed(session, session.received))
 
     async def _feed(self, session: Session, new: str | list[int]) -> Verdict:
-        stream = session.stream
-        verdict = await (stream.feed(new) if isinstance(new, str) else stream.feed_ids(new))
+        feed = session.stream.feed if isinstance(new, str) else session.stream.feed_ids
+        verdict = await _still(session, feed(new))
         self._take(session, verdict, False)
         return verdict
 
@@ -269,7 +281,7 @@ class Sessions:
         for key in ended[: max(len(ended) - MOST_ENDED, 0)]:
             del self._sessions[key]
 
-    def fail(self, session: Session) -> None:
+    def _fail(self, session: Session) -> None:
         """Ends a session of which something can no longer be judged: it answers 500."""
         session.failed = True
         self._end(session)
@@ -304,10 +316,13 @@ class Sessions:
     def _weigh(self, session: Session) -> None:
         """Notes what a session holds by now."""
         weight = session.weigh()
-        self._weights[session.tenant] += weight - session.weight
+        self._hold(session.tenant, weight - session.weight)
         session.weight = weight
-        if not self._weights[session.tenant]:
-            del self._weights[session.tenant]
+
+    def _hold(self, tenant: str, more: int) -> None:
+        self._weights[tenant] += more
+        if not self._weights[tenant]:
+            del self._weights[tenant]
 
     def drop(self, tenant: str, identity: str, session: Session | None = None) -> None:
         """Forgets a session.
@@ -331,10 +346,10 @@ class Sessions:
     def sweep(self) -> None:
         """Forgets sessions that are too old, or were idle for too long."""
         for (tenant, identity), session in [*self._sessions.items()]:
-            self._has_expired(tenant, identity, session)
+            self._expire(tenant, identity, session)
 
-    def _has_expired(self, tenant: str, identity: str, session: Session) -> bool:
-        """Tells whether a session's time is over; it is forgotten then."""
+    def _expire(self, tenant: str, identity: str, session: Session) -> bool:
+        """Forgets a session whose time is over; tells whether it was."""
         now = time.monotonic()
         idle, age = now - session.touched, now - session.opened
         if session.turn.locked() or (idle <= self._idle and age <= self._age):
@@ -355,7 +370,16 @@ def _unknown() -> Refused:
     return Refused(404, "there is no such session", param="id", code="no_session")
 
 
-def _refuse_failed(session: Session) -> None:
+async def _still(session: Session, work: Awaitable[Verdict]) -> Verdict:
+    """Waits for a verdict on a session that may be dropped, or fail, meanwhile."""
+    verdict = await work
+    _refuse_gone(session)
+    return verdict
+
+
+def _refuse_gone(session: Session) -> None:
+    if session.dropped:
+        raise _unknown()
     if session.failed:
         raise Refused(
             500, "the monitor failed in this session; open it anew and send all",

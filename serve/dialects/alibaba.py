@@ -1,24 +1,24 @@
 """Alibaba Cloud's TextModerationPlus with a session, as Higress and APISIX send it: POST /.
 
 The parameters come in the form or the query. Fragments of one `sessionId` are joined in the order
-in which they come. There is no offset, so nothing is sent again, and no end, so a session may have
-to make way for a new one. Higress passes on what is answered with an error. Whatever cannot be
-judged is therefore blocked, and with it all that follows under its id. The signature is not
-checked: the service's own keys are, where it has any.
+in which they come. There is no offset, so nothing is sent again, and no end: each is judged to its
+last word, as if the response ended there, and a session may have to make way for a new one. Higress
+passes on what is answered with an error. Whatever cannot be judged is therefore blocked, and with
+it all that follows under its id. The signature is not checked: the service's own keys are, where it
+has any.
 """
 
 from typing import Any
 from uuid import uuid4
 
-from serve.dialects.remembered import Remembered
+from serve.dialects.remembered import Remembered, key_of
 from serve.engine import Engine
-from serve.json_text import read_json
-from serve.requests import Refused
-from serve.session import Session, digest_of
+from serve.requests import Refused, as_object, take
+from serve.session import Session
 from serve.sessions import Sessions
 from serve.verdicts import RISK
 
-MOST_SEEN = 1 << 16  # ids that are remembered
+MOST_IDS = 1 << 16  # that are remembered
 ACTIONS = ("TextModerationPlus", "MultiModalGuard")
 
 
@@ -27,38 +27,48 @@ class Alibaba:
 
     def __init__(self, engine: Engine, sessions: Sessions, answer: str) -> None:
         self._engine, self._sessions, self._answer = engine, sessions, answer
-        self._blocked = Remembered[bool](MOST_SEEN)  # ids that were used: whether they are blocked
+        self._blocked = Remembered[bool](MOST_IDS)  # of each id that was used: whether it is
 
     async def moderate(self, tenant: str, parameters: dict[str, str]) -> dict[str, Any]:
-        """Answers a call.
+        """Answers a call; what cannot be judged is blocked."""
+        try:
+            given = as_object(parameters.get("ServiceParameters", ""), "ServiceParameters")
+        except Refused as refused:
+            return self.unjudged(refused)
+        tenant = tenant if self._engine.keys else ""  # a signature differs each time
+        identity = given.get("sessionId")
+        name = key_of(identity) if isinstance(identity, str) else ""
+        try:
+            return await self._judge(tenant, name, parameters.get("Action"), given)
+        except Exception as error:
+            if name:
+                self._blocked.put(tenant, name, True)
+            return self.unjudged(self._engine.refusal(error))
 
-        Raises:
-            Refused: The text cannot be judged; `unjudged` is the answer then.
-        """
-        if parameters.get("Action") not in ACTIONS:
-            raise Refused(400, f"Action: one of {', '.join(ACTIONS)} was expected", param="Action")
-        content, identity = self._read(parameters.get("ServiceParameters", ""))
-        if not identity:
-            verdict, _ = await self._engine.judge("", content)
-            return self._reply(verdict.level, verdict.stopped, self._engine.nearness(verdict))
-        name = digest_of(identity).hex()[:32]
+    async def _judge(
+        self, tenant: str, name: str, action: str | None, given: dict[str, Any]
+    ) -> dict[str, Any]:
         blocked = self._blocked.get(tenant, name)
         if blocked:
             return self._reply("unsafe", True, 1.0)
-        try:
-            session = self._session(tenant, identity, is_new=blocked is None)
-            self._blocked.put(tenant, name, False)
-            state = await self._sessions.add(session, None, content, once=True)
-        except Refused:
-            self._blocked.put(tenant, name, True)
-            raise
+        if action not in ACTIONS:
+            raise Refused(400, f"Action: one of {', '.join(ACTIONS)} was expected")
+        content = take(given, "content", str)
+        if content is None:
+            raise Refused(400, "field 'content': text was expected")
+        take(given, "sessionId", str)
+        if not name:
+            verdict, _ = await self._engine.judge("", content)
+            return self._reply(verdict.level, verdict.stopped, self._engine.nearness(verdict))
+        session = self._session(tenant, f"alibaba.{name}", is_new=blocked is None)
+        self._blocked.put(tenant, name, False)
+        state = await self._sessions.add(session, None, content, shown=True)
         if state["stopped"]:
             self._blocked.put(tenant, name, True)
         return self._reply(state["level"], state["stopped"], self._engine.nearness(session.verdict))
 
-    def _session(self, tenant: str, identity: str, is_new: bool) -> Session:
+    def _session(self, tenant: str, name: str, is_new: bool) -> Session:
         """Returns the session of an id; one that was used before is not opened anew."""
-        name = f"alibaba.{identity}"
         try:
             return self._sessions.find(tenant, name)
         except Refused as refused:
@@ -66,22 +76,9 @@ class Alibaba:
                 raise
         return self._sessions.open(tenant, "", name, instead_of="alibaba.")[1]
 
-    @staticmethod
-    def _read(parameters: str) -> tuple[str, str]:
-        try:
-            given = read_json(parameters)
-            content, identity = given["content"], given.get("sessionId") or ""
-            if isinstance(content, str) and isinstance(identity, str):
-                return content, identity
-        except (ValueError, LookupError, TypeError, AttributeError):
-            pass
-        raise Refused(
-            400, "ServiceParameters: JSON with content and sessionId was expected",
-            param="ServiceParameters",
-        )  # fmt: skip
-
     def unjudged(self, refused: Refused) -> dict[str, Any]:
         """Returns the answer to a text that could not be judged: it is blocked."""
+        self._engine.counts.failures.labels("alibaba").inc()
         return self._reply("unsafe", True, 1.0, f"not judged: {refused}")
 
     def _reply(

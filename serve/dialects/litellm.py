@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.chunks import is_name
-from serve.dialects.remembered import Remembered
+from serve.dialects.remembered import Remembered, key_of
 from serve.engine import Engine
 from serve.requests import Refused, take
 from serve.session import Session, digest_of
@@ -32,12 +32,12 @@ class Call:
 
     Attributes:
         prompt: What it answers.
-        first: What tells the first text of each choice.
+        answered: What tells the last text of each choice that was answered and may be shown.
         since: When it was last asked about.
     """
 
     prompt: str = ""
-    first: dict[int, bytes] = field(default_factory=dict)
+    answered: dict[int, bytes] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -57,7 +57,7 @@ class LiteLLM:
         texts = take(body, "texts", list, [])
         if not all(isinstance(text, str) for text in texts):
             raise Refused(400, "field 'texts': a list of texts was expected", param="texts")
-        name = take(body, "litellm_call_id", str, "")
+        name = key_of(take(body, "litellm_call_id", str, ""))
         kind = take(body, "input_type", str, "response")
         call = self._call(tenant, name)
         if kind == "request":
@@ -82,6 +82,7 @@ class LiteLLM:
             if verdict.stopped:
                 reason = f"tool call: {verdict.level} from token {verdict.stop_token} on"
                 return {"action": "BLOCKED", "blocked_reason": reason}
+        call.answered = dict(enumerate(map(digest_of, texts)))
         return {"action": "NONE", "texts": texts, "stream_holdback_chars": held}
 
     async def _judge(
@@ -91,19 +92,19 @@ class LiteLLM:
         session = self._known(tenant, identity) if name else None
         if session is not None and not session.stopped and not _goes_on(session, text):
             self._sessions.drop(tenant, identity)
-            session, call.first = None, {}
-        first, digest = call.first.get(number), digest_of(text)
-        if session is None and first in (None, digest):
+            session, call.answered = None, {}
+        answered = call.answered.get(number)
+        comes_again = answered == digest_of(text)
+        if session is None and (answered is None or comes_again):
             verdict, release = await self._engine.judge(call.prompt, text)
-            call.first[number] = digest
             whole = {"level": verdict.level, "stopped": verdict.stopped}
-            whole["release"] = release if first is None else len(text)
+            whole["release"] = len(text) if comes_again else release
             return whole | {"stop_token": verdict.stop_token}
         if session is None:
             _, session = self._sessions.open(tenant, call.prompt, identity, instead_of="litellm.")
         if session.stopped:
             return session.state()
-        return await self._sessions.add(session, 0, text, final=session.is_whole(text))
+        return await self._sessions.add(session, 0, text, final=comes_again)
 
     def _known(self, tenant: str, identity: str) -> Session | None:
         """Returns a choice's session; one that failed is forgotten, since all text comes again."""

@@ -2,7 +2,14 @@
 
 from typing import Generic, TypeVar
 
+from serve.session import digest_of
+
 Value = TypeVar("Value")
+
+
+def key_of(identity: str) -> str:
+    """Returns a name of bounded length for an id; "" for none."""
+    return digest_of(identity).hex()[:32] if identity else ""
 
 
 class Remembered(Generic[Value]):
@@ -16,7 +23,7 @@ class Remembered(Generic[Value]):
     """
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._most, self._count = most, 0
         self._values: dict[str, dict[str, Value]] = {}
 
     def get(self, tenant: str, name: str) -> Value | None:
@@ -30,13 +37,15 @@ class Remembered(Generic[Value]):
     def put(self, tenant: str, name: str, value: Value) -> None:
         """Sets a value, which counts as used."""
         own = self._values.setdefault(tenant, {})
+        self._count += name not in own
         own.pop(name, None)
         own[name] = value
-        while len(self) > self._most:
+        while self._count > self._most:
             fullest = max(self._values, key=lambda one: len(self._values[one]))
             del self._values[fullest][next(iter(self._values[fullest]))]
+            self._count -= 1
             if not self._values[fullest]:
                 del self._values[fullest]
 
     def __len__(self) -> int:
-        return sum(map(len, self._values.values()))
+        return self._count

@@ -17,24 +17,30 @@ from tests.monitor.test_monitor_stream import TEXT, follow
 from tests.monitor.test_monitor_text import BYTE_LEVEL, pieces_of, texts
 
 
-async def follow_one(batcher: Batcher, prompt: str, pieces, wait: random.Random):
+async def follow_one(batcher: Batcher, prompt: str, pieces, wait: random.Random, peeks=False):
     """Feeds pieces with pauses; returns all scores and the last verdict."""
     scores = []
     async with await batcher.open(prompt) as stream:
         for piece in pieces:
             scores += (await stream.feed(piece)).scores.tolist()
+            if peeks:
+                await stream.peek()
             for _ in range(wait.randint(0, 3)):
                 await asyncio.sleep(0)
         verdict = await stream.close()
     return np.array([*scores, *verdict.scores]), verdict
 
 
-def follow_many(monitor, prompts, responses, longest: int, seed: int = 0, max_streams: int = 3):
+def follow_many(
+    monitor, prompts, responses, longest: int, seed: int = 0, max_streams: int = 3, peeks=False
+):
     async def run():
         async with Batcher(monitor, max_streams) as batcher:
             return await asyncio.gather(
                 *(
-                    follow_one(batcher, prompt, pieces_of(text, seed, longest), random.Random(seed))
+                    follow_one(
+                        batcher, prompt, pieces_of(text, seed, longest), random.Random(seed), peeks
+                    )
                     for prompt, text in zip(prompts, responses, strict=True)
                 )
             )
@@ -67,6 +73,17 @@ def test_together_as_alone(monitors, name, responses, seed, longest):
             if len(alone) == len(scores) or np.abs(alone - threshold).min() > 1e-4:
                 assert np.allclose(scores, alone, atol=1e-4)
                 assert same_decision(verdict, lone)
+
+
+def test_peeks_of_many_leave_no_trace(monitors, monkeypatch):
+    _, monitor = monitors("tiny")
+    monitor.settings = settings_of()
+    monkeypatch.setattr(stream_module, "CHUNK", 3)  # a peek takes several passes
+    responses = [TEXT * count for count in (1, 2, 0, 3)]
+    plain = follow_many(monitor, ["p " * 90] * 4, responses, 40)
+    peeked = follow_many(monitor, ["p " * 90] * 4, responses, 40, peeks=True)
+    for (scores, verdict), (others, other) in zip(plain, peeked, strict=True):
+        assert np.allclose(scores, others, atol=1e-4) and same_decision(verdict, other)
 
 
 def test_long_streams_share_a_pass_with_short_ones(monitors, monkeypatch):

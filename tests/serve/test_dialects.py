@@ -4,18 +4,19 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import httpx2
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from monitor.rules import DelayK
 from serve.dialects.alibaba import Alibaba
 from serve.dialects.litellm import LiteLLM, read_calls
-from serve.dialects.remembered import Remembered
+from serve.dialects.remembered import Remembered, key_of
 from serve.engine import Engine
-from serve.requests import Refused, unavailable
+from serve.requests import unavailable
 from serve.sessions import Sessions
 from tests.conftest import settings_of
 
@@ -180,6 +181,40 @@ def test_litellms_first_text_that_was_refused_is_still_the_first(gateway):
         assert guard(url, [TEXT[:20]])["stream_holdback_chars"] == [0]
 
 
+def test_litellms_texts_were_answered_together_or_not_at_all(gateway):
+    """Of two choices the second finds no place: neither is complete when both come again."""
+    with gateway(max_streams=1) as url:
+        guard(url, ["Say it."], "request")
+        places, original = iter([True, False]), gateway.service.engine.take_places
+
+        def take(count: int) -> None:
+            if not next(places, True):
+                raise unavailable("none here")
+            original(count)
+
+        gateway.service.engine.take_places = take
+        body = {"input_type": "response", "litellm_call_id": "call-1"}
+        body["texts"] = [TEXT[:20], TEXT[:12]]
+        assert post(url, GUARDRAIL, body).status_code == 503
+        assert all(guard(url, body["texts"])["stream_holdback_chars"])
+        assert guard(url, body["texts"])["stream_holdback_chars"] == [0, 0]
+
+
+def test_litellms_text_that_nobody_waited_for_is_not_complete(gateway, monitor, monkeypatch):
+    original = monitor.scorer.score
+    with gateway() as url:
+        guard(url, ["Say it."], "request")
+        guard(url, [TEXT[:9]])
+        guard(url, [TEXT[:20]])
+        monkeypatch.setattr(monitor.scorer, "score", lambda c: time.sleep(0.5) or original(c))
+        body = {"input_type": "response", "litellm_call_id": "call-1", "texts": [TEXT[:40]]}
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(url + GUARDRAIL, json=body, timeout=0.2)
+        while gateway.service.sessions._working:
+            time.sleep(0.05)
+        assert guard(url, [TEXT[:40]])["stream_holdback_chars"][0] > 0
+
+
 def test_litellms_prompt_may_have_many_messages(service):
     calls = [{"function": {"name": "f"}}] * 129
     assert guard(service, ["x"] * 300, "request", tool_calls=calls) == {"action": "NONE"}
@@ -268,11 +303,11 @@ def test_litellm_knows_a_call_by_its_key_and_refuses_what_is_wrong(service):
     assert guard(service, [])["action"] == "NONE"
 
 
-def aliyun(url: str, content: str, session: str = "", **more):
+def aliyun(url: str, content: str, session: str = "", headers=None, **more):
     service = {"content": content} | ({"sessionId": session} if session else {})
     form = {"Action": "TextModerationPlus", "Service": "llm_response_moderation"}
     form |= {"ServiceParameters": json.dumps(service)} | more
-    return httpx2.post(url, data=form, timeout=30)
+    return httpx2.post(url, data=form, headers=headers, timeout=30)
 
 
 def test_alibabas_fragments_are_joined(service, monitor):
@@ -303,13 +338,48 @@ def advice(url: str, content: str, session: str = "", **more) -> tuple[str, str]
     return data["Suggestion"], reply.json()["Message"]
 
 
+def forget(gateway, identity: str) -> None:
+    """Drops a session, as its age would."""
+    gateway.service.sessions.drop("", f"alibaba.{key_of(identity)}")
+
+
+def test_alibabas_fragments_are_judged_to_their_last_word(service, monitor):
+    """What passes is shown at once, and nobody says which fragment is the last."""
+    monitor.settings = STOP
+    for number, text in enumerate(("harmful", "e\u0301" * 900, "." * 900, "A 中中中")):
+        assert advice(service, text)[0] == advice(service, text, f"s{number}")[0] == "block"
+    with monitor.open("") as stream:
+        scores = [*stream.feed("The first ").scores, *stream.close().scores]
+    assert max(scores) == scores[-1]
+    monitor.settings = settings_of(DelayK(1), float(scores[-1]) - 1e-5)
+    assert advice(service, "The first ", "s9")[0] == "block"
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=9), st.integers(1, 6))
+def test_what_alibabas_session_passes_is_what_the_whole_text_passes(service, monitor, sizes, k):
+    """Each answer is that on the whole text so far, but for what a later word takes back."""
+    monitor.settings = settings_of(DelayK(k), 0.55)
+    name, place, whole = uuid4().hex, 0, "pass"
+    for size in sizes:
+        fragment = TEXT[place : place + size]
+        place += size
+        decision = advice(service, fragment, name)[0]
+        with monitor.open("") as stream:
+            verdict = stream.feed(TEXT[:place])
+            whole = "block" if verdict.stopped or stream.close().stopped else whole
+        assert decision == whole
+        if decision == "block":
+            break
+
+
 def test_alibabas_fragment_that_finds_no_place_is_blocked(gateway, monitor):
     """Nothing is sent again, so what follows would be judged without it."""
     with gateway(max_streams=1) as url:
         assert advice(url, "Calm words. ", "s5")[0] == "pass"
         assert advice(url, "x")[0] == "block"  # a text of no session
         assert advice(url, "One two ", "s4") == ("block", "not judged: all places are taken")
-        gateway.service.sessions.drop("", "alibaba.s5")
+        forget(gateway, "s5")
         assert advice(url, "three ", "s4")[0] == "block"
         assert advice(url, "more ", "s5")[0] == "block"  # it was forgotten
         assert advice(url, "Calm words. ", "s6")[0] == "pass"
@@ -319,7 +389,7 @@ def test_alibabas_first_fragment_that_opens_nothing_is_blocked(gateway):
     with gateway(sessions_per_key=1) as url:
         assert advice(url, "Calm words. ", "s0")[0] == "pass"
         assert advice(url, "One two ", "s1") == ("block", "not judged: 1 sessions are open")
-        gateway.service.sessions.drop("", "alibaba.s0")
+        forget(gateway, "s0")
         assert advice(url, "three ", "s1")[0] == "block"
         assert 'scm_failed_closed_total{what="alibaba"} 1.0' in httpx2.get(f"{url}/metrics").text
 
@@ -327,7 +397,7 @@ def test_alibabas_first_fragment_that_opens_nothing_is_blocked(gateway):
 def test_alibabas_fragments_at_once(monitor, monkeypatch):
     """They are joined in the order in which they came; once one is refused, none passes."""
 
-    async def main(refused: int) -> tuple[str, list[object]]:
+    async def main(refused: int) -> tuple[str, list[dict]]:
         engine = Engine(monitor, "m", 2, 0)
         sessions = Sessions(engine, 9, 60, 60)
         service = Alibaba(engine, sessions, "no")
@@ -349,23 +419,23 @@ def test_alibabas_fragments_at_once(monitor, monkeypatch):
                 )
                 for w in TEXT.split(" ")
             ]
-            found = await asyncio.gather(*calls, return_exceptions=True)
-            return sessions._sessions["", "alibaba.s"].received, found
+            found = await asyncio.gather(*calls)
+            return sessions._sessions["", f"alibaba.{key_of('s')}"].received, found
 
     received, found = asyncio.run(main(-1))
     assert received == TEXT + " " and {one["Data"]["Suggestion"] for one in found} == {"pass"}
     _, found = asyncio.run(main(0))
-    assert all(isinstance(one, Refused) for one in found)
+    assert {one["Data"]["Suggestion"] for one in found} == {"block"}
 
 
 def test_alibabas_session_that_was_stopped_is_remembered_as_long_as_it_is_asked_for(
     gateway, monitor, monkeypatch
 ):
-    monkeypatch.setattr("serve.dialects.alibaba.MOST_SEEN", 2)
+    monkeypatch.setattr("serve.dialects.alibaba.MOST_IDS", 2)
     with gateway() as url:
         monitor.settings = STOP
         assert advice(url, TEXT, "bad")[0] == "block"
-        gateway.service.sessions.drop("", "alibaba.bad")
+        forget(gateway, "bad")
         monitor.settings = settings_of()
         for number in range(4):
             assert advice(url, "x", f"s{number}")[0] == "pass"
@@ -403,11 +473,40 @@ def test_alibabas_session_stays_failed(service, monitor, monkeypatch):
     assert advice(service, "four ", "s3")[0] == "block"
 
 
+@pytest.mark.parametrize("sent", ['{"content": null, "sessionId": "s"}', "another action"])
+def test_alibabas_session_is_blocked_once_a_fragment_cannot_be_read(service, sent):
+    assert advice(service, "One two ", "s")[0] == "pass"
+    form = {"ServiceParameters": sent} if sent[0] == "{" else {"Action": sent}
+    assert advice(service, "three ", "s", **form)[0] == "block"
+    assert advice(service, "four ", "s")[0] == "block"
+
+
+def test_alibabas_ids_are_held_by_a_name_of_their_own(gateway, monitor):
+    with gateway() as url:
+        monitor.settings = STOP
+        assert advice(url, TEXT, "x" * 90_000)[0] == advice(url, "x", "x" * 90_000)[0] == "block"
+        ((_, name),) = gateway.service.sessions._sessions
+        assert len(name) < 50
+        guard(url, ["Say it."], "request", call="y" * 90_000)
+        assert all(len(one) < 50 for one in gateway.service.guardrail._calls._values[""])
+
+
+def test_alibabas_caller_without_a_key_may_sign(service, monitor):
+    """Its signature, in the header where a key would be, differs each time."""
+    monitor.settings = settings_of(DelayK(8), 1e-6)
+    found = []
+    for number, word in enumerate(TEXT.split(" ")):
+        headers = {"authorization": f"ACS3-HMAC-SHA256 Signature={number}é".encode("latin-1")}
+        found.append(advice(service, f"{word} ", "s1", headers=headers)[0])
+    assert found[0] == "pass" and found[-1] == "block"
+
+
 @pytest.mark.parametrize(
     "form",
     [
         {"Action": "DeleteAll"}, {"ServiceParameters": "no json"}, {"ServiceParameters": "[]"},
         {"ServiceParameters": '{"content": 3}'}, {"ServiceParameters": "x" * (1 << 20)},
+        {"ServiceParameters": '{"content": "x", "sessionId": 0}'},
     ],
 )  # fmt: skip
 def test_alibaba_blocks_what_it_cannot_read(service, form):

@@ -210,6 +210,7 @@ def test_there_are_only_so_many_sessions_and_characters(gateway, monkeypatch):
         assert full.status_code == 503 and full.headers["retry-after"]
         monkeypatch.setattr("serve.sessions.MOST_OPEN", 9)
         monkeypatch.setattr("serve.sessions.MOST_CHARACTERS", 50)
+        monkeypatch.setattr("serve.sessions.TASK_WEIGHT", 0)
         assert post(url, {"prompt": "x" * 60}).status_code == 503
         assert post(url, {"text": "x" * 60}, f"/{name}").status_code == 503
         assert post(url, {"text": "x" * 9}, f"/{name}").json()["have"] == 9
@@ -217,6 +218,7 @@ def test_there_are_only_so_many_sessions_and_characters(gateway, monkeypatch):
 
 def test_a_key_has_its_share_of_the_characters(gateway, monkeypatch):
     monkeypatch.setattr("serve.sessions.MOST_OF_A_TENANT", 300)
+    monkeypatch.setattr("serve.sessions.TASK_WEIGHT", 0)
     with gateway() as url:
         weights = gateway.service.sessions._weights
         text, ids = opened(url, prompt="x" * 100), opened(url, prompt="")
@@ -231,8 +233,48 @@ def test_a_key_has_its_share_of_the_characters(gateway, monkeypatch):
         assert post(url, {"final": True}, f"/{ids}").status_code == 200  # it holds no more
         assert post(url, {"text": "x" * 200, "final": True}, f"/{text}").status_code == 200
         assert "" not in weights and weights.total() == 201
-        httpx2.delete(f"{url}/v1/sessions/{text}")
-        assert weights.total() == 201
+
+
+def test_fragments_that_wait_for_their_turn_weigh_too(monitor, monkeypatch):
+    """Whether or not their callers are still there."""
+    monkeypatch.setattr("serve.sessions.MOST_OF_A_TENANT", 20_000)
+
+    async def main() -> None:
+        engine = Engine(monitor, "m", 2, 0)
+        sessions = Sessions(engine, 4, 60, 60)
+        async with engine.batcher:
+            _, session = sessions.open("", "Say it.")
+            calls = [asyncio.create_task(sessions.add(session, 0, "x")) for _ in range(9)]
+            await asyncio.sleep(0)
+            for call in calls[:4]:
+                call.cancel()
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            assert [isinstance(one, Refused) for one in found[4:]] == [True] * 5
+            while sessions._working:
+                await asyncio.sleep(0.01)
+            assert (await sessions.add(session, 0, "x"))["have"] == 1
+            await asyncio.sleep(0)
+            assert sessions._weights == {"": len("Say it.") + 1}
+
+    asyncio.run(main())
+
+
+def test_a_session_in_use_does_not_make_way(monitor, monkeypatch):
+    """A fragment has come, though its task has not begun."""
+
+    async def main() -> dict:
+        engine = Engine(monitor, "m", 2, 0)
+        sessions = Sessions(engine, 1, 60, 60)
+        async with engine.batcher:
+            _, session = sessions.open("", "Say it.", "x.1")
+            session.touched -= 60
+            work = asyncio.ensure_future(sessions.add(session, 0, TEXT))
+            await asyncio.sleep(0)
+            with pytest.raises(Refused):
+                sessions.open("", "Say it.", "x.2", instead_of="x.")
+            return await work
+
+    assert asyncio.run(main())["have"] == len(TEXT)
 
 
 def test_no_session_makes_way_for_one_that_is_refused(monitor, monkeypatch):
