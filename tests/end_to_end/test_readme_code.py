@@ -60,7 +60,7 @@ def test_the_pages_show_the_monitor(names, capsys):
     names["monitor"].settings = settings_of()
     exec(stream, names)
     assert names["verdict"].verified == len("Light is refracted in droplets.")
-    assert capsys.readouterr().out.count("safe") == 3
+    assert capsys.readouterr().out.count("safe") == 4
 
     torch.manual_seed(0)
     scm = load_dual_task(names["monitor"].tokenizer.name_or_path)
