@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import RLock
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -225,6 +225,7 @@ class Stream(AbstractContextManager["Stream"]):
         self._highest = -math.inf  # statistic
         self._stop: tuple[Reason, int, int] | None = None
         self._limit_at: int | None = None  # first character beyond the context
+        self._before: tuple[dict[str, Any], int] | None = None  # a peek; with the cache's length
         # what is new since the last verdict
         self._text, self._scores, self._starts = "", [], []
         self.closed, self._turn = False, RLock()
@@ -271,11 +272,17 @@ class Stream(AbstractContextManager["Stream"]):
     def peek(self) -> Verdict:
         """Judges all that was fed as if the response ended here, for whoever shows it at once.
 
-        The stream goes on as if nobody had asked, unless that stops it.
+        The stream goes on as if nobody had asked, unless that stops it; but what was news before
+        is told here. The unsettled end is computed anew each time.
         """
         with self._turn:
             self.receive_pause()
-            verdict = self._settle()
+            try:
+                verdict = self._settle()
+            except BaseException:
+                if not self.failed:
+                    self.free()  # an end that is none may be at work
+                raise
             self.go_on()
             return verdict
 
@@ -309,18 +316,18 @@ class Stream(AbstractContextManager["Stream"]):
     def receive_pause(self) -> None:
         """Takes the end without computing; `go_on` takes it back."""
         names = "_input _state _tokens _harmful _level _highest _limit_at".split()
-        self._before = {name: getattr(self, name) for name in names}
-        self._before["_queue"] = self._queue.copy()
-        self._length_before = self.cache.length
+        before = {name: getattr(self, name) for name in names} | {"_queue": self._queue.copy()}
+        self._before = before, self.cache.length
         splitter = self._monitor.splitter
         self._input = deepcopy(self._input, {id(splitter): splitter})
         self.receive_end()
 
     def go_on(self) -> None:
         """Takes back what `receive_pause` took, unless the stream was stopped or closed by it."""
+        (before, length), self._before = self._before, None
         if self._stop is None and not self.closed:
-            vars(self).update(self._before)
-            self.cache.length = self._length_before  # what lies behind it is written over
+            vars(self).update(before)
+            self.cache.length = length  # what lies behind it is written over
 
     def _grow(self, kind: type[GrowingText | GrowingIds], piece: object) -> None:
         if self.closed:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +18,7 @@ from monitor.batcher import NoPlace
 from monitor.stream import StreamClosed
 from serve.answers import ClientLeft, Events, EventStream, Shutdown, refusal, until_gone
 from serve.chunks import Kind, assemble, is_name
-from serve.dialects.alibaba import Alibaba
+from serve.dialects.alibaba import Alibaba, read_form
 from serve.dialects.litellm import LiteLLM
 from serve.dialects.moderations import moderate
 from serve.engine import Engine
@@ -201,10 +201,14 @@ class Service:
     async def alibaba(self, request: Request, tenant: str) -> Response:
         """POST /."""
         try:
-            content = (await read_body(request, self._max_body)).decode(errors="replace")
+            query = request.scope["query_string"].decode()
+            form = (await read_body(request, self._max_body)).decode()
+            parameters = read_form(query) | read_form(form)
         except Refused as refused:
             return reply(self._alibaba.unjudged(refused))
-        parameters = dict(request.query_params) | dict(parse_qsl(content, keep_blank_values=True))
+        except ValueError:
+            refused = Refused(400, "the parameters are no form in UTF-8")
+            return reply(self._alibaba.unjudged(refused))
         return reply(await self._alibaba.moderate(tenant, parameters))
 
     async def open_session(self, request: Request, tenant: str) -> Response:
@@ -229,8 +233,7 @@ class Service:
     async def add_to_session(self, request: Request, tenant: str) -> Response:
         """POST /v1/sessions/{id}."""
         body = await read_object(request, self._max_body)
-        session = self.sessions.find(tenant, request.path_params["id"])
-        return reply(await self._add(session, body))
+        return reply(await self._add(self.sessions.find(tenant, _id(request)), body))
 
     async def _add(self, session, body: dict[str, Any]) -> dict[str, Any]:
         offset, final = take(body, "offset", int), take(body, "final", bool, False)
@@ -251,11 +254,11 @@ class Service:
 
     async def show_session(self, request: Request, tenant: str) -> Response:
         """GET /v1/sessions/{id}."""
-        return reply(self.sessions.find(tenant, request.path_params["id"]).state())
+        return reply(self.sessions.find(tenant, _id(request)).state())
 
     async def drop_session(self, request: Request, tenant: str) -> Response:
         """DELETE /v1/sessions/{id}."""
-        self.sessions.drop(tenant, request.path_params["id"])
+        self.sessions.drop(tenant, _id(request))
         return Response(status_code=204)
 
     async def socket(self, socket: WebSocket) -> None:
@@ -327,6 +330,12 @@ class Service:
 
     async def _metrics(self, request: Request) -> Response:
         return Response(self.engine.counts.text(), media_type="text/plain; version=0.0.4")
+
+
+def _id(request: Request) -> str:
+    """Returns the id in a session's path; "", which none has, for what is no caller's own."""
+    identity = request.path_params["id"]
+    return identity if is_name(identity) else ""
 
 
 async def _each(chunks: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:

@@ -31,6 +31,7 @@ class Session:
         have: Characters or ids received.
         digest: Of the text, once it has ended.
         verdict: The last one.
+        peeked: The last one as if it ended there, of a session that is shown at once.
         known: Counts of the verdicts, and the characters that may be shown; none ever falls, though
             a session that is read again may settle less at first.
         level: The worst so far.
@@ -53,6 +54,7 @@ class Session:
     have: int = 0
     digest: bytes = b""
     verdict: Verdict | None = None
+    peeked: Verdict | None = None
     known: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KNOWN, 0))
     level: Level = "safe"
     told: int = 0

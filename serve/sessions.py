@@ -139,7 +139,7 @@ class Sessions:
         """
         session.touched = time.monotonic()
         weight = max(weight_of(fragment), TASK_WEIGHT)  # until it is judged, whoever waits for that
-        with self._ending(session, shown):
+        with self._ending(session, shown):  # while another fragment may be in its turn
             self._refuse_too_much(session.tenant, weight)
         self._hold(session.tenant, weight)
         work = asyncio.create_task(self._add(session, offset, fragment, final, shown))
@@ -223,10 +223,10 @@ class Sessions:
                 self._take(session, judged[-1], True)
                 session.final = True
             elif shown and not session.stopped:
-                verdict = await _still(session, session.stream.peek())
-                session.level = max(session.level, verdict.level, key=LEVELS.index)
-                if verdict.stopped:
-                    self._take(session, verdict, False)
+                session.peeked = await _still(session, session.stream.peek())
+                session.level = max(session.level, session.peeked.level, key=LEVELS.index)
+                if session.peeked.stopped:
+                    self._take(session, session.peeked, False)
         except Exception as error:
             _refuse_gone(session)
             if not isinstance(error, Refused | NoPlace | StreamClosed):
@@ -240,12 +240,14 @@ class Sessions:
         """Takes a place and reads what was received before."""
         self._engine.take_places(1)
         try:
-            stream = await self._engine.open(session.prompt)
-            _refuse_gone(session)
+            session.stream = await self._engine.open(session.prompt)
         except BaseException:
             self._engine.give_places(1)
             raise
-        session.stream, session.held = stream, HeldText(session.hold_back)
+        session.held = HeldText(session.hold_back)
+        if session.dropped or session.failed:  # meanwhile
+            self._rest(session)
+            _refuse_gone(session)
         if session.received is not None:
             judged.append(await self._feed(session, session.received))
 
@@ -275,6 +277,7 @@ class Sessions:
         if session.received is not None:
             session.received = type(session.received)()
         self._weigh(session)
+        session.peeked = None
         if session.verdict is not None:
             session.verdict = replace(session.verdict, text="")
         ended = [key for key, one in self._sessions.items() if one.over]

@@ -9,6 +9,7 @@ has any.
 """
 
 from typing import Any
+from urllib.parse import parse_qsl
 from uuid import uuid4
 
 from serve.dialects.remembered import Remembered, key_of
@@ -19,6 +20,8 @@ from serve.sessions import Sessions
 from serve.verdicts import RISK
 
 MOST_IDS = 1 << 16  # that are remembered
+PREFIX = "alibaba "  # of sessions' ids: callers' own have no space
+MOST_FIELDS = 64  # of a form
 ACTIONS = ("TextModerationPlus", "MultiModalGuard")
 
 
@@ -60,12 +63,13 @@ class Alibaba:
         if not name:
             verdict, _ = await self._engine.judge("", content)
             return self._reply(verdict.level, verdict.stopped, self._engine.nearness(verdict))
-        session = self._session(tenant, f"alibaba.{name}", is_new=blocked is None)
+        session = self._session(tenant, f"{PREFIX}{name}", is_new=blocked is None)
         self._blocked.put(tenant, name, False)
         state = await self._sessions.add(session, None, content, shown=True)
         if state["stopped"]:
             self._blocked.put(tenant, name, True)
-        return self._reply(state["level"], state["stopped"], self._engine.nearness(session.verdict))
+        score = self._engine.nearness(session.peeked or session.verdict)
+        return self._reply(state["level"], state["stopped"], score)
 
     def _session(self, tenant: str, name: str, is_new: bool) -> Session:
         """Returns the session of an id; one that was used before is not opened anew."""
@@ -74,7 +78,7 @@ class Alibaba:
         except Refused as refused:
             if refused.status != 404 or not is_new:  # the monitor failed in it, or it is forgotten
                 raise
-        return self._sessions.open(tenant, "", name, instead_of="alibaba.")[1]
+        return self._sessions.open(tenant, "", name, instead_of=PREFIX)[1]
 
     def unjudged(self, refused: Refused) -> dict[str, Any]:
         """Returns the answer to a text that could not be judged: it is blocked."""
@@ -93,3 +97,9 @@ class Alibaba:
         }
         data["Advice"] = [{"Answer": self._answer, "HitLabel": label}] if stopped else []
         return {"Code": 200, "Message": message, "RequestId": str(uuid4()).upper(), "Data": data}
+
+
+def read_form(form: str) -> dict[str, str]:
+    """Reads a form or query; raises ValueError where it is not UTF-8 or has too many fields."""
+    options = {"keep_blank_values": True, "errors": "strict", "max_num_fields": MOST_FIELDS}
+    return dict(parse_qsl(form, **options))

@@ -12,6 +12,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from serve.chunks import is_name
 from serve.dialects.remembered import Remembered, key_of
@@ -20,6 +21,7 @@ from serve.requests import Refused, take
 from serve.session import Session, digest_of
 from serve.sessions import Sessions
 
+PREFIX = "litellm "  # of sessions' ids: callers' own have no space
 KEPT = 600.0  # seconds that a call is remembered
 MOST_CALLS = 512  # that are remembered
 MOST_TEXTS = 128  # texts, and tool calls, of a response
@@ -31,11 +33,13 @@ class Call:
     """A call that LiteLLM has asked about.
 
     Attributes:
+        name: Of its sessions: another call may come under the same id.
         prompt: What it answers.
         answered: What tells the last text of each choice that was answered and may be shown.
         since: When it was last asked about.
     """
 
+    name: str = field(default_factory=lambda: uuid4().hex)
     prompt: str = ""
     answered: dict[int, bytes] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
@@ -59,7 +63,7 @@ class LiteLLM:
             raise Refused(400, "field 'texts': a list of texts was expected", param="texts")
         name = key_of(take(body, "litellm_call_id", str, ""))
         kind = take(body, "input_type", str, "response")
-        call = self._call(tenant, name)
+        call = self._call(tenant, name, is_new=kind == "request")
         if kind == "request":
             call.prompt = texts[-1][-LONGEST_PROMPT:] if texts else ""
             return {"action": "NONE"}
@@ -68,7 +72,7 @@ class LiteLLM:
             raise Refused(400, f"at most {MOST_TEXTS} texts and tool calls", param="texts")
         held = []
         for number, text in enumerate(texts):
-            state = await self._judge(tenant, name, call, number, text)
+            state = await self._judge(tenant, call, number, text)
             if state["stopped"]:
                 return {
                     "action": "BLOCKED",
@@ -85,11 +89,9 @@ class LiteLLM:
         call.answered = dict(enumerate(map(digest_of, texts)))
         return {"action": "NONE", "texts": texts, "stream_holdback_chars": held}
 
-    async def _judge(
-        self, tenant: str, name: str, call: Call, number: int, text: str
-    ) -> dict[str, Any]:
-        identity = f"litellm.{name}.{number}"
-        session = self._known(tenant, identity) if name else None
+    async def _judge(self, tenant: str, call: Call, number: int, text: str) -> dict[str, Any]:
+        identity = f"{PREFIX}{call.name}.{number}"
+        session = self._known(tenant, identity)
         if session is not None and not session.stopped and not _goes_on(session, text):
             self._sessions.drop(tenant, identity)
             session, call.answered = None, {}
@@ -101,7 +103,7 @@ class LiteLLM:
             whole["release"] = len(text) if comes_again else release
             return whole | {"stop_token": verdict.stop_token}
         if session is None:
-            _, session = self._sessions.open(tenant, call.prompt, identity, instead_of="litellm.")
+            _, session = self._sessions.open(tenant, call.prompt, identity, instead_of=PREFIX)
         if session.stopped:
             return session.state()
         return await self._sessions.add(session, 0, text, final=comes_again)
@@ -115,10 +117,10 @@ class LiteLLM:
                 self._sessions.drop(tenant, identity)
             return None
 
-    def _call(self, tenant: str, name: str) -> Call:
+    def _call(self, tenant: str, name: str, is_new: bool = False) -> Call:
         now = time.monotonic()
         call = self._calls.get(tenant, name)
-        if call is None or now - call.since > KEPT or not name:
+        if call is None or now - call.since > KEPT or not name or is_new:
             call = Call()
         call.since = now
         if name:

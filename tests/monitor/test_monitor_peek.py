@@ -91,6 +91,16 @@ def test_a_model_that_fails_in_a_peek_stops_the_stream(monitor, monkeypatch):
     assert stream.feed(" more words").reason == "error"
 
 
+def test_a_peek_that_is_interrupted_ends_the_stream(monitor, monkeypatch):
+    stream = monitor.open(PROMPT)
+    stream.feed("中".encode()[:2])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(monitor), "advance", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stream.peek()
+    with pytest.raises(StreamClosed):
+        stream.feed("中".encode()[2:])
+
+
 def test_a_peek_that_is_cancelled_ends_the_stream(monitor, gate):
     """An end that is none may be at work."""
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx2
@@ -119,6 +120,16 @@ def test_litellm_sends_another_answer_under_the_same_call(service):
     other = "Quite another answer it is."
     assert guard(service, [other])["action"] == "NONE"
     assert guard(service, [other])["stream_holdback_chars"] == [0]
+
+
+def test_litellms_call_id_that_was_used_before(service, monitor):
+    """Its prompt says that another answer follows, whether or not it begins as the first did."""
+    for texts in (["Hi."], [TEXT[:9]], [TEXT[:20]]):
+        guard(service, texts)
+    monitor.settings = STOP
+    for text in ("harmful", TEXT[:24]):
+        guard(service, ["Say it."], "request")
+        assert guard(service, [text])["action"] == "BLOCKED"
 
 
 def test_litellms_session_heals_after_the_monitor_failed(service, monitor, monkeypatch):
@@ -340,7 +351,7 @@ def advice(url: str, content: str, session: str = "", **more) -> tuple[str, str]
 
 def forget(gateway, identity: str) -> None:
     """Drops a session, as its age would."""
-    gateway.service.sessions.drop("", f"alibaba.{key_of(identity)}")
+    gateway.service.sessions.drop("", f"alibaba {key_of(identity)}")
 
 
 def test_alibabas_fragments_are_judged_to_their_last_word(service, monitor):
@@ -353,6 +364,40 @@ def test_alibabas_fragments_are_judged_to_their_last_word(service, monitor):
     assert max(scores) == scores[-1]
     monitor.settings = settings_of(DelayK(1), float(scores[-1]) - 1e-5)
     assert advice(service, "The first ", "s9")[0] == "block"
+
+
+def test_alibabas_confidence_is_that_of_all_that_is_shown(service, monitor):
+    monitor.settings = settings_of(DelayK(1), 1.0)
+    for text in ("harmful", "中" * 30, TEXT):
+        alone, with_id = (aliyun(service, text, name).json()["Data"] for name in ("", text))
+        assert alone["Result"][0]["Confidence"] == with_id["Result"][0]["Confidence"] > 0
+
+
+def test_alibabas_sessions_are_not_for_other_callers(gateway):
+    with gateway() as url:
+        assert advice(url, "One two ", "s")[0] == "pass"
+        name = f"alibaba {key_of('s')}"
+        path = f"{url}/v1/sessions/{name.replace(' ', '%20')}"
+        for reply in (httpx2.delete(path), httpx2.get(path), httpx2.post(path, json={"text": "x"})):
+            assert reply.status_code == 404
+        assert post(url, "/v1/sessions", {"id": name}).status_code == 400
+        assert gateway.service.sessions.find("", name).received == "One two "
+
+
+@pytest.mark.parametrize("where", ["form", "query"])
+def test_alibabas_text_in_another_encoding_is_blocked(service, where):
+    """It would be read as signs of replacement."""
+    said = quote(
+        json.dumps({"content": "中文", "sessionId": "g"}, ensure_ascii=False), encoding="gbk"
+    )
+    said = f"Action=TextModerationPlus&ServiceParameters={said}"
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    for content in (said, said.replace("&", "&a=b" * 99 + "&")):
+        if where == "form":
+            reply = httpx2.post(service, content=content, headers=form)
+        else:
+            reply = httpx2.post(f"{service}/?{content}")
+        assert reply.status_code == 200 and reply.json()["Data"]["Suggestion"] == "block"
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -420,7 +465,7 @@ def test_alibabas_fragments_at_once(monitor, monkeypatch):
                 for w in TEXT.split(" ")
             ]
             found = await asyncio.gather(*calls)
-            return sessions._sessions["", f"alibaba.{key_of('s')}"].received, found
+            return sessions._sessions["", f"alibaba {key_of('s')}"].received, found
 
     received, found = asyncio.run(main(-1))
     assert received == TEXT + " " and {one["Data"]["Suggestion"] for one in found} == {"pass"}
