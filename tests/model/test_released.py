@@ -63,7 +63,8 @@ def test_the_built_model_is_the_trained_one(trained, released, tiny, tiny_data, 
     one, other = (load_file(folder / "model.safetensors") for folder in built.values())
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     found, expected = token_probs(built["anew"], tiny_data), token_probs(trained, tiny_data)
-    assert np.abs(found - expected).max() < 0.01  # bfloat16
+    off = np.abs(found - expected)  # bfloat16 moves a score that lies on a slope most
+    assert off.max() < 0.05 and off.mean() < 0.001 < np.abs(expected - expected.mean()).mean()
     base = load_file(tiny / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     assert not torch.equal(base, one["model.layers.0.mlp.up_proj.weight"])
     adapter = load_file(released / ADAPTER)
