@@ -1,4 +1,4 @@
-"""The three-part training loss as a pure function."""
+"""The training loss as a pure function: the paper's three parts, and one of our own."""
 
 import torch
 from torch import Tensor
@@ -33,6 +33,32 @@ def logic_consistency(
     return -torch.logaddexp(log_not_harmful, log_both_harmful)
 
 
+def benign_consistency(
+    token_logits: Tensor, response_label: Tensor, response_mask: Tensor, k: int
+) -> Tensor:
+    """Penalises k harmful tokens in a benign response: −log(1 − c), c the k-th largest c_tok_i.
+
+    The converse of `logic_consistency`, and by labels: whatever delay-k detection stops has k
+    harmful tokens. It is 0 for harmful responses, and for those of fewer tokens.
+
+    Args:
+        token_logits: (batch, seq_len, 2), benign then harmful.
+        response_label: int (batch,).
+        response_mask: bool (batch, seq_len), true on response tokens.
+        k: From 1.
+
+    Returns:
+        float32 (batch,), one value a response.
+    """
+    tokens = token_logits.float()  # (batch, seq_len, 2)
+    margin = (tokens[..., 1] - tokens[..., 0]).masked_fill(~response_mask, -torch.inf)
+    if k > margin.shape[1]:
+        return margin.new_zeros(len(margin))
+    kth = margin.topk(k, dim=1).values[:, -1]  # (batch,)
+    counts = (response_label == 0) & kth.isfinite()
+    return F.softplus(kth.masked_fill(~counts, 0)) * counts
+
+
 def dual_task_loss(
     token_logits: Tensor,
     holistic_logits: Tensor,
@@ -42,10 +68,14 @@ def dual_task_loss(
     *,
     alpha: float,
     logic_weight: float,
+    benign_weight: float = 0.0,
+    benign_k: int = 1,
     ignore_index: int = -100,
     num_items: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """L = α·L_tok + (1 − α)·L_hol + β·L_logic, in float32 whatever the logits are.
+
+    With `benign_weight`, which the paper does not have, `benign_consistency` is added by it.
 
     Args:
         token_logits: (batch, seq_len, 2).
@@ -55,13 +85,15 @@ def dual_task_loss(
         response_mask: bool (batch, seq_len), true on response tokens.
         alpha: Weight of the token scorer's cross-entropy, 0 to 1.
         logic_weight: The paper's β.
+        benign_weight: Weight of `benign_consistency`; 0 leaves it out.
+        benign_k: Its k.
         ignore_index: Label of tokens without a loss.
         num_items: (2,): labelled tokens and responses to divide by. None takes those of this
             batch (its means). With the counts of a larger batch, the losses of its parts add up to
             the loss of the whole.
 
     Returns:
-        loss, token_loss, holistic_loss and logic_loss, float32 scalars.
+        loss, token_loss, holistic_loss and logic_loss, float32 scalars; benign_loss if it counts.
 
     Source: arXiv 2506.09996, training objective; α = 0.6, β = 1 in its experiments.
     """
@@ -80,4 +112,9 @@ def dual_task_loss(
     logic = logic_consistency(holistic_logits, token_logits, response_mask).sum()
     token, holistic, logic = token / tokens, holistic / responses, logic / responses
     total = alpha * token + (1 - alpha) * holistic + logic_weight * logic
-    return {"loss": total, "token_loss": token, "holistic_loss": holistic, "logic_loss": logic}
+    parts = {"token_loss": token, "holistic_loss": holistic, "logic_loss": logic}
+    if benign_weight:
+        benign = benign_consistency(token_logits, response_label, response_mask, benign_k).sum()
+        parts["benign_loss"] = benign / responses
+        total = total + benign_weight * parts["benign_loss"]
+    return {"loss": total} | parts

@@ -17,7 +17,7 @@ from model.loss import dual_task_loss
 from model.options import Attention
 from utils.files import InputError
 
-LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss")
+LOSS_PARTS = ("loss", "token_loss", "holistic_loss", "logic_loss", "benign_loss")
 
 
 @dataclass
@@ -28,6 +28,7 @@ class DualTaskOutput(ModelOutput):
     token_loss: Tensor | None = None
     holistic_loss: Tensor | None = None
     logic_loss: Tensor | None = None
+    benign_loss: Tensor | None = None
     token_logits: Tensor | None = None  # (batch, seq_len, 2); benign, harmful
     holistic_logits: Tensor | None = None  # (batch, 2), read at the last response token
     holistic_everywhere: Tensor | None = None  # (batch, seq_len, 2), read at every token
@@ -121,6 +122,8 @@ class QwenForDualTask(Qwen2PreTrainedModel):
                 response_mask,
                 alpha=config.alpha,
                 logic_weight=config.gamma,
+                benign_weight=config.benign_weight,
+                benign_k=config.benign_k,
                 ignore_index=config.ignore_index,
                 num_items=num_items_in_batch,
             )
@@ -139,6 +142,8 @@ def load_backbone(
     alpha: float,
     logic_weight: float,
     token_dropout: float,
+    benign_weight: float = 0.0,
+    benign_k: int = 4,
     attention: Attention = "sdpa",
     first_layers: int = 0,
 ) -> QwenForDualTask:
@@ -149,6 +154,8 @@ def load_backbone(
         alpha: Weight of the token loss.
         logic_weight: Weight of the logic-consistency loss (the paper's β).
         token_dropout: Before the token scorer.
+        benign_weight: Weight of `benign_consistency`, which the paper does not have.
+        benign_k: Its k.
         attention: Implementation of attention; it changes speed and memory alone.
         first_layers: Layers of the backbone to keep, from the first on; 0 keeps all.
 
@@ -180,6 +187,8 @@ def load_backbone(
         alpha=alpha,
         beta=1 - alpha,
         gamma=logic_weight,
+        benign_weight=benign_weight,
+        benign_k=benign_k,
         logic_reduce="mean",
         ignore_index=IGNORE_INDEX,
         token_dropout=token_dropout,

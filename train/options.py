@@ -117,6 +117,10 @@ class QwenConfig(TrainConfig):
     """Weight of the token loss; 0 trains full detection."""
     beta: float = 1.0
     """Weight of the logic loss (paper's β)."""
+    benign_weight: float = 0.0
+    """Weight of a loss on benign responses with k harmful tokens; the paper has none."""
+    benign_k: int = 4
+    """Its k."""
     token_dropout: float = 0.1
     """Dropout before the token scorer."""
     last_layers: int = 0
@@ -137,6 +141,8 @@ class QwenConfig(TrainConfig):
         super().__post_init__()
         self.check_range(0, 1, "alpha", "token_dropout", "lora_dropout")
         self.check_range(0, math.inf, "beta", "last_layers", "lora_rank", "first_layers")
+        self.check_range(0, math.inf, "benign_weight")
+        self.check_range(1, math.inf, "benign_k")
         if self.frozen_cache and not self.last_layers:
             raise InputError("--frozen-cache: no layer is frozen without --last-layers")
         if self.frozen_cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -26,6 +26,8 @@ def main(config: QwenConfig) -> None:
             alpha=config.alpha,
             logic_weight=config.beta,
             token_dropout=config.token_dropout,
+            benign_weight=config.benign_weight,
+            benign_k=config.benign_k,
             attention=config.attention,
             first_layers=config.first_layers,
         )

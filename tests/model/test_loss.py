@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.loss import dual_task_loss, logic_consistency
+from model.loss import benign_consistency, dual_task_loss, logic_consistency
 
 BIG = 60.0
 
@@ -114,10 +114,33 @@ def test_loss_and_gradients_match_a_reference_computation():
     torch.testing.assert_close(batch["holistic_logits"].grad, hol.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("k", [1, 2, 4, 7, 8])
+def test_k_harmful_tokens_of_a_benign_response_cost(k):
+    """Value by value, with the gradient at the k-th largest alone."""
+    batch = random_batch()
+    given = (batch["token_logits"], batch["response_label"], batch["response_mask"])
+    found = benign_consistency(*given, k)
+    (found.sum() + 0 * given[0].sum()).backward()
+    for row, value in enumerate(found.tolist()):
+        scores = torch.softmax(batch["token_logits"][row].detach(), -1)[:, 1]
+        ranked = sorted(zip(scores.tolist(), range(7), strict=True), reverse=True)
+        ranked = [one for one in ranked if batch["response_mask"][row, one[1]]]
+        counts = batch["response_label"][row] == 0 and len(ranked) >= k
+        assert value == pytest.approx(-math.log(1 - ranked[k - 1][0]) if counts else 0, rel=1e-5)
+        moved = batch["token_logits"].grad[row].abs().sum(-1).nonzero().flatten().tolist()
+        assert moved == ([ranked[k - 1][1]] if counts else [])
+    plain = dual_task_loss(**batch, alpha=0.6, logic_weight=1.0)
+    parts = dual_task_loss(**batch, alpha=0.6, logic_weight=1.0, benign_weight=0.5, benign_k=k)
+    assert "benign_loss" not in plain
+    assert parts["benign_loss"].item() == pytest.approx(found.mean().item(), rel=1e-5)
+    total = plain["loss"] + 0.5 * parts["benign_loss"]
+    assert parts["loss"].item() == pytest.approx(total.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_parts_of_a_batch_add_up_to_the_batch(size):
     batch = random_batch()
-    options = {"alpha": 0.3, "logic_weight": 0.5}
+    options = {"alpha": 0.3, "logic_weight": 0.5, "benign_weight": 0.7, "benign_k": 2}
     whole = dual_task_loss(**batch, **options)
     items = torch.tensor([(batch["token_labels"] != -100).sum(), len(batch["response_label"])])
     total = sum(

@@ -31,7 +31,7 @@ def test_same_seed_same_weights_other_seed_others(config):
 
 
 def test_one_batch_of_eight_is_eight_of_one(config):
-    folders = []
+    folders, config = [], replace(config, benign_weight=0.5, benign_k=2)
     for micro in (8, 2, 1):
         folders.append(f"{config.output_dir}-{micro}")
         changes = {"output_dir": folders[-1], "micro_batch_size": micro, "token_dropout": 0.0}
@@ -39,7 +39,8 @@ def test_one_batch_of_eight_is_eight_of_one(config):
     assert largest_gap(folders[0], folders[1]) < 2e-4
     assert largest_gap(folders[0], folders[2]) < 2e-4
     logs = [json.loads((Path(folder) / "run.json").read_text())["log"] for folder in folders]
-    for name in ("loss", "token_loss", "holistic_loss", "logic_loss", "grad_norm"):
+    parts = ("token_loss", "holistic_loss", "logic_loss", "benign_loss")
+    for name in ("loss", *parts, "grad_norm"):
         first, *others = ([entry[name] for entry in log if "loss" in entry] for log in logs)
         for other in others:
             assert other == pytest.approx(first, rel=1e-3, abs=1e-5)
@@ -146,6 +147,7 @@ def test_weights_spoilt_by_the_last_step_are_no_result(config):
         ({"last_layers": -1}, "--last-layers: -1 is not >= 0"),
         ({"eval_steps": 2.5}, "--eval-steps: 2.5 is neither a share nor whole"),
         ({"first_layers": -1}, "--first-layers: -1 is not >= 0"),
+        ({"benign_k": 0}, "--benign-k: 0 is not >= 1"),
         ({"warmup_ratio": 0.1}, "exponential schedule has no warm-up"),
     ],
 )
