@@ -18,8 +18,6 @@ class DualTaskConfig(Qwen2Config):
     alpha: float | int = 0.6  # weight of the token loss; 0 is full detection
     beta: float | int = 0.4  # 1 − alpha
     gamma: float | int = 1.0  # weight of the logic loss (the paper's β)
-    benign_weight: float | int = 0.0  # of benign_consistency, ours
-    benign_k: int = 4
     logic_reduce: str = "mean"  # over responses; nothing else can be trained with
     ignore_index: int = IGNORE_INDEX  # label of tokens without a loss
     token_dropout: float | int = 0.1  # before the token scorer

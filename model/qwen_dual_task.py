@@ -51,6 +51,7 @@ class QwenForDualTask(Qwen2PreTrainedModel):
         self.model = Qwen2Model(config)
         self.dropout = nn.Dropout(config.token_dropout)
         hidden, sequences = config.hidden_size, config.num_sequence_labels
+        self.benign_weight, self.benign_k = 0.0, 4  # of training alone: no keys of a checkpoint
         self.token_classifier = nn.Linear(hidden, config.num_token_labels)
         self.sequence_classifier = nn.Linear(hidden, sequences, bias=False)
         self.post_init()
@@ -122,8 +123,8 @@ class QwenForDualTask(Qwen2PreTrainedModel):
                 response_mask,
                 alpha=config.alpha,
                 logic_weight=config.gamma,
-                benign_weight=config.benign_weight,
-                benign_k=config.benign_k,
+                benign_weight=self.benign_weight,
+                benign_k=self.benign_k,
                 ignore_index=config.ignore_index,
                 num_items=num_items_in_batch,
             )
@@ -175,7 +176,7 @@ def load_backbone(
         kept["num_hidden_layers"] = first_layers
         if config.get("layer_types"):
             kept["layer_types"] = config["layer_types"][:first_layers]
-    return load_pretrained(
+    model = load_pretrained(
         QwenForDualTask,
         folder,
         fresh_heads=True,
@@ -187,12 +188,12 @@ def load_backbone(
         alpha=alpha,
         beta=1 - alpha,
         gamma=logic_weight,
-        benign_weight=benign_weight,
-        benign_k=benign_k,
         logic_reduce="mean",
         ignore_index=IGNORE_INDEX,
         token_dropout=token_dropout,
     )
+    model.benign_weight, model.benign_k = benign_weight, benign_k
+    return model
 
 
 def _layer_of(name: str) -> int:
