@@ -5,6 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def _margins(token_logits: Tensor, response_mask: Tensor) -> Tensor:
+    """Returns log-odds of harm in float32, (batch, seq_len); −inf beside the response."""
+    tokens = token_logits.float()  # (batch, seq_len, 2)
+    return (tokens[..., 1] - tokens[..., 0]).masked_fill(~response_mask, -torch.inf)
+
+
 def logic_consistency(
     holistic_logits: Tensor, token_logits: Tensor, response_mask: Tensor
 ) -> Tensor:
@@ -24,10 +30,8 @@ def logic_consistency(
     Source: arXiv 2506.09996, logic-consistency loss.
     """
     holistic = holistic_logits.float()  # (batch, 2)
-    tokens = token_logits.float()  # (batch, seq_len, 2)
     holistic_margin = holistic[:, 1] - holistic[:, 0]  # (batch,); sigmoid of it is c_hol
-    token_margin = tokens[..., 1] - tokens[..., 0]  # (batch, seq_len)
-    highest = token_margin.masked_fill(~response_mask, -torch.inf).amax(dim=1)  # (batch,)
+    highest = _margins(token_logits, response_mask).amax(dim=1)  # (batch,)
     log_not_harmful = F.logsigmoid(-holistic_margin)
     log_both_harmful = F.logsigmoid(holistic_margin) + F.logsigmoid(highest)
     return -torch.logaddexp(log_not_harmful, log_both_harmful)
@@ -50,8 +54,7 @@ def benign_consistency(
     Returns:
         float32 (batch,), one value a response.
     """
-    tokens = token_logits.float()  # (batch, seq_len, 2)
-    margin = (tokens[..., 1] - tokens[..., 0]).masked_fill(~response_mask, -torch.inf)
+    margin = _margins(token_logits, response_mask)
     if k > margin.shape[1]:
         return margin.new_zeros(len(margin))
     kth = margin.topk(k, dim=1).values[:, -1]  # (batch,)
@@ -69,7 +72,7 @@ def dual_task_loss(
     alpha: float,
     logic_weight: float,
     benign_weight: float = 0.0,
-    benign_k: int = 1,
+    benign_k: int = 4,
     ignore_index: int = -100,
     num_items: Tensor | None = None,
 ) -> dict[str, Tensor]:

@@ -201,13 +201,9 @@ class Service:
     async def alibaba(self, request: Request, tenant: str) -> Response:
         """POST /."""
         try:
-            query = request.scope["query_string"].decode()
-            form = (await read_body(request, self._max_body)).decode()
-            parameters = read_form(query) | read_form(form)
+            form = await read_body(request, self._max_body)
+            parameters = read_form(request.scope["query_string"]) | read_form(form)
         except Refused as refused:
-            return reply(self._alibaba.unjudged(refused))
-        except ValueError:
-            refused = Refused(400, "the parameters are no form in UTF-8")
             return reply(self._alibaba.unjudged(refused))
         return reply(await self._alibaba.moderate(tenant, parameters))
 

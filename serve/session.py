@@ -76,10 +76,6 @@ class Session:
         """Returns what of the memory for all sessions it takes, in characters."""
         return 0 if self.dropped else len(self.prompt) + weight_of(self.received or "")
 
-    def is_whole(self, text: str) -> bool:
-        """Tells whether a text is all that was received."""
-        return digest_of(text) == self.digest if self.over else text == self.received
-
     def state(self) -> dict[str, Any]:
         """Returns what a caller is told."""
         return {

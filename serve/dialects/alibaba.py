@@ -64,7 +64,8 @@ class Alibaba:
             verdict, _ = await self._engine.judge("", content)
             return self._reply(verdict.level, verdict.stopped, self._engine.nearness(verdict))
         session = self._session(tenant, f"{PREFIX}{name}", is_new=blocked is None)
-        self._blocked.put(tenant, name, False)
+        if blocked is None:
+            self._blocked.put(tenant, name, False)
         state = await self._sessions.add(session, None, content, shown=True)
         if state["stopped"]:
             self._blocked.put(tenant, name, True)
@@ -99,7 +100,10 @@ class Alibaba:
         return {"Code": 200, "Message": message, "RequestId": str(uuid4()).upper(), "Data": data}
 
 
-def read_form(form: str) -> dict[str, str]:
-    """Reads a form or query; raises ValueError where it is not UTF-8 or has too many fields."""
+def read_form(form: bytes) -> dict[str, str]:
+    """Reads a form or query; raises Refused where it is not UTF-8 or has too many fields."""
     options = {"keep_blank_values": True, "errors": "strict", "max_num_fields": MOST_FIELDS}
-    return dict(parse_qsl(form, **options))
+    try:
+        return dict(parse_qsl(form.decode(), **options))
+    except ValueError:
+        raise Refused(400, "the parameters are no form in UTF-8") from None

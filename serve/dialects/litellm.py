@@ -131,7 +131,7 @@ class LiteLLM:
 def _goes_on(session: Session, text: str) -> bool:
     """Tells whether a text is a session's, or begins with it."""
     if session.over:
-        return session.is_whole(text)
+        return digest_of(text) == session.digest
     return session.received is None or text.startswith(session.received)
 
 
