@@ -35,11 +35,12 @@ def choose_operating_points(
     test: Predictions,
     target_false_alarm: float = 0.0,
     target_k: int = 4,
-    given: tuple[float, int] | None = None,
+    given: tuple[float, int | None] | None = None,
 ) -> dict[str, OperatingPoint]:
     """Chooses the thresholds of every kind of detection that the scores allow; see `evaluate`."""
     if given is not None:
-        return {"partial": OperatingPoint(*given, "settings")}
+        kind = "full" if given[1] is None else "partial"
+        return {kind: OperatingPoint(*given, "settings")}
     points = {}
     if not np.isnan(valid.response_prob).all():
         theta = select_full(valid.response_prob, valid.label, FULL_THETAS)
@@ -62,7 +63,7 @@ def evaluate(
     seed: int,
     target_false_alarm: float = 0.0,
     target_k: int = 4,
-    given: tuple[float, int] | None = None,
+    given: tuple[float, int | None] | None = None,
 ) -> dict[str, Any]:
     """Chooses thresholds on validation and measures the test split.
 
@@ -74,8 +75,8 @@ def evaluate(
         target_false_alarm: Adds "partial_conformal": delay-k whose θ promises at most this share
             of false alarms (see `evaluation.conformal`); 0 for none.
         target_k: Its k.
-        given: θ and k of partial detection, from elsewhere: nothing is chosen, and the test split
-            may hold one class alone.
+        given: θ and k of partial detection, or θ and None of full detection, from elsewhere:
+            nothing is chosen, and the test split may hold one class alone.
 
     Returns:
         The content of metrics.json; NaN where undefined.

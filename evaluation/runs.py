@@ -64,7 +64,7 @@ class Settings(Read):
     """The thresholds that a test was given."""
 
     theta: float
-    k: int
+    k: int | None  # None: of full detection
 
 
 class Record(Read):

@@ -21,39 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from data.tokenization import TextEncoder, leading_ids, tokenizer_fingerprint
+from data.tokenization import tokenizer_fingerprint
 from monitor.stream import Stream, StreamingContentMonitor, Verdict
 from utils.files import InputError
 
 BROKEN = 32  # tokens of bytes that are no text
 UNFINISHED = 3  # tokens that may hold the first bytes of a character
-# SmolLM2 and many others are trained on this; for tokenizers that know it but bring no template.
-CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-PLACE = "\ue000"  # stands for a prompt in its template
 
 print_now = partial(print, end="", flush=True)
-
-
-def as_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> dict[str, Tensor]:
-    """Encodes a prompt as the language model expects it, on the CPU.
-
-    Only the template has control tokens: a prompt that spells one is text.
-    """
-    opening: list[int] = []
-    if tokenizer.chat_template:
-        turns = [{"role": "user", "content": PLACE}]
-        template = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    elif {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_added_vocab().keys():
-        template = CHATML.format(PLACE)
-    else:
-        opening, template = leading_ids(tokenizer), PLACE
-    before, *rest = template.split(PLACE)
-    content = TextEncoder(tokenizer.backend_tokenizer).encode(prompt).ids
-    ids = [*opening, *tokenizer(before, add_special_tokens=False)["input_ids"]]
-    for part in rest:
-        ids += [*content, *tokenizer(part, add_special_tokens=False)["input_ids"]]
-    input_ids = torch.tensor([ids])
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
 
 @dataclass

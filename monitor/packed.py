@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from model.layer_states import LayerStates, model_fingerprint
 from model.options import ScoreWith
 from model.qwen_dual_task import QwenForDualTask
 from utils.files import InputError
@@ -28,6 +29,9 @@ class KeyValues:
     def __init__(self, layers: int, limit: int) -> None:
         self._layers: list[Tensor | None] = [None] * layers  # (2, kv_heads, capacity, head_dim)
         self._limit, self.length = limit, 0
+        self.watched: int | None = None
+        """Place of the token whose layers' states a scorer that keeps them leaves here."""
+        self.states: np.ndarray | None = None  # float32 (layers, hidden)
 
     @property
     def nbytes(self) -> int:
@@ -103,16 +107,47 @@ class Scorer:
         model.set_attn_implementation(ATTENTION)
         self._backbone, self._lock = model.eval().model, threading.Lock()
         heads = {"token": model.token_classifier, "holistic": model.sequence_classifier}
-        self._head, self._config = heads[score_with], model.config
+        self._head, self._config, self._model = heads[score_with], model.config, model
+        self.states: LayerStates | None = None
+        """Of the layers, once they are kept."""
 
     @property
     def context(self) -> int:
         """Most tokens of a stream, prompt included."""
         return self._config.max_position_embeddings
 
+    @property
+    def layers(self) -> int:
+        """Number of the backbone's layers."""
+        return self._config.num_hidden_layers
+
+    @property
+    def hidden(self) -> int:
+        """Size of a layer's state."""
+        return self._config.hidden_size
+
     def new_cache(self, limit: int) -> KeyValues:
         """Returns an empty cache of at most `limit` tokens."""
-        return KeyValues(self._config.num_hidden_layers, limit)
+        return KeyValues(self.layers, limit)
+
+    def keep_states(self) -> None:
+        """From now on passes leave the layers' states at a cache's watched place with the cache."""
+        with self._lock:
+            if self.states is None:
+                self.states = LayerStates(self._model)
+                self.states.resting = True
+
+    def fingerprint(self) -> str:
+        """Tells the backbone from others."""
+        return model_fingerprint(self._model)
+
+    def read_ends(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Returns the layers' states at the end of each text, float32 (texts, layers, hidden)."""
+        caches = [self.new_cache(len(ids)) for ids in texts]
+        for cache, ids in zip(caches, texts, strict=True):
+            cache.watched = len(ids) - 1
+        self.score(list(zip(caches, texts, strict=True)))
+        return np.stack([cache.states for cache in caches])
 
     @torch.inference_mode()
     def score(self, chunks: Sequence[tuple[KeyValues, Sequence[int]]]) -> list[np.ndarray]:
@@ -135,6 +170,7 @@ class Scorer:
                 (cache, slice(end - len(new), end), self._mask(cache.length, len(new), device))
                 for (cache, new), end in zip(chunks, ends, strict=True)
             ]
+            watching = self._watch([(cache, len(new)) for cache, new in chunks], ends)
             hidden = self._backbone(
                 input_ids=torch.from_numpy(ids).to(device)[None],
                 position_ids=torch.from_numpy(positions).to(device)[None],
@@ -144,8 +180,26 @@ class Scorer:
             ).last_hidden_state  # (1, tokens, hidden)
             for cache, new in chunks:
                 cache.length += len(new)
+            if watching:
+                self.states.resting = True
+                for cache, states in zip(watching, self.states.take(), strict=True):
+                    cache.states = states
             probs = self._head(hidden)[0].float().softmax(-1)[:, 1].cpu().numpy()  # (tokens,)
         return np.split(probs, ends[:-1])
+
+    def _watch(self, chunks: Sequence[tuple[KeyValues, int]], ends: np.ndarray) -> list[KeyValues]:
+        """Returns the caches whose watched place is in the next pass."""
+        if self.states is None:
+            return []
+        watching, places = [], []
+        for (cache, new), end in zip(chunks, ends, strict=True):
+            if cache.watched is not None and 0 <= cache.watched - cache.length < new:
+                watching.append(cache)
+                places.append(int(end) - new + cache.watched - cache.length)
+        if watching:
+            self.states.at([0] * len(places), places)
+        self.states.resting = not watching
+        return watching
 
     def _mask(self, past: int, new: int, device: torch.device) -> Tensor | None:
         """Returns bool (group × new, past + new), true where a token may look; None for all."""

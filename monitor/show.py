@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
 from model.loading import load_checkpoint
-from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript, as_chat
+from monitor.chat import as_chat
+from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
 from monitor.options import ShowConfig
 from monitor.rules import fail_closed
 from monitor.stream import StreamingContentMonitor, Verdict

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from data.tokenization import leading_ids, load_tokenizer
+from data.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from monitor.options import OnLimit
 from monitor.packed import Scorer
@@ -169,6 +169,17 @@ class StreamingContentMonitor:
         ids = self.splitter.last_ids(join_surrogates(prompt) + "\n\n", room // 2)
         return [*self._opening, *ids]
 
+    def prompt_source(self) -> dict[str, Any]:
+        """Returns what the layers' states of a prompt depend on besides the prompt."""
+        return {
+            "kind": "monitor",
+            "model": self.scorer.fingerprint(),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": self.settings.reading,
+            "layers": self.scorer.layers,
+            "hidden": self.scorer.hidden,
+        }
+
     def advance(self, streams: Sequence["Stream"]) -> None:
         """Computes all that these streams have waiting; the model's errors pass through."""
         while waiting := [stream for stream in streams if stream.waiting]:
@@ -219,6 +230,7 @@ class Stream(AbstractContextManager["Stream"]):
         # (id, first character) of tokens to compute or at work; -1 is a prompt token's character
         self._queue = deque((token, -1) for token in prompt_ids)
         self.cache = monitor.scorer.new_cache(monitor.context)
+        self.cache.watched = self.prompt_tokens - 1
         self._state = self._settings.policy.rule.start()
         self._tokens = self._harmful = 0
         self._level: Level = "safe"

@@ -23,10 +23,10 @@ def kind_title(kind: str, target: float | None) -> str:
 
 def format_table(result: dict[str, Any]) -> str:
     """Formats metrics.json for the terminal: one block a kind of detection, test split, percent."""
-    test = result["responses"]["test"]
+    test, of = result["responses"]["test"], result.get("of", "responses")
     lines = [
         "",
-        f"{result['method']}: {test['all']} test responses ({test['harmful']} harmful), percent,"
+        f"{result['method']}: {test['all']} test {of} ({test['harmful']} harmful), percent,"
         " 95 % bootstrap intervals over prompts",
     ]
     for key in ROWS:

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Stopping
 from transformers.generation.streamers import BaseStreamer
 
 from model.loading import load_checkpoint
-from monitor.generation import GrowingDecode, as_chat
+from monitor.chat import as_chat
+from monitor.generation import GrowingDecode
 from monitor.text import join_surrogates
 from serve.chunks import CONTENT, OBJECTS, Kind, as_delta, is_number, no_text
 from serve.json_text import as_json

@@ -7,6 +7,8 @@ COMMANDS = {
     "causal": Command(options.CausalTestConfig, "test.causal", ("row",)),
     "modernbert": Command(options.ModernBertTestConfig, "test.modernbert", ("row",)),
     "baselines": Command(options.BaselineConfig, "test.baselines", ("method",)),
+    "prompts": Command(options.ModeratorTestConfig, "test.prompts"),
+    "prompt-baselines": Command(options.PromptBaselineConfig, "test.prompts", ("method",)),
     "guard": Command(options.GUARDS, "test.guard"),
     "rules": Command(options.RulesConfig, "test.rules", ("metrics_dir",)),
     "sources": Command(options.SourcesConfig, "test.sources", ("metrics_dirs",)),

@@ -4,6 +4,7 @@ Both are fitted on complete responses; partial detection judges every prefix by 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -17,12 +18,47 @@ from data.splits import Examples, load_examples, load_processed
 from data.terms import terms
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
-from test.options import BaselineConfig
+from test.options import BaselineConfig, BaselineMethod
 from test.testing import run_evaluation
 from utils.files import InputError
 from utils.run_record import run_folder
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, the best on validation is kept
+NAMES = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
+
+
+def fit_best(
+    method: BaselineMethod, inputs: dict[str, Any], labels: dict[str, np.ndarray], where: str
+) -> Pipeline:
+    """Fits on train and keeps the regularisation that validation ranks best by AUROC.
+
+    Args:
+        method: "tfidf", or "length".
+        inputs: Of each split, N texts; of "length" their lengths, (N, 1).
+        labels: Of each split, int [N].
+        where: Where they come from, for messages.
+
+    Raises:
+        InputError: No word is in two texts.
+    """
+    if method == "length":
+        features = make_pipeline(FunctionTransformer(np.log), StandardScaler())
+    else:
+        features = TfidfVectorizer(analyzer=terms, min_df=2, sublinear_tf=True)
+    try:
+        fitted = features.fit_transform(inputs["train"])
+    except ValueError:  # no term is left
+        raise InputError(f"{where}: split 'train': no word is in two texts") from None
+
+    def fit(strength: float) -> Pipeline:
+        classifier = LogisticRegression(C=strength, max_iter=1000)
+        return make_pipeline(features, classifier.fit(fitted, labels["train"]))
+
+    def auroc(pipeline: Pipeline) -> float:
+        scores = pipeline.predict_proba(inputs["valid"])[:, 1].astype(np.float32)
+        return roc_auc_score(labels["valid"], scores)
+
+    return max(map(fit, STRENGTHS), key=auroc)
 
 
 def main(config: BaselineConfig) -> None:
@@ -43,26 +79,11 @@ def main(config: BaselineConfig) -> None:
             return tokenizer.batch_decode([ids.tolist() for ids in texts])
 
         inputs = {name: inputs_of(texts) for name, texts in responses.items()}
+        labels = {name: split.response_label for name, split in examples.items()}
+        best = fit_best(config.method, inputs, labels, str(data.folder))
 
-        if config.method == "length":
-            features = make_pipeline(FunctionTransformer(np.log), StandardScaler())
-        else:
-            features = TfidfVectorizer(analyzer=terms, min_df=2, sublinear_tf=True)
-        try:
-            fitted = features.fit_transform(inputs["train"])
-        except ValueError:  # no term is left
-            raise InputError(f"{data.folder}: split 'train': no word is in two responses") from None
-
-        def fit(strength: float) -> Pipeline:
-            classifier = LogisticRegression(C=strength, max_iter=1000)
-            return make_pipeline(features, classifier.fit(fitted, examples["train"].response_label))
-
-        def probabilities(pipeline: Pipeline, split: str) -> np.ndarray:
-            return pipeline.predict_proba(inputs[split])[:, 1].astype(np.float32)
-
-        pipelines = [fit(strength) for strength in STRENGTHS]
-        label = examples["valid"].response_label
-        best = max(pipelines, key=lambda one: roc_auc_score(label, probabilities(one, "valid")))
+        def probabilities(split: str) -> np.ndarray:
+            return best.predict_proba(inputs[split])[:, 1].astype(np.float32)
 
         def prefix_probabilities(response: np.ndarray) -> np.ndarray:
             """Judges each prefix of one response, float32 [T]."""
@@ -74,7 +95,6 @@ def main(config: BaselineConfig) -> None:
             if config.detection == "partial":
                 bar = tqdm(responses[split], split, unit="response")
                 token_probs = [prefix_probabilities(response) for response in bar]
-            return Scores(token_probs, probabilities(best, split))
+            return Scores(token_probs, probabilities(split))
 
-        names = {"tfidf": "TF-IDF + logistic regression", "length": "response length alone"}
-        run_evaluation(config, data, config.method, names[config.method], score, folder)
+        run_evaluation(config, data, config.method, NAMES[config.method], score, folder)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from data.meta import data_summary, read_meta
 from evaluation.options import Strictness, Style
 from model.options import Function, ScoreWith
+from moderator.options import ReaderConfig, moderator_hashes, prompts_input
 from monitor.rules import DelayK
 from monitor.settings import FILE, read_settings
 from utils.files import InputError, sha256_file
@@ -15,21 +16,14 @@ from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
 from utils.run_record import model_summary
 
 
-@dataclass
-class EvaluationConfig:
-    """Options that the tests of all rows share."""
+@dataclass(kw_only=True)
+class ReportConfig:
+    """Options that all tests share, of responses and of prompts."""
 
-    data_dir: str
-    """Processed data, made by scripts/run-data.sh."""
     output_dir: str
     """Folder for metrics, predictions and the figure."""
     name: str = ""
     """Name of the row in tables; default its own."""
-    target_false_alarm: float = 0.0
-    """Also report delay-k detection whose θ is calibrated on benign validation responses to let
-    through at most this share of false alarms; 0 for none."""
-    target_k: int = 4
-    """k of --target-false-alarm."""
     bootstrap: int = 2000
     """Samples of the 95 % intervals."""
     seed: int = 42
@@ -38,9 +32,26 @@ class EvaluationConfig:
     """Replace the output folder."""
 
     def __post_init__(self) -> None:
-        refuse_below_one(self, "bootstrap", "target_k")
+        refuse_below_one(self, "bootstrap")
         if self.seed < 0:
             raise InputError(f"--seed: {self.seed} is below 0")
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig(ReportConfig):
+    """Options that the tests of all rows share."""
+
+    data_dir: str
+    """Processed data, made by scripts/run-data.sh."""
+    target_false_alarm: float = 0.0
+    """Also report delay-k detection whose θ is calibrated on benign validation responses to let
+    through at most this share of false alarms; 0 for none."""
+    target_k: int = 4
+    """k of --target-false-alarm."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_one(self, "target_k")
         if not 0 <= self.target_false_alarm < 1:
             raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
 
@@ -139,11 +150,55 @@ class CausalTestConfig(ModelTestConfig):
         return settings.policy.stop_threshold, rule.k
 
 
+@dataclass(kw_only=True)
+class PromptConfig(ReportConfig):
+    """Options that the tests of prompts share."""
+
+    prompts: str
+    """File of labelled prompts: id, prompt, label (1 = harmful), split; source and category."""
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        return {"data": prompts_input(self.prompts)}
+
+
+@dataclass(kw_only=True)
+class ModeratorTestConfig(PromptConfig, ReaderConfig):
+    """Options of the test."""
+
+    moderator_path: str
+    """Output folder of scripts/run-mlpm.sh."""
+    theta: float | None = None
+    """Threshold; default the moderator's own, 0.5 is the paper's."""
+
+    def __post_init__(self) -> None:
+        PromptConfig.__post_init__(self)
+        ReaderConfig.__post_init__(self)
+        if self.theta is not None and not 0 < self.theta <= 1:
+            raise InputError(f"--theta: {self.theta} is not above 0 and at most 1")
+
+    def inputs(self) -> dict[str, Any]:
+        hashes = moderator_hashes(self.moderator_path)
+        return super().inputs() | {"moderator": hashes, **self.model_inputs()}
+
+
+BaselineMethod = Literal["tfidf", "length"]
+
+
+@dataclass(kw_only=True)
+class PromptBaselineConfig(PromptConfig):
+    """Options of the baselines on prompts."""
+
+    method: BaselineMethod = "tfidf"
+    """tfidf: TF-IDF of words and word pairs, logistic regression. length: the prompt's length in
+    words alone."""
+
+
 @dataclass
 class BaselineConfig(EvaluationConfig):
     """Options of the baselines."""
 
-    method: Literal["tfidf", "length"] = "tfidf"
+    method: BaselineMethod = "tfidf"
     """tfidf: TF-IDF of words and word pairs, logistic regression. length: the response's length
     in tokens alone."""
     detection: Literal["full", "partial"] = "partial"

@@ -8,11 +8,18 @@ from typing import Any
 from data.splits import Examples, ProcessedData, load_examples
 from data.tokenization import load_tokenizer
 from evaluation.predict import Scores
-from evaluation.predictions import METRICS, PREDICTIONS, SCORED_SPLITS, collect, save_predictions
+from evaluation.predictions import (
+    METRICS,
+    PREDICTIONS,
+    SCORED_SPLITS,
+    Predictions,
+    collect,
+    save_predictions,
+)
 from evaluation.protocol import evaluate
 from reports.drawing import plot_stop_positions
 from reports.summary import format_table
-from test.options import EvaluationConfig
+from test.options import EvaluationConfig, ReportConfig
 from utils.files import InputError, read_json, write_json
 from utils.formatting import printable
 
@@ -52,11 +59,35 @@ def run_evaluation(
         if given is None and len(set(examples.response_label.tolist())) < 2:
             raise InputError(f"{data.folder}: split '{name}' lacks a class")
         splits[name] = collect(examples, score(examples, name), tokenizer)
+    target = config.target_false_alarm, config.target_k
+    return report(config, splits, row, method, folder, given, target)
+
+
+def report(
+    config: ReportConfig,
+    splits: dict[str, Predictions],
+    row: str,
+    method: str,
+    folder: Path,
+    given: tuple[float, int | None] | None = None,
+    target: tuple[float, int] = (0.0, 4),
+    **more: Any,
+) -> dict[str, Any]:
+    """Chooses thresholds unless they are given, measures, fills the folder and prints the table.
+
+    Args:
+        splits: "test" and, where thresholds are to be chosen, "valid".
+        given: θ and k from elsewhere; k None: of full detection.
+        target: Share of false alarms that θ is calibrated for as well, and its k; 0 for none.
+        more: Further entries of metrics.json.
+
+    Returns:
+        The content of metrics.json.
+    """
     method = printable(config.name or method)
-    result = {"row": row, "method": method} | evaluate(
-        splits.get("valid"), splits["test"], config.bootstrap, config.seed,
-        config.target_false_alarm, config.target_k, given,
-    )  # fmt: skip
+    result = {"row": row, "method": method, **more} | evaluate(
+        splits.get("valid"), splits["test"], config.bootstrap, config.seed, *target, given
+    )
     write_json(folder / METRICS, result)
     result = read_json(folder / METRICS)  # NaN has become null
     save_predictions(folder / PREDICTIONS, splits)

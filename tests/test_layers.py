@@ -12,7 +12,7 @@ LAYERS = (
     {"model"},
     {"evaluation"},
     {"annotation", "monitor", "train"},
-    {"reports"},
+    {"moderator", "reports"},
     {"serve", "test"},
     {"benchmarks"},
 )

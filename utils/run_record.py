@@ -34,6 +34,7 @@ REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 FREE = set(
     "output_dir data_dir input_dir input model_path base_model_path tokenizer_path corpus test_dir"
     " runs_dir metrics_dir metrics_dirs annotator_model label_cache frozen_cache resume overwrite"
+    " state_cache monitor_path moderator_path prompts examples"
     " num_workers logging_steps save_total_limit".split()
 )
 

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from data.tokenization import load_tokenizer
-from monitor.generation import BROKEN, GrowingDecode, as_chat
+from monitor.chat import as_chat
+from monitor.generation import BROKEN, GrowingDecode
 from tests.conftest import TOKENIZERS
 
 WORDS = ["<unk>", "▁the", "▁", "▁cat", "s", "ü"]

@@ -62,5 +62,5 @@ def test_a_training_split_without_a_common_word_is_named(tiny, fineharm, tmp_pat
     path.write_text(json.dumps([harmful, benign]))
     data = str(tmp_path / "data")
     prepare(DataConfig(data, str(tiny), str(fineharm)))
-    with pytest.raises(InputError, match=f"{data}: split 'train': no word is in two responses"):
+    with pytest.raises(InputError, match=f"{data}: split 'train': no word is in two texts"):
         measure_baseline(BaselineConfig(data, str(tmp_path / "out")))

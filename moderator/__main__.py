@@ -1,0 +1,13 @@
+"""Commands of the moderator: python -m moderator train|add-class|remove-class …"""
+
+from moderator.options import AddConfig, FitConfig, RemoveConfig
+from utils.cli import Command, run_command
+
+COMMANDS = {
+    "train": Command(FitConfig, "moderator.train"),
+    "add-class": Command(AddConfig, "moderator.change"),
+    "remove-class": Command(RemoveConfig, "moderator.change"),
+}
+
+if __name__ == "__main__":
+    run_command(COMMANDS)

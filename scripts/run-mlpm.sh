@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Judges prompts before anything is generated: the Multi-Layer Prototype Moderator.
+#   bash scripts/run-mlpm.sh --prompts prompts.jsonl --base-model-path LLM --output-dir runs/mlpm
+#   bash scripts/run-mlpm.sh test --moderator-path runs/mlpm --prompts prompts.jsonl \
+#       --base-model-path LLM --output-dir metrics/mlpm
+#   bash scripts/run-mlpm.sh floor tfidf|length --prompts prompts.jsonl --output-dir metrics/tfidf
+#   bash scripts/run-mlpm.sh add-class --name X --examples F --moderator-path runs/mlpm …
+#   bash scripts/run-mlpm.sh remove-class --name X --moderator-path runs/mlpm --output-dir runs/less
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+case "${1:-}" in
+    test) exec python -m test prompts "${@:2}" ;;
+    floor) exec python -m test prompt-baselines "${@:2}" ;;
+    add-class | remove-class) exec python -m moderator "$@" ;;
+    train) shift ;;
+esac
+exec python -m moderator train "$@"
