@@ -21,6 +21,7 @@ from moderator.combiner import Combiner, fit_combiner
 from moderator.options import Combine, Prototype
 from moderator.prompts import BENIGN
 from moderator.prototypes import ClassSums, Prototypes, make_prototypes
+from monitor.verdicts import PromptVerdict
 from utils.files import InputError, read_json, write_bytes, write_json
 from utils.validation import one_line
 
@@ -54,23 +55,6 @@ class About(BaseModel):
     intercept: float
     target_false_alarm: float
     threshold: float | None
-
-
-@dataclass(frozen=True)
-class PromptVerdict:
-    """What is thought of a prompt.
-
-    Attributes:
-        flagged: Whether its score reaches the threshold.
-        score: How harmful it is, 0 to 1.
-        classes: Each class's probability, the mean over the layers that speak.
-        layers: The layers that speak, from 1.
-    """
-
-    flagged: bool
-    score: float
-    classes: dict[str, float]
-    layers: tuple[int, ...]
 
 
 @dataclass
@@ -180,7 +164,7 @@ class Moderator:
         Raises:
             InputError: Names the first thing that differs.
         """
-        for name in sorted(self.about.source | source):
+        for name in self.about.source | source:
             if self.about.source.get(name) != source.get(name):
                 raise InputError(
                     f"{folder}: field 'source.{name}': the moderator was made for another"

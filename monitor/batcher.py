@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 
-from monitor.stream import Stream, StreamClosed, StreamingContentMonitor, Verdict
+from monitor.stream import Stream, StreamClosed, StreamingContentMonitor
+from monitor.verdicts import Verdict
 from utils.files import InputError
 
 

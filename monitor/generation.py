@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from data.tokenization import tokenizer_fingerprint
-from monitor.stream import Stream, StreamingContentMonitor, Verdict
+from monitor.stream import Stream, StreamingContentMonitor
+from monitor.verdicts import Verdict
 from utils.files import InputError
 
 BROKEN = 32  # tokens of bytes that are no text

@@ -18,7 +18,8 @@ import regex
 
 from monitor.batcher import Batcher
 from monitor.options import HoldBack
-from monitor.stream import Stream, StreamingContentMonitor, Verdict
+from monitor.stream import Stream, StreamingContentMonitor
+from monitor.verdicts import Verdict
 from utils.files import InputError
 
 LONGEST_SENTENCE = 512  # characters; of a longer one whole words are passed on
@@ -156,7 +157,9 @@ def _steps(
         yield ""  # taken at once: only a generator that has begun ends its source
         with Stream(monitor, prompt) as stream:
             try:
-                held.take(stream.feed(""))  # reads the prompt
+                held.take(verdict := stream.feed(""))  # reads the prompt
+                if verdict.stopped:
+                    return
                 for piece in iterator:
                     if _holds_text(piece):
                         verdict = stream.feed(piece)
@@ -235,7 +238,9 @@ async def _async_steps(
         yield ""
         async with await batcher.admit(prompt) as stream:
             try:
-                held.take(await stream.feed(""))
+                held.take(verdict := await stream.feed(""))
+                if verdict.stopped:
+                    return
                 async for piece in iterator:
                     if _holds_text(piece):
                         verdict = await stream.feed(piece)

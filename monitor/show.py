@@ -23,7 +23,8 @@ from monitor.chat import as_chat
 from monitor.generation import MonitorCriteria, MonitorStreamer, Transcript
 from monitor.options import ShowConfig
 from monitor.rules import fail_closed
-from monitor.stream import StreamingContentMonitor, Verdict
+from monitor.stream import StreamingContentMonitor
+from monitor.verdicts import Verdict
 from utils.device import default_device
 from utils.files import InputError
 from utils.formatting import printable
@@ -93,7 +94,8 @@ def outcome(verdict: Verdict, whole: int | None) -> str:
     share = 100 * verdict.harmful / max(verdict.tokens, 1)
     counts = f"{verdict.harmful} of {verdict.tokens} tokens harmful ({share:.1f} %)"
     if verdict.stopped:
-        why = "the context is full" if verdict.reason == "context" else verdict.reason
+        told = {"context": "the context is full", "prompt": "the prompt was flagged"}
+        why = told.get(verdict.reason, verdict.reason)
         place = f"token {verdict.stop_token}, character {verdict.stop_character}, from 0"
         shown = f"; {100 * verdict.verified / whole:.0f} % of the response shown" if whole else ""
         return f"== stopped, {why} (at {place}): level {verdict.level}, {counts}{shown}"

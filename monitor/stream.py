@@ -15,11 +15,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import RLock
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,60 +26,22 @@ from transformers import PreTrainedTokenizerFast
 
 from data.tokenization import leading_ids, load_tokenizer, tokenizer_fingerprint
 from model.qwen_dual_task import QwenForDualTask, load_dual_task
-from monitor.options import OnLimit
+from monitor.options import OnLimit, OnPrompt
 from monitor.packed import Scorer
+from monitor.prompts import PromptJudge
 from monitor.rules import Level, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
 from monitor.text import FoldedIds, GrowingIds, GrowingText, Splitter, join_surrogates
+from monitor.verdicts import LEVELS, PromptVerdict, Reason, Verdict
 from utils.device import default_device
 from utils.files import InputError
 from utils.options import TOKEN_BUDGET
 
-LEVELS: tuple[Level, ...] = ("safe", "controversial", "unsafe")  # from good to bad
 CHUNK = 256  # tokens of one stream computed at once: bounds the memory of attention masks
-
-Reason = Literal["harmful", "context", "error"]
 
 
 class StreamClosed(RuntimeError):
     """A stream was used after it had been closed."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What is known after a piece. Positions are of the response, which starts at 0.
-
-    Attributes:
-        text: Characters the piece added. U+FFFD stands for invalid ones and for those that the
-            tokenizer cannot spell.
-        scores: float32 [new tokens], probability of harm at each token judged since the last
-            verdict, the one that stopped the stream included.
-        starts: [new tokens], where the characters of each begin.
-        tokens: Tokens judged so far.
-        harmful: How many of them reached the settings' `token_theta`; NaN counts as harmful.
-        level: The worst so far.
-        stopped: The response must not go on. This never changes back.
-        reason: "harmful"; "context" where the context is full; "error" where computing failed.
-        stop_token: Index of the token at which the stream was stopped.
-        stop_character: Where that token begins; text before it may have been shown already.
-        verified: Characters that were judged and let pass; never beyond `stop_character`.
-        beyond_context: The context is full and the rest passes unjudged (`on_limit="pass"`).
-        statistic: The stopping rule's highest so far; -inf before it has one.
-    """
-
-    text: str
-    scores: np.ndarray
-    starts: tuple[int, ...]
-    tokens: int
-    harmful: int
-    level: Level
-    stopped: bool
-    reason: Reason | None
-    stop_token: int | None
-    stop_character: int | None
-    verified: int
-    beyond_context: bool
-    statistic: float
 
 
 class StreamingContentMonitor:
@@ -93,9 +54,13 @@ class StreamingContentMonitor:
         context: Most tokens of a stream, prompt included; default the model's context.
         on_limit: What happens to a stream that outgrows the context: "stop" it, or "pass" the rest
             unjudged, which its verdicts tell.
+        moderator: Judges each prompt by this model's reading of it, which costs no pass of its own.
+        on_prompt: What happens to a stream whose prompt the moderator flags: its verdicts "note"
+            it, or it is to "stop" before the response begins.
 
     Raises:
-        InputError: Options that make no sense, or a model that cannot be followed.
+        InputError: Options that make no sense, a model that cannot be followed, or a moderator of
+            another model or reading.
     """
 
     def __init__(
@@ -106,6 +71,8 @@ class StreamingContentMonitor:
         *,
         context: int | None = None,
         on_limit: OnLimit = "stop",
+        moderator: PromptJudge | None = None,
+        on_prompt: OnPrompt = "note",
     ) -> None:
         self.settings, self.on_limit, self.tokenizer = settings, on_limit, tokenizer
         self.scorer = Scorer(model, settings.score_with)
@@ -117,9 +84,15 @@ class StreamingContentMonitor:
             )
         if on_limit not in ("stop", "pass"):
             raise InputError(f"on_limit: '{on_limit}' is neither 'stop' nor 'pass'")
+        if on_prompt not in ("note", "stop"):
+            raise InputError(f"on_prompt: '{on_prompt}' is neither 'note' nor 'stop'")
         self.splitter = Splitter(
             tokenizer.backend_tokenizer, model.config.vocab_size, settings.reading
         )
+        self.moderator, self.on_prompt = moderator, on_prompt
+        if moderator is not None:
+            moderator.check(self.prompt_source(), "moderator")
+            self.scorer.keep_states()
 
     @classmethod
     def from_pretrained(
@@ -131,6 +104,8 @@ class StreamingContentMonitor:
         bf16: bool = False,
         context: int | None = None,
         on_limit: OnLimit = "stop",
+        moderator: PromptJudge | None = None,
+        on_prompt: OnPrompt = "note",
     ) -> "StreamingContentMonitor":
         """Loads a checkpoint folder.
 
@@ -140,7 +115,7 @@ class StreamingContentMonitor:
                 monitor.json.
             device: Default the first GPU, or the CPU.
             bf16: Hold the weights in bfloat16; scores then depend slightly on the chunking.
-            context: As in the class, like `on_limit`.
+            context: As in the class, like `on_limit`, `moderator` and `on_prompt`.
 
         Raises:
             InputError: A file is missing or unfit.
@@ -155,7 +130,15 @@ class StreamingContentMonitor:
             settings = read_settings(Path(settings or folder / FILE))
         dtype = torch.bfloat16 if bf16 else torch.float32
         model = load_dual_task(folder).to(device or default_device(), dtype)
-        return cls(model, load_tokenizer(folder), settings, context=context, on_limit=on_limit)
+        return cls(
+            model,
+            load_tokenizer(folder),
+            settings,
+            context=context,
+            on_limit=on_limit,
+            moderator=moderator,
+            on_prompt=on_prompt,
+        )
 
     def open(self, prompt: str) -> "Stream":
         """Starts to follow the response to a prompt, and reads the prompt."""
@@ -231,6 +214,7 @@ class Stream(AbstractContextManager["Stream"]):
         self._queue = deque((token, -1) for token in prompt_ids)
         self.cache = monitor.scorer.new_cache(monitor.context)
         self.cache.watched = self.prompt_tokens - 1
+        self._prompt: PromptVerdict | None = None
         self._state = self._settings.policy.rule.start()
         self._tokens = self._harmful = 0
         self._level: Level = "safe"
@@ -372,6 +356,9 @@ class Stream(AbstractContextManager["Stream"]):
         """Takes the scores of the tokens that `next_ids` returned."""
         policy = self._settings.policy
         with self._turn:
+            if self._flags_prompt():
+                self._end("prompt", 0)
+                return
             for score in scores.tolist():
                 _, start = self._queue.popleft()
                 if start < 0:
@@ -389,6 +376,14 @@ class Stream(AbstractContextManager["Stream"]):
                 self._tokens += 1
                 if stops:
                     break
+
+    def _flags_prompt(self) -> bool:
+        """Lets the moderator judge the prompt once it is read; tells whether that is the end."""
+        moderator, states = self._monitor.moderator, self.cache.states
+        if moderator is None or self._prompt is not None or states is None:
+            return False
+        self._prompt = moderator.judge(states[None])[0]
+        return self._prompt.flagged and self._monitor.on_prompt == "stop"
 
     def fail(self) -> None:
         """Stops the stream where computing failed."""
@@ -424,6 +419,7 @@ class Stream(AbstractContextManager["Stream"]):
                 verified=verified,
                 beyond_context=self._limit_at is not None,
                 statistic=self._highest,
+                prompt=self._prompt,
             )
             self._text, self._scores, self._starts = "", [], []
             return verdict

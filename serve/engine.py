@@ -13,7 +13,8 @@ from starlette.requests import HTTPConnection
 from monitor.batcher import BatchedStream, Batcher, NoPlace
 from monitor.hold_back import HeldText
 from monitor.options import HoldBack
-from monitor.stream import StreamClosed, StreamingContentMonitor, Verdict
+from monitor.stream import StreamClosed, StreamingContentMonitor
+from monitor.verdicts import Verdict
 from serve.operations import Counts, log_failure
 from serve.requests import Refused, shutting_down, unavailable
 

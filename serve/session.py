@@ -10,7 +10,7 @@ from monitor.batcher import BatchedStream
 from monitor.hold_back import HeldText
 from monitor.options import HoldBack
 from monitor.rules import Level
-from monitor.stream import LEVELS, Verdict
+from monitor.verdicts import LEVELS, Verdict
 from serve.verdicts import rounded, why
 
 ID_WEIGHT = 16  # characters that take as much memory as an id

@@ -20,7 +20,8 @@ from uuid import uuid4
 from monitor.batcher import NoPlace
 from monitor.hold_back import HeldText
 from monitor.options import HoldBack
-from monitor.stream import LEVELS, StreamClosed, Verdict
+from monitor.stream import StreamClosed
+from monitor.verdicts import LEVELS, Verdict
 from serve.engine import Engine
 from serve.operations import log
 from serve.requests import RETRY_AFTER, Refused, unavailable

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from monitor.rules import Level
-from monitor.stream import Verdict
+from monitor.verdicts import Verdict
 
 CATEGORIES = (  # those that OpenAI's clients expect; this monitor knows harmful or not
     "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit",

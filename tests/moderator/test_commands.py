@@ -7,12 +7,16 @@ import pytest
 
 from evaluation.predictions import METRICS
 from evaluation.runs import read_run
+from model.qwen_dual_task import load_dual_task
 from moderator.change import main as change
 from moderator.moderator import ABOUT, Moderator
 from moderator.options import AddConfig, FitConfig, RemoveConfig
+from moderator.prompts import read_prompts
+from moderator.readers import MonitorReader
 from moderator.train import main as train
 from monitor.rules import DelayK
 from monitor.settings import write_settings
+from monitor.stream import StreamingContentMonitor
 from tests.conftest import run, settings_of
 from utils.files import InputError, read_json
 
@@ -136,3 +140,23 @@ def test_the_prompts_of_a_file_are_told_by_its_content(prompts, tiny, tmp_path):
     path.write_text("\n".join(map(json.dumps, rows[2:])))
     with pytest.raises(InputError, match=r"'data.meta_sha256': the run was started with another"):
         train(fit_config(path, tiny, folder))
+
+
+def test_a_monitor_takes_a_moderator_of_its_own_reading(prompts, tmp_path, monitors):
+    scm = shutil.copytree(monitors("tiny")[0], tmp_path / "scm")
+    write_settings(scm / "monitor.json", settings_of(DelayK(2), 0.5))
+    folder = tmp_path / "mlpm"
+    train(fit_config(prompts, "", folder, monitor_path=str(scm)))
+    moderator = Moderator.load(folder)
+    monitor = StreamingContentMonitor.from_pretrained(scm, moderator=moderator)
+    texts = [prompt.prompt for prompt in read_prompts(prompts)["test"]]
+    reader = MonitorReader(monitor)
+    expected = moderator.scores(reader.read([reader.encode(text) for text in texts]))
+    for text, score in zip(texts, expected, strict=True):
+        with monitor.open(text) as stream:
+            assert stream.verdict().prompt.score == pytest.approx(score, abs=1e-4)
+    model = load_dual_task(scm)
+    model.model.norm.weight.data += 1
+    other = StreamingContentMonitor(model, monitor.tokenizer, monitor.settings)
+    with pytest.raises(InputError, match=r"moderator: field 'source.model'"):
+        moderator.check(other.prompt_source(), "moderator")

@@ -15,7 +15,8 @@ from websockets.sync.client import connect
 
 from monitor.batcher import BatchedStream
 from monitor.rules import DelayK
-from monitor.stream import LEVELS, StreamClosed
+from monitor.stream import StreamClosed
+from monitor.verdicts import LEVELS
 from serve.engine import Engine
 from serve.requests import Refused
 from serve.sessions import Sessions
