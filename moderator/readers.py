@@ -168,7 +168,8 @@ def read_prompt_states(
     encoded = [reader.encode(prompt) for prompt in prompts]
     keys = [state_key(ids) for ids in encoded]
     texts = dict(zip(keys, encoded, strict=True))
-    missing = [key for key in texts if key not in read_states(folder)]
+    known = read_states(folder)
+    missing = [key for key in texts if key not in known]
     missing.sort(key=lambda key: len(texts[key]), reverse=True)  # a shard's prompts are alike
     with tqdm(total=len(missing), desc="prompts", unit="prompt", disable=not missing) as bar:
         for start in range(0, len(missing), SHARD):
@@ -176,7 +177,8 @@ def read_prompt_states(
             shape = len(part) * reader.layers, reader.hidden
             states = _compute(reader, {key: texts[key] for key in part}, bar)
             write_states(folder, part, shape, states, "the prompts' states")
-    known = read_states(folder)
+    if missing:
+        known = read_states(folder)
     return [known[key] for key in keys]
 
 

@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from model.layer_states import LayerStates, model_fingerprint
+from moderator import readers
 from moderator.prompts import read_examples, read_prompts
 from moderator.readers import MonitorReader, read_prompt_states
 from monitor.chat import ChatEncoder
@@ -79,7 +80,10 @@ def test_states_are_computed_once(reader, tmp_path, monkeypatch):
     assert np.array_equal(again[0], first[0]) and np.array_equal(again[3], first[0])
     assert np.allclose(again[2], states_of(reader)[2], atol=1e-5)
     monkeypatch.setattr(reader, "read", None)
+    looked, look = [], readers.read_states
+    monkeypatch.setattr(readers, "read_states", lambda folder: looked.append(1) or look(folder))
     assert np.array_equal(read_prompt_states(reader, PROMPTS, tmp_path)[2], again[2])
+    assert len(looked) == 1  # not once a prompt: that took minutes
 
 
 def test_a_killed_run_goes_on(reader, tmp_path, monkeypatch):
