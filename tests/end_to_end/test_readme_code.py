@@ -2,12 +2,16 @@
 
 import asyncio
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
 from model.qwen_dual_task import load_dual_task
+from moderator.moderator import About, Moderator, Rows
+from moderator.readers import MonitorReader
 from monitor.settings import write_settings
 from tests.conftest import settings_of
 from tests.end_to_end.pages import PAGES
@@ -35,8 +39,8 @@ def names(monitors, tmp_path, monkeypatch):
 
 
 def test_the_pages_show_the_monitor(names, capsys):
-    assert len(BLOCKS) == 4
-    service, many, stream, generation = BLOCKS
+    assert len(BLOCKS) == 5
+    service, many, stream, generation, gate = BLOCKS
     exec(service, names)
     assert "".join(names["answer"]("How do rainbows come about?")) == "".join(PIECES)
     names["monitor"].settings = settings_of(unsafe=1e-9)
@@ -68,3 +72,19 @@ def test_the_pages_show_the_monitor(names, capsys):
     names["tokenizer"] = names["monitor"].tokenizer
     exec(generation, names)
     assert capsys.readouterr().out.strip().endswith("safe")
+
+    leave_moderator(names["monitor"], Path("runs/mlpm-scm"))
+    exec(gate, names)
+    assert 0 <= float(capsys.readouterr().out) <= 1
+
+
+def leave_moderator(monitor, folder):
+    """Leaves what run-mlpm.sh makes of eight prompts."""
+    folder.mkdir(parents=True)
+    reader, number = MonitorReader(monitor), np.arange(8)
+    states = reader.read([reader.encode(f"prompt {one}") for one in number])
+    about = About(
+        source=reader.about(), classes=["benign", "harmful"], counts=[], prototype="gda",
+        combine="l1", c=1.0, intercept=0.0, target_false_alarm=0.0, threshold=None,
+    )  # fmt: skip
+    Moderator.fit(about, Rows(states, number % 2, number % 2, number >= 4)).save(folder, False)
