@@ -20,8 +20,6 @@ from utils.run_record import model_summary
 class ReportConfig:
     """Options that all tests share, of responses and of prompts."""
 
-    output_dir: str
-    """Folder for metrics, predictions and the figure."""
     name: str = ""
     """Name of the row in tables; default its own."""
     bootstrap: int = 2000
@@ -37,12 +35,14 @@ class ReportConfig:
             raise InputError(f"--seed: {self.seed} is below 0")
 
 
-@dataclass(kw_only=True)
+@dataclass
 class EvaluationConfig(ReportConfig):
     """Options that the tests of all rows share."""
 
     data_dir: str
     """Processed data, made by scripts/run-data.sh."""
+    output_dir: str
+    """Folder for metrics, predictions and the figure."""
     target_false_alarm: float = 0.0
     """Also report delay-k detection whose θ is calibrated on benign validation responses to let
     through at most this share of false alarms; 0 for none."""
@@ -156,6 +156,8 @@ class PromptConfig(ReportConfig):
 
     prompts: str
     """File of labelled prompts: id, prompt, label (1 = harmful), split; source and category."""
+    output_dir: str
+    """Folder for metrics and predictions."""
 
     def inputs(self) -> dict[str, Any]:
         """Returns hashes of what is read."""

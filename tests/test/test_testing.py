@@ -15,7 +15,7 @@ from utils.cli import run_command
 def test_any_name_is_tested_and_shown(tiny_data, tmp_path, capsys):
     name = "run $\\x$ 模型\x1b[31m\n"
     out = tmp_path / "out"
-    main(BaselineConfig(str(tiny_data), str(out), name, bootstrap=2, method="length"))
+    main(BaselineConfig(str(tiny_data), str(out), name=name, bootstrap=2, method="length"))
     run = read_run(out)
     assert run.display_name == "run $\\x$ 模型\\x1b[31m\\n"
     assert (out / "stop_positions.png").stat().st_size > 10_000
