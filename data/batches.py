@@ -13,6 +13,24 @@ from data.alignment import IGNORE_INDEX
 LENGTH_WINDOW = 50  # effective batches that are sorted by length together
 
 
+def pad(texts: Sequence[Any], pad_to: int = 0) -> tuple[Tensor, Tensor]:
+    """Pads token ids on the right to the longest text.
+
+    Args:
+        texts: Ids of each, a list or an array.
+        pad_to: Least length to pad to.
+
+    Returns:
+        input_ids, int64, and the attention mask, bool, (batch, seq_len) each.
+    """
+    lengths = torch.tensor([len(ids) for ids in texts])
+    # padding is masked everywhere, so any id of the vocabulary will do for it
+    input_ids = torch.zeros(len(texts), max(int(lengths.max()), pad_to), dtype=torch.long)
+    for row, ids in enumerate(texts):
+        input_ids[row, : lengths[row]] = torch.as_tensor(ids)
+    return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]
+
+
 def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Tensor]:
     """Pads examples on the right to their longest member.
 
@@ -24,17 +42,13 @@ def collate(examples: Sequence[dict[str, Any]], pad_to: int = 0) -> dict[str, Te
         input_ids, attention_mask, response_mask (bool) and token_labels, each (batch, seq_len), and
         response_label (batch,).
     """
-    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+    input_ids, attention_mask = pad([example["input_ids"] for example in examples], pad_to)
     starts = torch.tensor([int(example["response_start"]) for example in examples])
-    seq_len = max(int(lengths.max()), pad_to)
-    # padding is masked everywhere, so any id of the vocabulary will do for it
-    input_ids = torch.zeros(len(examples), seq_len, dtype=torch.long)
-    token_labels = torch.full((len(examples), seq_len), IGNORE_INDEX, dtype=torch.long)
+    token_labels = torch.full_like(input_ids, IGNORE_INDEX)
     for row, example in enumerate(examples):
-        input_ids[row, : lengths[row]] = torch.as_tensor(example["input_ids"])
-        token_labels[row, : lengths[row]] = torch.as_tensor(example["token_labels"])
-    places = torch.arange(seq_len)
-    attention_mask = places < lengths[:, None]  # (batch, seq_len)
+        labels = torch.as_tensor(example["token_labels"])
+        token_labels[row, : len(labels)] = labels
+    places = torch.arange(input_ids.shape[1])
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask.long(),

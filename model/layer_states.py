@@ -38,8 +38,9 @@ def model_fingerprint(model: PreTrainedModel) -> str:
 class LayerStates(AbstractContextManager["LayerStates"]):
     """Keeps the layers' states at places of the next forward passes of a model.
 
-    Until `at` is called, that is the last place of every row; a later pass replaces an earlier
-    one's until `take` or `rest`. Used as a context manager, it leaves the model as it was.
+    Until `at` is called, that is the last place of every row. A later pass replaces what an earlier
+    one left: of a generation only the first token may be asked for. Used as a context manager, it
+    leaves the model as it was.
 
     Args:
         model: A causal language model whose backbone has `layers` and `norm`: Qwen2, Llama,
@@ -57,6 +58,7 @@ class LayerStates(AbstractContextManager["LayerStates"]):
             raise InputError(f"{name}: its backbone has no 'layers' and 'norm' to read states of")
         modules = [*layers[:-1], norm]
         self.layers, self.hidden = len(modules), model.config.hidden_size
+        self._model = model
         self._places: tuple[Tensor, Tensor] | None = None
         self._kept: list[Tensor | None] = [None] * self.layers
         self.resting = False
@@ -72,7 +74,8 @@ class LayerStates(AbstractContextManager["LayerStates"]):
 
     def at(self, rows: Sequence[int], places: Sequence[int]) -> None:
         """Names the places of the next pass: each in a row of the batch."""
-        self._places = torch.tensor(rows), torch.tensor(places)
+        both = torch.tensor([[*rows], [*places]], device=self._model.device)
+        self._places = both[0], both[1]
 
     def _keep(self, layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
         if self.resting:
@@ -81,7 +84,7 @@ class LayerStates(AbstractContextManager["LayerStates"]):
         if self._places is None:
             self._kept[layer] = hidden[:, -1].detach().clone()
         else:
-            rows, places = (one.to(hidden.device) for one in self._places)
+            rows, places = (one.to(hidden.device) for one in self._places)  # of a layer elsewhere
             self._kept[layer] = hidden[rows, places].detach()
 
     def take(self) -> np.ndarray:
@@ -90,7 +93,7 @@ class LayerStates(AbstractContextManager["LayerStates"]):
         Raises:
             InputError: No pass was made.
         """
-        if None in self._kept:
+        if any(one is None for one in self._kept):
             raise InputError("the model has made no pass whose states could be read")
         taken = torch.stack(self._kept, dim=1).float().cpu().numpy()
         self._kept = [None] * self.layers

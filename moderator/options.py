@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from utils.files import InputError, sha256_file
 from utils.options import Precision, refuse_below_one
+from utils.run_record import model_summary
 
 Prototype = Literal["gda", "nearest-mean"]
 Combine = Literal["l1", "vote", "last"]
@@ -32,9 +33,7 @@ class ReaderConfig:
 
     def model_inputs(self) -> dict[str, Any]:
         """Returns hashes of the model that reads."""
-        folder = Path(self.base_model_path or self.monitor_path)
-        files = sorted(folder.glob("*.safetensors"))
-        return {"reader": {path.name: sha256_file(path) for path in files}}
+        return {"reader": model_summary(Path(self.base_model_path or self.monitor_path))}
 
 
 def prompts_input(path: str) -> dict[str, str]:

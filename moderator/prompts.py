@@ -13,7 +13,6 @@ from utils.files import InputError
 from utils.validation import one_line
 
 BENIGN = "benign"
-SPLITS = ("train", "valid", "test")
 
 
 class Prompt(Read):
@@ -39,12 +38,13 @@ class Prompt(Read):
 EXAMPLE = TypeAdapter(str)
 
 
-def read_prompts(path: Path) -> dict[str, list[Prompt]]:
+def read_prompts(path: Path, *needed: str) -> dict[str, list[Prompt]]:
     """Reads labelled prompts by split; fields that are not `Prompt`'s are left alone.
 
     Raises:
         InputError: The file cannot be read, a field is missing or of another type, an id stands
-            twice, a prompt is empty, or a benign prompt has a category.
+            twice, a prompt is empty, a benign prompt has a category, or a split that is needed is
+            missing.
     """
     splits: dict[str, list[Prompt]] = {}
     seen: set[str] = set()
@@ -59,6 +59,9 @@ def read_prompts(path: Path) -> dict[str, list[Prompt]]:
             raise InputError(f"{where}: field 'category': of a benign prompt")
         seen.add(prompt.id)
         splits.setdefault(prompt.split, []).append(prompt)
+    for name in needed:
+        if name not in splits:
+            raise InputError(f"{path}: split '{name}' is missing")
     return splits
 
 

@@ -1,6 +1,6 @@
 """Where a prompt's states come from: a language model on its own, or the monitor's reading.
 
-A third way reads nothing at all: `monitor.generation.MonitorCriteria` takes the states out of the
+A third way reads nothing at all: `model.layer_states.LayerStates` takes the states out of the
 prefill of the model that answers. They are those of `ChatReader` for the same model.
 """
 
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from data.batches import token_budget_batches
+from data.batches import pad, token_budget_batches
 from data.tokenization import tokenizer_fingerprint
 from model.layer_states import LayerStates, model_fingerprint
 from model.loading import context_length, load_checkpoint
@@ -50,19 +50,6 @@ class Reader(Protocol):
         """Reads encoded prompts in one pass; returns float32 (prompts, layers, hidden)."""
 
 
-def chat_source(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Returns what the states of a language model's own reading depend on."""
-    template = "\0".join(ChatEncoder(tokenizer).parts)
-    return {
-        "kind": "chat",
-        "model": model_fingerprint(model),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": hashlib.sha256(template.encode()).hexdigest(),
-        "layers": model.config.num_hidden_layers,
-        "hidden": model.config.hidden_size,
-    }
-
-
 class ChatReader:
     """Reads prompts with a language model, in its chat template, up to where it would answer.
 
@@ -94,7 +81,15 @@ class ChatReader:
 
     def about(self) -> dict[str, Any]:
         """See `Reader`."""
-        return chat_source(self.model, self.tokenizer)
+        template = "\0".join(self._encoder.parts)
+        return {
+            "kind": "chat",
+            "model": model_fingerprint(self.model),
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": hashlib.sha256(template.encode()).hexdigest(),
+            "layers": self.layers,
+            "hidden": self.hidden,
+        }
 
     def encode(self, prompt: str) -> list[int]:
         """See `Reader`; of a prompt that the context has no room for, the end."""
@@ -103,13 +98,9 @@ class ChatReader:
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """See `Reader`."""
-        lengths = [len(ids) for ids in texts]
-        ids = torch.zeros(len(texts), max(lengths), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-        mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+        ids, mask = pad(texts)
         device = self.model.device
-        self._states.at(range(len(texts)), [length - 1 for length in lengths])
+        self._states.at(range(len(texts)), [len(text) - 1 for text in texts])
         self._states.resting = False
         try:
             with autocast(self._bf16, device):

@@ -74,13 +74,12 @@ def draw(prompts: Sequence[Prompt], by_category: bool, count: int, seed: int) ->
 
 
 def make_rows(
-    train: Sequence[Prompt], valid: Sequence[Prompt], states: list[np.ndarray], names: list[str]
+    prompts: Sequence[Prompt], states: list[np.ndarray], names: list[str], by_category: bool
 ) -> Rows:
-    """Puts prompts and their states together; those of train come first."""
-    prompts, by_category = [*train, *valid], names != [BENIGN, HARMFUL]
+    """Puts prompts of train and valid and their states together."""
     number = {name: place for place, name in enumerate(names)}
     classes = [number.get(class_of(prompt, by_category), -1) for prompt in prompts]
-    is_valid = np.arange(len(prompts)) >= len(train)
+    is_valid = np.array([prompt.split == "valid" for prompt in prompts])
     return Rows(states, np.array(classes), labels_of(prompts), is_valid)
 
 
@@ -91,16 +90,14 @@ def main(config: FitConfig) -> None:
         InputError: A split is missing, or the prompts are unfit.
     """
     with run_folder(config) as folder:
-        splits = read_prompts(Path(config.prompts))
-        for name in ("train", "valid"):
-            if name not in splits:
-                raise InputError(f"{config.prompts}: split '{name}' is missing")
+        splits = read_prompts(Path(config.prompts), "train", "valid")
         by_category = config.classes == "categories"
         train = draw(splits["train"], by_category, config.per_class, config.seed)
         names = class_names(train, by_category)
         reader = make_reader(config)
-        texts = [prompt.prompt for prompt in (*train, *splits["valid"])]
-        rows = make_rows(train, splits["valid"], states_of(reader, texts, config), names)
+        prompts = [*train, *splits["valid"]]
+        states = states_of(reader, [prompt.prompt for prompt in prompts], config)
+        rows = make_rows(prompts, states, names, by_category)
         about = About(
             source=reader.about(),
             classes=names,

@@ -17,15 +17,13 @@ from utils.run_record import model_summary
 
 
 @dataclass(kw_only=True)
-class ReportConfig:
-    """Options that all tests share, of responses and of prompts."""
+class BootstrapConfig:
+    """Options that all share whose results have intervals."""
 
-    name: str = ""
-    """Name of the row in tables; default its own."""
     bootstrap: int = 2000
     """Samples of the 95 % intervals."""
     seed: int = 42
-    """Of the bootstrap."""
+    """Of the bootstrap, and of all else that is drawn."""
     overwrite: bool = False
     """Replace the output folder."""
 
@@ -33,6 +31,14 @@ class ReportConfig:
         refuse_below_one(self, "bootstrap")
         if self.seed < 0:
             raise InputError(f"--seed: {self.seed} is below 0")
+
+
+@dataclass(kw_only=True)
+class ReportConfig(BootstrapConfig):
+    """Options that all tests share, of responses and of prompts."""
+
+    name: str = ""
+    """Name of the row in tables; default its own."""
 
 
 @dataclass
@@ -213,7 +219,7 @@ class BaselineConfig(EvaluationConfig):
 
 
 @dataclass
-class RulesConfig:
+class RulesConfig(BootstrapConfig):
     """Options of the comparison."""
 
     metrics_dir: str
@@ -222,17 +228,9 @@ class RulesConfig:
     """Folder for the comparison."""
     targets: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2])
     """Shares of false alarms to compare the rules at."""
-    bootstrap: int = 2000
-    """Samples of the 95 % intervals."""
-    seed: int = 42
-    """Of the bootstrap."""
-    overwrite: bool = False
-    """Replace the output folder."""
 
     def __post_init__(self) -> None:
-        refuse_below_one(self, "bootstrap")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
+        super().__post_init__()
         for target in self.targets:
             if not 0 < target < 1:
                 raise InputError(f"--targets: {target} is not above 0 and below 1")
@@ -245,7 +243,7 @@ class RulesConfig:
 
 
 @dataclass(kw_only=True)
-class SourcesConfig:
+class SourcesConfig(BootstrapConfig):
     """Options of the comparison."""
 
     metrics_dirs: list[str]
@@ -261,18 +259,12 @@ class SourcesConfig:
     """Share of false alarms that the calibration promises."""
     draws: int = 200
     """Times that other responses are drawn to calibrate on."""
-    bootstrap: int = 2000
-    """Samples of the 95 % intervals."""
-    seed: int = 42
-    """Of the bootstrap and the draws."""
-    overwrite: bool = False
-    """Replace the output folder."""
 
     def __post_init__(self) -> None:
-        refuse_below_one(self, "bootstrap", "draws")
-        for name in ("seed", "calibrate_on"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')}: {getattr(self, name)} is below 0")
+        super().__post_init__()
+        refuse_below_one(self, "draws")
+        if self.calibrate_on < 0:
+            raise InputError(f"--calibrate-on: {self.calibrate_on} is below 0")
         if not 0 < self.target_false_alarm < 1:
             raise InputError(
                 f"--target-false-alarm: {self.target_false_alarm} is not above 0 and below 1"

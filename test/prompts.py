@@ -22,7 +22,7 @@ from moderator.train import class_of, make_reader, states_of
 from test.baselines import NAMES, fit_best
 from test.options import ModeratorTestConfig, PromptBaselineConfig
 from test.testing import report
-from utils.files import InputError, sha256_file
+from utils.files import sha256_file
 from utils.formatting import interval
 from utils.run_record import note, run_folder
 
@@ -43,19 +43,6 @@ def predictions_of(prompts: Sequence[Prompt], scores: np.ndarray) -> Predictions
         response_prob=scores,
         token_probs=None,
     )
-
-
-def read_splits(path: Path, *names: str) -> dict[str, list[Prompt]]:
-    """Reads prompts.
-
-    Raises:
-        InputError: A split of these names is missing.
-    """
-    splits = read_prompts(path)
-    for name in names:
-        if name not in splits:
-            raise InputError(f"{path}: split '{name}' is missing")
-    return splits
 
 
 def flagged_by_class(
@@ -83,7 +70,7 @@ def test_moderator(config: ModeratorTestConfig, folder: Path) -> None:
         InputError: Prompts, moderator or model are unfit or do not belong together.
     """
     path = Path(config.moderator_path)
-    moderator, splits = Moderator.load(path), read_splits(Path(config.prompts), "test")
+    moderator, splits = Moderator.load(path), read_prompts(Path(config.prompts), "test")
     reader = make_reader(config)
     moderator.check(reader.about(), str(path / ABOUT))
     names = [name for name in ("valid", "test") if name in splits]
@@ -117,7 +104,7 @@ def test_baseline(config: PromptBaselineConfig, folder: Path) -> None:
     Raises:
         InputError: A split is missing.
     """
-    splits = read_splits(Path(config.prompts), "train", "valid", "test")
+    splits = read_prompts(Path(config.prompts), "train", "valid", "test")
     texts = {name: [prompt.prompt for prompt in split] for name, split in splits.items()}
     inputs: dict[str, Any] = texts
     if config.method == "length":
