@@ -132,11 +132,11 @@ def macro_f1_table(
     """Returns the macro F1 of delay-k detection for every (θ, k), float [len(thetas), max_k]."""
     kth = kth_largest(token_probs, max_k)  # (N, max_k)
     flagged = kth[None] >= np.asarray(thetas)[:, None, None]  # (thetas, N, max_k)
-    return _macro_f1(flagged.swapaxes(1, 2), np.asarray(label) == 1)
+    return macro_f1(flagged.swapaxes(1, 2), np.asarray(label) == 1)
 
 
-def _macro_f1(flagged: np.ndarray, harmful: np.ndarray) -> np.ndarray:
-    """Macro F1 of decisions [..., N]; 0 for a class that is missing."""
+def macro_f1(flagged: np.ndarray, harmful: np.ndarray) -> np.ndarray:
+    """Returns the macro F1 of decisions, bool [..., N], on bool [N]; 0 for a missing class."""
     tp = (flagged & harmful).sum(-1)
     fp = (flagged & ~harmful).sum(-1)
     fn = (~flagged & harmful).sum(-1)
@@ -157,6 +157,6 @@ def select_partial(
 def select_full(response_prob: np.ndarray, label: np.ndarray, thetas: Sequence[float]) -> float:
     """Returns the θ of the best macro F1; among equals the one nearest to the middle of them."""
     flagged = np.asarray(response_prob) >= np.asarray(thetas)[:, None]  # (thetas, N)
-    scores = _macro_f1(flagged, np.asarray(label) == 1)
+    scores = macro_f1(flagged, np.asarray(label) == 1)
     best = np.flatnonzero(scores == scores.max())
     return float(thetas[best[np.abs(best - best.mean()).argmin()]])

@@ -139,6 +139,11 @@ class Moderator:
         scores = [self.combiner.score(self.probabilities(np.stack(part))) for part in parts]
         return np.concatenate(scores).astype(np.float32)
 
+    def flags(self, scores: np.ndarray) -> np.ndarray:
+        """Tells which scores, float32 [n], flag a prompt; bool [n]."""
+        threshold = np.inf if self.about.threshold is None else self.about.threshold
+        return reaches(scores, threshold)
+
     def judge(self, states: np.ndarray) -> list[PromptVerdict]:
         """Judges prompts.
 
@@ -148,13 +153,12 @@ class Moderator:
         said, layers = self.probabilities(states), self.combiner.layers
         spoken = said[:, np.array(layers, dtype=int) - 1] if layers else said
         score = self.combiner.score(said).astype(np.float32)
-        threshold = np.inf if self.about.threshold is None else self.about.threshold
         return [
             PromptVerdict(
                 bool(flagged), float(one), dict(zip(self.about.classes, some, strict=True)), layers
             )
             for flagged, one, some in zip(
-                reaches(score, threshold), score, spoken.mean(axis=1).tolist(), strict=True
+                self.flags(score), score, spoken.mean(axis=1).tolist(), strict=True
             )
         ]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from monitor.settings import FILE
 from utils.files import InputError, sha256_file
 from utils.options import Precision, refuse_below_one
 from utils.run_record import model_summary
@@ -118,6 +119,54 @@ class AddConfig(ChangeConfig, ReaderConfig):
 @dataclass(kw_only=True)
 class RemoveConfig(ChangeConfig):
     """Options of removing a class: its prompts count no more."""
+
+
+@dataclass(kw_only=True)
+class JudgedConfig:
+    """Options that name a test's responses, and the moderator of their prompts.
+
+    The moderator is one of the monitor's own reading.
+    """
+
+    metrics_dir: str
+    """Folder that a test of the monitor's partial detection wrote."""
+    input_dir: str
+    """Folder of the records that the test's data was made of: their prompts."""
+    moderator_path: str
+    """Moderator that was trained with --monitor-path."""
+    monitor_path: str
+    """The monitor: output folder of run-scm.sh or get-scm.sh."""
+    settings: str = ""
+    """Its thresholds; default the file monitor.json in its folder."""
+    state_cache: str = ""
+    """Folder to keep the states in, shared by all commands; default none is kept."""
+    overwrite: bool = False
+    """Replace the output."""
+
+    @property
+    def settings_file(self) -> Path:
+        """Where the thresholds are."""
+        return Path(self.settings or Path(self.monitor_path) / FILE)
+
+    @property
+    def reader(self) -> ReaderConfig:
+        """Whose states of the prompts are read."""
+        return ReaderConfig(monitor_path=self.monitor_path, state_cache=self.state_cache)
+
+
+@dataclass(kw_only=True)
+class PriorConfig(JudgedConfig):
+    """Options of choosing a stricter threshold for responses to flagged prompts."""
+
+    output_file: str
+    """Settings file to write: those that were read, and the threshold."""
+    target_false_alarm: float = 0.0
+    """Share of benign responses to flagged prompts that may be stopped; 0: best macro F1 of all
+    validation responses."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target_false_alarm < 1:
+            raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
 
 
 def moderator_hashes(folder: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from evaluation.predictions import METRICS, PREDICTIONS, Predictions
 from evaluation.runs import read_run
 from model.options import ScoreWith
 from monitor.options import CalibrateConfig
-from monitor.rules import DelayK, Policy, trace
+from monitor.rules import DelayK, Policy, highest_statistics
 from monitor.settings import MonitorSettings, write_settings
 from utils.files import InputError, refuse_file
 from utils.formatting import percent
@@ -103,7 +103,7 @@ def main(config: CalibrateConfig) -> None:
             f" one of {', '.join(SCORERS)} was expected"
         )
     valid, target = run.valid, config.target_false_alarm
-    statistics = np.array([trace(rule, probs).max(initial=-np.inf) for probs in valid.token_probs])
+    statistics = highest_statistics(rule, valid.token_probs)
     benign, harmful = statistics[valid.label == 0], statistics[valid.label == 1]
     threshold = benign_threshold(benign, target, folder / PREDICTIONS)
     if threshold > rule.highest:

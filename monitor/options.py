@@ -12,7 +12,7 @@ from utils.options import refuse_below_one
 from utils.validation import one_line
 
 OnLimit = Literal["stop", "pass"]
-OnPrompt = Literal["note", "stop"]  # what becomes of a stream whose prompt is flagged
+OnPrompt = Literal["note", "prior", "stop"]  # what becomes of a stream whose prompt is flagged
 HoldBack = int | Literal["sentence"]  # tokens that a guard stays behind
 
 OF_LLM = ("prompt", "max_new_tokens", "temperature", "seed")  # options that --replay does not read

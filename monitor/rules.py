@@ -144,6 +144,14 @@ def trace(rule: Rule, scores: Iterable[float]) -> np.ndarray:
     return np.array(statistics, dtype=float)
 
 
+def highest_statistics(rule: Rule, responses: Iterable[Iterable[float]]) -> np.ndarray:
+    """Returns the highest statistic of each finished response, float64 [N]; -inf of an empty one.
+
+    A response is stopped iff it reaches the threshold.
+    """
+    return np.array([trace(rule, scores).max(initial=-math.inf) for scores in responses])
+
+
 @dataclass(frozen=True, config=STRICT | {"arbitrary_types_allowed": True})
 class Policy:
     """What becomes of a stream: three levels from two thresholds, and which of them stop it.

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from data.options import Reading
@@ -28,6 +28,8 @@ class MonitorSettings:
         token_theta: The least score of a token that reports show as harmful; decides nothing.
         origin: How the settings came about, for people.
         reading: How text is read before it is scored; "folded" sees through text that hides.
+        flagged_unsafe: The least statistic of an unsafe stream whose prompt a moderator flagged,
+            with `on_prompt="prior"`; never above the policy's own. None: there is none.
     """
 
     policy: Policy
@@ -35,6 +37,24 @@ class MonitorSettings:
     token_theta: Annotated[float, Field(gt=0, le=1)]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     reading: Reading = "plain"
+    flagged_unsafe: Annotated[FiniteFloat, Field(gt=0)] | None = None
+
+    @field_validator("flagged_unsafe")
+    @classmethod
+    def _never_looser(cls, value: float | None, info: ValidationInfo) -> float | None:
+        policy = info.data.get("policy")
+        if value is not None and policy is not None and value > policy.unsafe:
+            raise ValueError(f"it is above 'unsafe', {policy.unsafe}")
+        return value
+
+    @property
+    def flagged_policy(self) -> Policy:
+        """The policy of streams whose prompt was flagged: it stops whatever `policy` stops."""
+        unsafe, controversial = self.flagged_unsafe, self.policy.controversial
+        if unsafe is None:
+            return self.policy
+        lower = None if controversial is None else min(controversial, unsafe)
+        return dataclasses.replace(self.policy, unsafe=unsafe, controversial=lower)
 
 
 def read_settings(path: Path) -> MonitorSettings:

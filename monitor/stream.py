@@ -29,7 +29,7 @@ from model.qwen_dual_task import QwenForDualTask, load_dual_task
 from monitor.options import OnLimit, OnPrompt
 from monitor.packed import Scorer
 from monitor.prompts import PromptJudge
-from monitor.rules import Level, fail_closed
+from monitor.rules import Level, Policy, fail_closed
 from monitor.settings import FILE, MonitorSettings, read_settings
 from monitor.text import FoldedIds, GrowingIds, GrowingText, Splitter, join_surrogates
 from monitor.verdicts import LEVELS, PromptVerdict, Reason, Verdict
@@ -56,7 +56,8 @@ class StreamingContentMonitor:
             unjudged, which its verdicts tell.
         moderator: Judges each prompt by this model's reading of it, which costs no pass of its own.
         on_prompt: What happens to a stream whose prompt the moderator flags: its verdicts "note"
-            it, or it is to "stop" before the response begins.
+            it; as a "prior", it goes by the settings' `flagged_policy`, too; or it is to "stop"
+            before the response begins.
 
     Raises:
         InputError: Options that make no sense, a model that cannot be followed, or a moderator of
@@ -84,8 +85,15 @@ class StreamingContentMonitor:
             )
         if on_limit not in ("stop", "pass"):
             raise InputError(f"on_limit: '{on_limit}' is neither 'stop' nor 'pass'")
-        if on_prompt not in ("note", "stop"):
-            raise InputError(f"on_prompt: '{on_prompt}' is neither 'note' nor 'stop'")
+        if on_prompt not in ("note", "prior", "stop"):
+            raise InputError(f"on_prompt: '{on_prompt}' is none of 'note', 'prior', 'stop'")
+        if on_prompt != "note" and moderator is None:
+            raise InputError(f"on_prompt: '{on_prompt}' needs a moderator")
+        if on_prompt == "prior" and settings.flagged_unsafe is None:
+            raise InputError(
+                "on_prompt: 'prior' needs the settings' field 'flagged_unsafe';"
+                " `scripts/run-mlpm.sh prior` chooses it"
+            )
         self.splitter = Splitter(
             tokenizer.backend_tokenizer, model.config.vocab_size, settings.reading
         )
@@ -152,6 +160,11 @@ class StreamingContentMonitor:
         ids = self.splitter.last_ids(join_surrogates(prompt) + "\n\n", room // 2)
         return [*self._opening, *ids]
 
+    def policy_after(self, prompt: PromptVerdict | None) -> Policy:
+        """Returns the policy of a response to a prompt of which the moderator says this."""
+        stricter = self.on_prompt == "prior" and prompt is not None and prompt.flagged
+        return self.settings.flagged_policy if stricter else self.settings.policy
+
     def prompt_source(self) -> dict[str, Any]:
         """Returns what the layers' states of a prompt depend on besides the prompt."""
         return {
@@ -215,7 +228,8 @@ class Stream(AbstractContextManager["Stream"]):
         self.cache = monitor.scorer.new_cache(monitor.context)
         self.cache.watched = self.prompt_tokens - 1
         self._prompt: PromptVerdict | None = None
-        self._state = self._settings.policy.rule.start()
+        self._policy = monitor.policy_after(None)
+        self._state = self._policy.rule.start()
         self._tokens = self._harmful = 0
         self._level: Level = "safe"
         self._highest = -math.inf  # statistic
@@ -354,11 +368,11 @@ class Stream(AbstractContextManager["Stream"]):
 
     def judge(self, scores: np.ndarray) -> None:
         """Takes the scores of the tokens that `next_ids` returned."""
-        policy = self._settings.policy
         with self._turn:
             if self._flags_prompt():
                 self._end("prompt", 0)
                 return
+            policy = self._policy
             for score in scores.tolist():
                 _, start = self._queue.popleft()
                 if start < 0:
@@ -383,6 +397,7 @@ class Stream(AbstractContextManager["Stream"]):
         if moderator is None or self._prompt is not None or states is None:
             return False
         self._prompt = moderator.judge(states[None])[0]
+        self._policy = self._monitor.policy_after(self._prompt)
         return self._prompt.flagged and self._monitor.on_prompt == "stop"
 
     def fail(self) -> None:

@@ -6,12 +6,18 @@
 #   bash scripts/run-mlpm.sh floor tfidf|length --prompts prompts.jsonl --output-dir metrics/tfidf
 #   bash scripts/run-mlpm.sh add-class --name X --examples F --moderator-path runs/mlpm …
 #   bash scripts/run-mlpm.sh remove-class --name X --moderator-path runs/mlpm --output-dir runs/less
+# With the monitor: a lower threshold for responses to flagged prompts, and what it is worth.
+#   bash scripts/run-mlpm.sh prior --metrics-dir metrics/scm --input-dir CORPUS --moderator-path M \
+#       --monitor-path SCM --output-file monitor.json
+#   bash scripts/run-mlpm.sh with-monitor --metrics-dir metrics/scm --input-dir CORPUS \
+#       --moderator-path M --monitor-path SCM --settings monitor.json --output-dir metrics/gate
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 case "${1:-}" in
     test) exec python -m test prompts "${@:2}" ;;
     floor) exec python -m test prompt-baselines "${@:2}" ;;
-    add-class | remove-class) exec python -m moderator "$@" ;;
+    with-monitor) exec python -m test with-monitor "${@:2}" ;;
+    add-class | remove-class | prior) exec python -m moderator "$@" ;;
     train) shift ;;
 esac
 exec python -m moderator train "$@"

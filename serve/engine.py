@@ -132,7 +132,7 @@ class Engine:
 
     def nearness(self, verdict: Verdict) -> float:
         """Returns how near a response came to a stop, 0 to 1: its statistic over the threshold."""
-        share = verdict.statistic / self.monitor.settings.policy.stop_threshold
+        share = verdict.statistic / self.monitor.policy_after(verdict.prompt).stop_threshold
         return 1.0 if verdict.stopped else min(max(share, 0.0), 1.0)
 
     def note(self, verdict: Verdict) -> None:

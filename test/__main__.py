@@ -1,6 +1,6 @@
 """The paper's evaluations, one command a row: python -m test causal|modernbert|… …"""
 
-from test import options
+from test import options, prompt_options
 from utils.cli import Command, run_command
 
 COMMANDS = {
@@ -9,6 +9,7 @@ COMMANDS = {
     "baselines": Command(options.BaselineConfig, "test.baselines", ("method",)),
     "prompts": Command(options.ModeratorTestConfig, "test.prompts"),
     "prompt-baselines": Command(options.PromptBaselineConfig, "test.prompts", ("method",)),
+    "with-monitor": Command(prompt_options.WithMonitorConfig, "test.with_monitor"),
     "guard": Command(options.GUARDS, "test.guard"),
     "rules": Command(options.RulesConfig, "test.rules", ("metrics_dir",)),
     "sources": Command(options.SourcesConfig, "test.sources", ("metrics_dirs",)),

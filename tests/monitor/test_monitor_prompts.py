@@ -1,17 +1,20 @@
 """The moderator's verdict on a prompt comes with the monitor's own reading of it."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from evaluation.decisions import MISSED
 from monitor.batcher import Batcher
 from monitor.generation import MonitorCriteria
 from monitor.hold_back import guard, guard_async
+from monitor.rules import DelayK
 from monitor.stream import StreamingContentMonitor
 from monitor.verdicts import PromptVerdict
-from tests.conftest import settings_of
+from tests.conftest import settings_of, stop_of
 from tests.monitor.test_monitor_stream import PROMPT, TEXT, plain_model
 from utils.files import InputError
 
@@ -36,9 +39,9 @@ def judged(monitors):
     """Makes a monitor with a moderator that flags all prompts, or none."""
     folder, plain = monitors("tiny")
 
-    def make(bound: float, on_prompt="note") -> StreamingContentMonitor:
+    def make(bound: float, on_prompt="note", settings=None) -> StreamingContentMonitor:
         return StreamingContentMonitor(
-            plain_model(folder), plain.tokenizer, settings_of(),
+            plain_model(folder), plain.tokenizer, settings or settings_of(),
             moderator=Judge(bound), on_prompt=on_prompt,
         )  # fmt: skip
 
@@ -142,3 +145,35 @@ def test_a_moderator_of_other_states_and_a_wrong_word_are_refused(monitors):
         make(moderator=Judge(0, "chat"))
     with pytest.raises(InputError, match="on_prompt: 'block'"):
         make(on_prompt="block")
+    with pytest.raises(InputError, match="on_prompt: 'stop' needs a moderator"):
+        make(on_prompt="stop")
+    with pytest.raises(InputError, match="'prior' needs the settings' field 'flagged_unsafe'"):
+        make(moderator=Judge(0), on_prompt="prior")
+
+
+@pytest.mark.parametrize("bound", [ALL, NONE])
+def test_a_prior_lowers_the_threshold_of_flagged_prompts_alone(judged, bound):
+    """Also where the prompt is read with the first piece, and where the caller peeks first."""
+    scores = stream_scores(judged(NONE), TEXT)
+    rule, lower = DelayK(2), float(np.sort(scores)[-len(scores) // 3])
+    settings = replace(settings_of(rule, 1.0), flagged_unsafe=lower)
+    monitor = judged(bound, "prior", settings)
+    expected = stop_of(rule, lower if bound == ALL else 1.0, scores)
+    assert (expected != MISSED) == (bound == ALL)
+    with monitor.open(PROMPT) as stream:
+        verdict = stream.feed(TEXT[:5])
+        if not verdict.stopped:
+            stream.peek()
+            verdict = stream.feed(TEXT[5:])
+        verdict = verdict if verdict.stopped else stream.close()
+        assert verdict.stopped == (bound == ALL)
+        assert (MISSED if verdict.stop_token is None else verdict.stop_token) == expected
+    noted = judged(bound, "note", settings)
+    with noted.open(PROMPT) as stream:
+        stream.feed(TEXT)
+        assert not stream.close().stopped
+
+
+def stream_scores(monitor, text) -> np.ndarray:
+    with monitor.open(PROMPT) as stream:
+        return np.concatenate([stream.feed(text).scores, stream.close().scores])

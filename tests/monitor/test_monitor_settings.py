@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.tokenization import load_tokenizer
 from evaluation.conformal import conformal_theta
@@ -19,6 +21,7 @@ from monitor.calibrate import main as calibrate
 from monitor.options import CalibrateConfig
 from monitor.rules import ConsecutiveK, Cusum, DelayK, Policy, WindowedMean, trace
 from monitor.settings import FILE, MonitorSettings, read_settings, write_settings
+from monitor.verdicts import LEVELS
 from test.causal import main as evaluate
 from test.options import CausalTestConfig as CausalConfig
 from tests.conftest import random_split, run
@@ -36,6 +39,7 @@ GOOD = {
     "token_theta": 0.8,
     "reading": "plain",
     "origin": {"chosen_on": "valid"},
+    "flagged_unsafe": 0.6,
 }
 
 
@@ -61,14 +65,16 @@ def test_a_file_by_hand(tmp_path):
     settings = read_settings(path)
     assert settings.policy == Policy(DelayK(4), 0.8, 0.5, "loose")
     assert (settings.score_with, settings.token_theta) == ("token", 0.8)
+    assert settings.flagged_policy == Policy(DelayK(4), 0.6, 0.5, "loose")
     write_settings(path, settings)
     assert json.loads(path.read_text()) == GOOD
     path.write_text("\ufeff" + path.read_text())
     assert read_settings(path) == settings
-    for name in ("controversial", "mode", "origin"):
+    for name in ("controversial", "mode", "origin", "flagged_unsafe"):
         path.write_text(json.dumps({key: GOOD[key] for key in GOOD if key != name}))
         read_settings(path)
-    assert read_settings(path).origin == {}
+    settings = read_settings(path)
+    assert settings.flagged_policy == settings.policy
 
 
 @pytest.mark.parametrize("name", ["rule", "k", "unsafe", "score_with", "token_theta"])
@@ -99,6 +105,8 @@ def test_a_missing_field_is_named(name, tmp_path):
         ({"score_with": "both"}, "'score_with': input should be 'token' or 'holistic', found"),
         ({"token_theta": 0}, "'token_theta': .* greater than 0, found 0"),
         ({"token_theta": "high"}, "'token_theta': .*, found 'high'"),
+        ({"flagged_unsafe": 0.81}, "'flagged_unsafe': it is above 'unsafe', 0.8, found 0.81"),
+        ({"flagged_unsafe": 0}, "'flagged_unsafe': .* greater than 0, found 0"),
         ({"origin": "me"}, "'origin': .* dictionary, found 'me'"),
     ],
 )
@@ -108,6 +116,20 @@ def test_a_bad_field_is_named(changes, message, tmp_path):
     with pytest.raises(InputError, match=f"monitor.json: field {message}") as caught:
         read_settings(path)
     assert "\n" not in str(caught.value)
+
+
+@given(
+    *[st.floats(0.01, 1)] * 3, st.booleans(), st.sampled_from(["strict", "loose"]),
+    st.one_of(st.floats(0, 1), st.just(math.nan)),
+)  # fmt: skip
+def test_the_policy_after_a_flagged_prompt_is_never_looser(one, two, three, levels, mode, value):
+    lower, unsafe = sorted((one, two))
+    controversial = min(three, unsafe) if levels else None
+    policy = Policy(DelayK(1), unsafe, controversial, mode)
+    stricter = MonitorSettings(policy, "token", 0.5, flagged_unsafe=lower).flagged_policy
+    assert LEVELS.index(stricter.level(value)) >= LEVELS.index(policy.level(value))
+    assert stricter.stops(stricter.level(value)) >= policy.stops(policy.level(value))
+    assert stricter.stop_threshold <= policy.stop_threshold
 
 
 def test_what_is_no_settings_file_is_named(tmp_path):
