@@ -19,7 +19,7 @@ def main(config: AddConfig | RemoveConfig) -> None:
     """
     with run_folder(config) as folder:
         path = Path(config.moderator_path)
-        moderator = Moderator.load(path)
+        moderator = Moderator.load(path, with_states=True)
         if isinstance(config, RemoveConfig):
             changed = moderator.without_class(config.name)
         else:

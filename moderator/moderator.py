@@ -244,8 +244,12 @@ class Moderator:
         write_json(folder / ABOUT, self.about.model_dump())
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, with_states: bool = False) -> Self:
         """Reads a moderator.
+
+        Args:
+            folder: Its folder.
+            with_states: Read the prompts' states, too, if they were kept, for `with_class`, …
 
         Raises:
             InputError: The folder holds none, or a spoilt one.
@@ -256,7 +260,8 @@ class Moderator:
         path = path.with_name(WEIGHTS)
         try:
             with safe_open(path, framework="np") as file:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = [n for n in file.keys() if with_states or not n.startswith("rows.")]  # noqa: SIM118
+                found = {name: file.get_tensor(name) for name in names}
         except Exception as error:  # safetensors raises its own bare SafetensorError
             raise InputError(f"{path}: cannot be read: {error}") from None
         layers, hidden = about.source.get("layers"), about.source.get("hidden")

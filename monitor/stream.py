@@ -226,7 +226,8 @@ class Stream(AbstractContextManager["Stream"]):
         # (id, first character) of tokens to compute or at work; -1 is a prompt token's character
         self._queue = deque((token, -1) for token in prompt_ids)
         self.cache = monitor.scorer.new_cache(monitor.context)
-        self.cache.watched = self.prompt_tokens - 1
+        if prompt.strip():  # what was not asked is not judged
+            self.cache.watched = self.prompt_tokens - 1
         self._prompt: PromptVerdict | None = None
         self._policy = monitor.policy_after(None)
         self._state = self._policy.rule.start()

@@ -49,7 +49,8 @@ class Verdict:
         verified: Characters that were judged and let pass; never beyond `stop_character`.
         beyond_context: The context is full and the rest passes unjudged (`on_limit="pass"`).
         statistic: The stopping rule's highest so far; -inf before it has one.
-        prompt: What the moderator thinks of the prompt; None without a moderator.
+        prompt: What the moderator thinks of the prompt; None without a moderator, of an empty
+            prompt, and before it was read.
     """
 
     text: str

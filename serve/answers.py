@@ -1,7 +1,7 @@
 """Answers over HTTP: event streams that end however the client leaves, and refusals."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from serve.chunks import CONTENT, OBJECTS, as_delta, no_text
 from serve.json_text import as_json
+from serve.prompt_check import Checked
 from serve.requests import Ask
+from serve.verdicts import filter_results, prompt_result
 
 
 class ClientLeft(Exception):
@@ -84,6 +86,44 @@ class Shutdown:
 
     def __init__(self, closing: asyncio.Event) -> None:
         self.set, self.is_set = closing.set, closing.is_set
+
+
+def prompts_told(ask: Ask, checked: Mapping[str, Checked]) -> dict[str, Any]:
+    """Returns the field `scm` with what is known of each choice's prompt; nothing: no field."""
+    known = [
+        {"index": index, "flagged": one.flagged, "score": round(one.score, 4)}
+        | (prompt_result(one.verdict) or {})
+        for index, prompt in enumerate(ask.prompts)
+        if (one := checked.get(prompt))
+    ]
+    return {"scm": {"prompts": known}} if known else {}
+
+
+def opening(
+    ask: Ask, checked: Mapping[str, Checked], model: str, azure: bool
+) -> list[dict[str, Any]]:
+    """Returns the chunk that tells of the prompts before the answer begins, where any is to.
+
+    Args:
+        ask: The request; it tells whether its client wants the verdicts.
+        checked: What is known of its prompts.
+        model: The monitor's name.
+        azure: The chunk bears Azure's prompt filter results, too.
+    """
+    told = prompts_told(ask, checked) if ask.scores else {}
+    if azure and checked:
+        told["prompt_filter_results"] = [
+            {
+                "prompt_index": index,
+                "content_filter_results": filter_results(
+                    "unsafe" if one.flagged else "safe", one.blocked
+                ),
+            }
+            for index, prompt in enumerate(ask.prompts)
+            if (one := checked.get(prompt))
+        ]
+    envelope = {"id": "", "object": OBJECTS[ask.kind], "created": 0, "model": model}
+    return [envelope | {"choices": []} | told] if told else []
 
 
 def refusal(text: str, ask: Ask, model: str) -> list[dict[str, Any]]:

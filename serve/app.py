@@ -148,7 +148,7 @@ class Service:
             await stack.aclose()
             if not isinstance(error, Blocked):
                 raise
-            refused = refusal(str(error), ask, self.engine.name)
+            refused = [*error.told, *refusal(str(error), ask, self.engine.name)]
             if not ask.stream:
                 return reply(assemble(iter(refused), kind))
             return self._stream(Events(_each(refused), stack))

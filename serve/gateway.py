@@ -10,11 +10,13 @@ from typing import Any
 
 from anyio import CancelScope
 
+from monitor.batcher import BatchedStream
+from serve.answers import opening, prompts_told
 from serve.choices import GuardedChoice, Judged
 from serve.chunks import CONSTANT, BadChunk, Part, no_text, read_chunk
 from serve.engine import Engine
 from serve.operations import log, log_failure
-from serve.prompt_check import CheckFailed, PromptCheck
+from serve.prompt_check import Checked, CheckFailed, PromptCheck
 from serve.reading import Closing, read_ahead, until_over
 from serve.requests import Ask, Refused, shutting_down, unavailable
 from serve.upstream import Answer, Upstream, UpstreamError
@@ -42,15 +44,19 @@ class Manners:
 
 
 class Conversation:
-    """One request's answer, from the upstream's first event on. `chunks` gives it out, judged."""
+    """One request's answer, from the upstream's first event on. `chunks` gives it out, judged.
+
+    `checked` holds what is known of its prompts.
+    """
 
     def __init__(
-        self, engine: Engine, ask: Ask, manners: Manners, checked: tuple[bool, float] | None
+        self, engine: Engine, ask: Ask, manners: Manners, checked: Mapping[str, Checked]
     ) -> None:
         self._engine, self._ask, self._manners, self._checked = engine, ask, manners, checked
+        self._ready = {prompt: one.stream for prompt, one in checked.items() if one.stream}
         self._choices = [
             GuardedChoice(
-                index, ask.kind, partial(engine.open, prompt), engine.hold_back, manners.stop_text
+                index, ask.kind, partial(self._open, prompt), engine.hold_back, manners.stop_text
             )
             for index, prompt in enumerate(ask.prompts)
         ]
@@ -59,8 +65,15 @@ class Conversation:
         self._began = time.monotonic()
         self._seen: set[str] = set()  # where the first text was seen
 
+    async def _open(self, prompt: str) -> BatchedStream:
+        """Opens a stream: the one that has read the prompt for its check, the first time."""
+        stream = self._ready.pop(prompt, None)
+        return await self._engine.open(prompt) if stream is None or stream.closed else stream
+
     async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
         """Yields chunks to send, the last one included but not `[DONE]`."""
+        for chunk in opening(self._ask, self._checked, self._engine.name, self._manners.azure):
+            yield chunk
         last: list[dict[str, Any]] = []
         try:
             async with read_ahead(answer.events, self._engine.closing) as batches:
@@ -191,7 +204,8 @@ class Conversation:
             (choice.stopped, self._engine.nearness(choice.nearest) if choice.nearest else 0.0)
             for choice in self._choices
         ]
-        return moderation_object(verdicts, self._checked, self._engine.name)
+        prompts = [(one.flagged, one.score) for one in self._checked.values()]
+        return moderation_object(verdicts, max(prompts, default=None), self._engine.name)
 
     def _error(self, code: str, message: str) -> dict[str, Any]:
         self._engine.counts.failures.labels(code).inc()
@@ -210,7 +224,7 @@ class Conversation:
 
 def without_lists(facts: dict[str, Any]) -> dict[str, Any]:
     """Returns the facts that fit into a line of the log."""
-    return {name: value for name, value in facts.items() if not isinstance(value, list)}
+    return {name: value for name, value in facts.items() if not isinstance(value, list | dict)}
 
 
 class Gateway:
@@ -241,13 +255,15 @@ class Gateway:
             The judged chunks.
 
         Raises:
-            Refused: There is no place, the upstream refuses or fails, the prompt is blocked, or the
-                service closes.
+            Refused: There is no place, the upstream refuses or fails, the monitor fails, the prompt
+                is blocked, or the service closes.
             Blocked: The prompt is blocked, and that is to be said by an answer.
         """
         stack.enter_context(self._engine.taking(len(ask.prompts)))
+        checked: dict[str, Checked] = {}
+        stack.callback(_leave, checked)
         asking = asyncio.create_task(stack.enter_async_context(self.upstream.ask(ask, headers)))
-        checking = asyncio.create_task(self._checked(ask.prompts))
+        checking = asyncio.create_task(self._check_all(ask.prompts, checked))
         closing = asyncio.create_task(self._engine.closing.wait())
         waiting = tasks = {asking, checking, closing}
         try:
@@ -256,9 +272,9 @@ class Gateway:
                 if closing in done:
                     raise shutting_down()
                 if checking in done:  # a blocked prompt does not wait for the upstream
-                    checked = checking.result()
-                    if checked is not None and checked[0]:
-                        raise self._blocked()
+                    checking.result()
+                    if any(one.blocked for one in checked.values()):
+                        raise self._blocked(ask, checked)
                 if asking in done:
                     answer = await self._answer(asking)
         finally:
@@ -281,30 +297,49 @@ class Gateway:
                 retry_after=error.retry_after,
             ) from None  # fmt: skip
 
-    async def _checked(self, prompts: list[str]) -> tuple[bool, float] | None:
-        """Returns the worst of the prompts' verdicts."""
+    async def _check_all(self, prompts: list[str], checked: dict[str, Checked]) -> None:
+        """Checks each prompt once, and fills in what is found."""
         try:
-            found = [await self._check.check(prompt) for prompt in dict.fromkeys(prompts)]
+            for prompt in dict.fromkeys(prompts):
+                found = await self._check.check(prompt)
+                if found is not None:
+                    checked[prompt] = found
+                    self._engine.counts.flagged.inc(found.flagged)
         except CheckFailed as error:
             self._engine.counts.failures.labels("prompt_check").inc()
             log_failure("prompt_check_failed", error)
             if self._manners.check_failure == "pass":
-                return None
+                return
             message = "the prompt could not be checked"
             raise unavailable(message, "prompt_check_failed", 5) from None
-        return max((one for one in found if one is not None), default=None)
 
-    def _blocked(self) -> Exception:
+    def _blocked(self, ask: Ask, checked: Mapping[str, Checked]) -> Exception:
         self._engine.counts.blocked.inc()
         self._engine.counts.cancelled.labels("prompt").inc()
+        told = opening(ask, checked, self._engine.name, self._manners.azure)
         if self._manners.refusal:
-            return Blocked(self._manners.refusal)
+            return Blocked(self._manners.refusal, told)
         inner = {"code": "ResponsibleAIPolicyViolation"}
         inner["content_filter_result"] = filter_results("unsafe", True)
         error = {"message": BLOCKED, "type": "invalid_request_error", "param": "prompt"}
         error |= {"code": "content_filter", "status": 400, "innererror": inner}
-        return Refused(400, BLOCKED, body={"error": error})
+        return Refused(400, BLOCKED, body={"error": error, **prompts_told(ask, checked)})
+
+
+def _leave(checked: Mapping[str, Checked]) -> None:
+    """Gives back the places of streams that read a prompt for its check."""
+    for one in checked.values():
+        if one.stream is not None:
+            one.stream.leave()
 
 
 class Blocked(Exception):
-    """A prompt was blocked and is answered by a refusal; the message is its text."""
+    """A prompt was blocked and is answered by a refusal; the message is its text.
+
+    Attributes:
+        told: Chunks that come before it.
+    """
+
+    def __init__(self, text: str, told: list[dict[str, Any]]) -> None:
+        super().__init__(text)
+        self.told = told

@@ -55,6 +55,7 @@ class Counts:
         self.failures = make(
             Counter, "failed_closed", "Streams ended since something failed", ("what",)
         )
+        self.flagged = make(Counter, "flagged_prompts", "Prompts that their check flagged")
         self.blocked = make(Counter, "blocked_prompts", "Prompts that were blocked")
         self.refed = make(Counter, "repeated_characters", "Characters that sessions sent again")
 

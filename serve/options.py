@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from monitor.options import HoldBack
+from monitor.options import HoldBack, OnPrompt
 from serve.requests import PromptFrom
 from utils.files import InputError
 from utils.options import refuse_below_one
@@ -54,6 +54,11 @@ class GatewayConfig:
     """Add Azure's content_filter_results."""
     prompt_from: PromptFrom = "last-user"
     """What the answer is judged after: the last message of the user, or all messages."""
+    moderator: str = ""
+    """Output folder of run-mlpm.sh --monitor-path: judges prompts by the monitor's own reading."""
+    on_prompt: OnPrompt = "note"
+    """Of --moderator: a flagged prompt is told of, lowers the threshold (settings of run-mlpm.sh
+    prior), or is not answered."""
     prompt_check: str = ""
     """API with /moderations, such as http://127.0.0.1:8001/v1, that prompts are checked by."""
     prompt_check_failure: Literal["block", "pass"] = "block"
@@ -89,6 +94,10 @@ class GatewayConfig:
             raise InputError("--upstream and --llm exclude each other")
         if not self.upstream:
             self.llm = self.llm or OWN_LLM
+        if self.moderator and self.prompt_check:
+            raise InputError("--moderator and --prompt-check exclude each other")
+        if self.on_prompt != "note" and not self.moderator:
+            raise InputError(f"--on-prompt {self.on_prompt}: needs --moderator")
         for name in ("upstream", "prompt_check"):
             url = getattr(self, name)
             option = f"--{name.replace('_', '-')}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
+from moderator.moderator import Moderator
 from monitor.stream import StreamingContentMonitor
 from serve.app import Service
 from serve.embedded import EmbeddedUpstream
@@ -14,7 +15,7 @@ from serve.engine import Engine
 from serve.gateway import Gateway, Manners
 from serve.operations import start_log
 from serve.options import GatewayConfig
-from serve.prompt_check import ModerationsCheck, NoCheck
+from serve.prompt_check import ModerationsCheck, ModeratorCheck, NoCheck
 from serve.sessions import Sessions
 from serve.upstream import HttpUpstream, Upstream
 from utils.files import InputError
@@ -37,7 +38,12 @@ def build(
     """
     keys = config.keys()
     monitor = monitor or StreamingContentMonitor.from_pretrained(
-        config.model_path, settings=config.settings, context=config.context, bf16=config.bf16
+        config.model_path,
+        settings=config.settings,
+        context=config.context,
+        bf16=config.bf16,
+        moderator=Moderator.load(Path(config.moderator)) if config.moderator else None,
+        on_prompt=config.on_prompt,
     )
     engine = Engine(
         monitor,
@@ -58,13 +64,13 @@ def build(
             if config.upstream
             else EmbeddedUpstream(Path(config.llm))
         )
-    check = (
-        ModerationsCheck(
+    check = NoCheck()
+    if monitor.moderator is not None:
+        check = ModeratorCheck(engine)
+    elif config.prompt_check:
+        check = ModerationsCheck(
             config.prompt_check, config.secret("PROMPT_CHECK_API_KEY"), config.prompt_check_timeout
         )
-        if config.prompt_check
-        else NoCheck()
-    )
     manners = Manners(config.stop_text, config.refusal, config.azure, config.prompt_check_failure)
     return Service(
         engine,

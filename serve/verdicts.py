@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from monitor.rules import Level
-from monitor.verdicts import Verdict
+from monitor.verdicts import PromptVerdict, Verdict
 
 CATEGORIES = (  # those that OpenAI's clients expect; this monitor knows harmful or not
     "harassment", "harassment/threatening", "hate", "hate/threatening", "illicit",
@@ -23,9 +23,18 @@ def rounded(scores: np.ndarray) -> list[float | None]:
 
 
 def why(verdict: Verdict | None) -> dict[str, Any]:
-    """Returns why and where a response was stopped; null where it was not."""
+    """Returns why and where a response was stopped, null where it was not; and of its prompt."""
     names = ("reason", "stop_token", "stop_character")
-    return {name: getattr(verdict, name, None) for name in names}
+    told = {name: getattr(verdict, name, None) for name in names}
+    return told | {"prompt": prompt_result(verdict and verdict.prompt)}
+
+
+def prompt_result(verdict: PromptVerdict | None) -> dict[str, Any] | None:
+    """Returns what the moderator says of a prompt; null where it says nothing."""
+    if verdict is None:
+        return None
+    classes = {name: round(share, 4) for name, share in verdict.classes.items()}
+    return {"flagged": verdict.flagged, "score": round(verdict.score, 4), "classes": classes}
 
 
 def moderation_result(flagged: bool, score: float, model: str | None = None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_a_draw_of_each_class(prompts, tiny, tmp_path):
     train(fit_config(prompts, tiny, few, per_class=3, keep_states=True))
     train(fit_config(prompts, tiny, more, per_class=5, keep_states=True))
     assert Moderator.load(few).about.counts == [3, 3]
-    kept = [Moderator.load(folder).rows for folder in (few, more)]
+    kept = [Moderator.load(folder, with_states=True).rows for folder in (few, more)]
     states = [{one.tobytes() for one in rows.states[~rows.valid]} for rows in kept]
     assert states[0] < states[1]  # fewer are a part of more, in all layers
     with pytest.raises(InputError, match="--per-class: 13 of class 'benign', which has 12"):

@@ -65,7 +65,7 @@ def test_the_last_class_stays_and_none_comes_twice():
 def test_a_folder_brings_it_back(tmp_path, rows):
     made = Moderator.fit(about_of("fraud", "hate"), rows)
     made.save(tmp_path, keep_states=True)
-    read = Moderator.load(tmp_path)
+    read = Moderator.load(tmp_path, with_states=True)
     assert read.about == made.about
     assert (read.scores(rows.states) == made.scores(rows.states)).all()
     assert read.judge(rows.states[:4]) == made.judge(rows.states[:4])
@@ -75,7 +75,7 @@ def test_a_folder_brings_it_back(tmp_path, rows):
 def test_states_that_were_not_kept_allow_no_change(tmp_path, rows):
     Moderator.fit(about_of("fraud", "hate"), rows).save(tmp_path, keep_states=False)
     with pytest.raises(InputError, match="train it with --keep-states"):
-        Moderator.load(tmp_path).without_class("hate")
+        Moderator.load(tmp_path, with_states=True).without_class("hate")
 
 
 def test_verdicts(rows):
@@ -125,7 +125,7 @@ def test_a_spoilt_folder_is_refused(tmp_path, rows, spoil, message):
     spoil(about)
     (tmp_path / ABOUT).write_text(json.dumps(about))
     with pytest.raises(InputError, match=message):
-        Moderator.load(tmp_path)
+        Moderator.load(tmp_path, with_states=True)
 
 
 def test_spoilt_weights_are_refused(tmp_path, rows):
@@ -134,10 +134,10 @@ def test_spoilt_weights_are_refused(tmp_path, rows):
     tensors["bias"][0, 0] = np.nan
     save_file(tensors, tmp_path / WEIGHTS)
     with pytest.raises(InputError, match="tensor 'bias': holds what is not a number"):
-        Moderator.load(tmp_path)
+        Moderator.load(tmp_path, with_states=True)
     (tmp_path / WEIGHTS).write_bytes(b"no tensors")
     with pytest.raises(InputError, match="cannot be read"):
-        Moderator.load(tmp_path)
+        Moderator.load(tmp_path, with_states=True)
 
 
 def test_a_class_without_prompts_and_a_validation_of_one_class_are_refused(rows):

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
+from selenium.webdriver.common.by import By
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -187,3 +189,24 @@ def gateway(monitor, stub, monkeypatch):
 
     start.monitor = monitor
     return start
+
+
+@pytest.fixture()
+def open_page(gateway, browser):
+    with gateway() as url:
+
+        def show():
+            browser.get(url)
+            wait(lambda: "delay" in text("about") or "cusum" in text("about"))
+
+        def text(name: str) -> str:
+            return browser.find_element(By.ID, name).text
+
+        def wait(true, seconds: float = 15) -> None:
+            until = time.monotonic() + seconds
+            while not true():
+                assert time.monotonic() < until, text("status")
+                time.sleep(0.05)
+
+        show.text, show.wait = text, wait
+        yield show

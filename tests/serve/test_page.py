@@ -1,7 +1,5 @@
 """The page in a real browser: an answer that passes, a stop, a text of one's own, the keyboard."""
 
-import time
-
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -13,27 +11,6 @@ from tests.serve.conftest import chat
 
 pytestmark = pytest.mark.slow
 RULE = settings_of(DelayK(2), 0.6)
-
-
-@pytest.fixture()
-def open_page(gateway, browser):
-    with gateway() as url:
-
-        def show():
-            browser.get(url)
-            wait(lambda: "delay" in text("about") or "cusum" in text("about"))
-
-        def text(name: str) -> str:
-            return browser.find_element(By.ID, name).text
-
-        def wait(true, seconds: float = 15) -> None:
-            until = time.monotonic() + seconds
-            while not true():
-                assert time.monotonic() < until, text("status")
-                time.sleep(0.05)
-
-        show.text, show.wait = text, wait
-        yield show
 
 
 def start(browser) -> None:
