@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from moderator.options import Combine
 from utils.files import InputError
@@ -15,8 +16,10 @@ class Combiner:
 
     Attributes:
         kind: "l1": logistic regression with an L1 penalty, which leaves most layers out; "vote":
-            the share of layers that think a prompt harmful; "last": the last layer alone.
-        coefficients: float64 (layers, C − 1), of the classes but the benign one; 0 for "vote".
+            the share of layers that think a prompt harmful; "last": the last layer alone; "best":
+            the one layer that ranks validation's prompts best.
+        coefficients: float64 (layers, C − 1), of the classes but the benign one; 0 for "vote" and
+            "last"; for "best" 1 at its layer.
         intercept: Of the regression.
     """
 
@@ -33,7 +36,9 @@ class Combiner:
         if self.kind == "vote":
             return (probabilities[..., 0] < 0.5).mean(axis=1)
         if self.kind == "last":
-            return 1 - probabilities[:, -1, 0]
+            return _harm(probabilities)[:, -1]
+        if self.kind == "best":
+            return _harm(probabilities)[:, self.layers[0] - 1]
         said = (probabilities[..., 1:] * self.coefficients).sum(axis=(1, 2)) + self.intercept
         return 1 / (1 + np.exp(-said))
 
@@ -43,13 +48,22 @@ class Combiner:
         speaks = np.full(len(self.coefficients), True)
         if self.kind == "last":
             speaks[:-1] = False
-        elif self.kind == "l1":
+        elif self.kind != "vote":
             speaks = (self.coefficients != 0).any(axis=1)
         return tuple((np.flatnonzero(speaks) + 1).tolist())
 
 
+def _harm(probabilities: np.ndarray) -> np.ndarray:
+    """Returns what each layer thinks, (n, layers): the probability of all harmful classes."""
+    return 1 - probabilities[..., 0]
+
+
 def fit_combiner(
-    kind: Combine, probabilities: np.ndarray, label: np.ndarray, strength: float
+    kind: Combine,
+    probabilities: np.ndarray,
+    label: np.ndarray,
+    strength: float,
+    valid: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Combiner:
     """Fits a combiner on the prompts that the prototypes were made of, as the paper does.
 
@@ -58,15 +72,23 @@ def fit_combiner(
         probabilities: (n, layers, C).
         label: int [n], 1 = harmful.
         strength: C of the regression: the smaller, the fewer layers.
+        valid: Probabilities and labels of validation, for "best", which is chosen there: of the
+            highest AUROC, among equals the last layer.
 
     Raises:
         InputError: A class of prompts is missing.
     """
     n, layers, classes = probabilities.shape
-    if kind != "l1":
-        return Combiner(kind, np.zeros((layers, classes - 1)))
+    coefficients = np.zeros((layers, classes - 1))
+    if kind in ("vote", "last"):
+        return Combiner(kind, coefficients)
     if len(np.unique(label)) < 2:
         raise InputError("harmful and benign prompts are both needed")
+    if kind == "best":
+        harm, truth = _harm(valid[0]), valid[1]
+        ranked = [roc_auc_score(truth, harm[:, layer]) for layer in range(layers)]
+        coefficients[layers - 1 - int(np.argmax(ranked[::-1]))] = 1
+        return Combiner(kind, coefficients)
     regression = LogisticRegression(
         l1_ratio=1, C=strength, solver="liblinear", random_state=0, max_iter=1000
     ).fit(probabilities[..., 1:].reshape(n, -1), label)

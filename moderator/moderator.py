@@ -108,11 +108,13 @@ class Moderator:
         if not sums.counts.all():
             raise InputError(f"class '{about.classes[int(np.argmin(sums.counts))]}': no prompt")
         prototypes = make_prototypes(sums, about.prototype)
-        said = _said(prototypes, rows, ~rows.valid)
-        combiner = fit_combiner(about.combine, said, rows.label[~rows.valid], about.c)
-        score, label = combiner.score(_said(prototypes, rows, rows.valid)), rows.label[rows.valid]
+        said, valid = (_said(prototypes, rows, chosen) for chosen in (~rows.valid, rows.valid))
+        label = rows.label[rows.valid]
         if len(np.unique(label)) < 2:
             raise InputError("split 'valid': harmful and benign prompts are both needed")
+        truth = rows.label[~rows.valid]
+        combiner = fit_combiner(about.combine, said, truth, about.c, (valid, label))
+        score = combiner.score(valid)
         if about.target_false_alarm:
             # in float32, as scores are compared and kept
             threshold = conformal_theta(

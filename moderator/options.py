@@ -10,7 +10,7 @@ from utils.options import Precision, refuse_below_one
 from utils.run_record import model_summary
 
 Prototype = Literal["gda", "nearest-mean"]
-Combine = Literal["l1", "vote", "last"]
+Combine = Literal["l1", "vote", "last", "best"]
 
 
 @dataclass(kw_only=True)
@@ -56,7 +56,7 @@ class FitConfig(ReaderConfig):
     """gda: Gaussians of one covariance, the paper's. nearest-mean: distance from the mean."""
     combine: Combine = "l1"
     """l1: logistic regression over the layers, the paper's. vote: of the layers. last: the last
-    layer alone."""
+    layer alone. best: the one that ranks validation's prompts best."""
     c: float = 1.0
     """Of l1: inverse strength of the penalty."""
     per_class: int = 0

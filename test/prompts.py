@@ -27,7 +27,7 @@ from utils.formatting import interval
 from utils.run_record import note, run_folder
 
 WORD = re.compile(r"\s*\S+\s*|\s+")
-COMBINED = {"l1": "MLPM", "vote": "vote of the layers", "last": "last layer"}
+COMBINED = {"l1": "MLPM", "vote": "vote of the layers", "last": "last layer", "best": "best layer"}
 METHODS = {"gda": "", "nearest-mean": ", nearest mean"}
 
 

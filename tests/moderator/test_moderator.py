@@ -30,7 +30,7 @@ def without(rows: Rows, number: int) -> Rows:
     return Rows(*(getattr(rows, name)[stays] for name in ("states", "classes", "label", "valid")))
 
 
-@pytest.mark.parametrize("combine", ["l1", "vote", "last"])
+@pytest.mark.parametrize("combine", ["l1", "vote", "last", "best"])
 @pytest.mark.parametrize("prototype", ["gda", "nearest-mean"])
 def test_adding_a_class_is_fitting_anew(rows, combine, prototype):
     of = {"combine": combine, "prototype": prototype}

@@ -102,6 +102,16 @@ def test_the_regression_leaves_layers_out():
     assert fit_combiner("l1", said, label, 1e-6).layers == ()
 
 
+def test_the_best_layer_is_validations_choice():
+    random, label = np.random.default_rng(1), np.arange(40) % 2
+    harm = random.uniform(0.4, 0.6, size=(40, 4))
+    harm[:, 1:3] = 0.8 * label[:, None] + 0.1  # two that rank alike: the later one
+    said = np.stack([1 - harm, harm], axis=2)
+    worthless = said[:, ::-1] * 0 + 0.5
+    combiner = fit_combiner("best", worthless, label, 1.0, (said, label))
+    assert combiner.layers == (3,) and np.allclose(combiner.score(said), harm[:, 2])
+
+
 def test_the_regression_needs_both():
     with pytest.raises(InputError, match="both needed"):
         fit_combiner("l1", SAID, np.array([1, 1]), 1.0)
