@@ -45,18 +45,19 @@ class ClassSums:
         """
         if not np.isfinite(states).all():
             raise InputError("a prompt's states are not numbers")
+        rows = []  # whose products with themselves are the scatter
         for one in np.unique(classes):
-            part = np.asarray(states[classes == one], dtype=np.float64).transpose(1, 0, 2)
-            had, new = self.counts[one], part.shape[1]
-            mean = part.mean(axis=1)  # (layers, hidden)
-            centred = part - mean[:, None]
+            part = np.asarray(states[classes == one], dtype=np.float64)  # (n, layers, hidden)
+            had, new = self.counts[one], len(part)
+            mean = part.mean(axis=0)
             apart = mean - self.means[one]
             # two parts' scatter adds up, and so does the distance of their means
-            self.scatter += centred.transpose(0, 2, 1) @ centred
-            weight = had * new / (had + new)
-            self.scatter += weight * apart[:, :, None] * apart[:, None, :]
+            rows += [part - mean, np.sqrt(had * new / (had + new)) * apart[None]]
             self.means[one] += apart * (new / (had + new))
             self.counts[one] += new
+        by_layer = np.ascontiguousarray(np.concatenate(rows).transpose(1, 0, 2))
+        for layer, some in enumerate(by_layer):  # (n + classes, hidden)
+            self.scatter[layer] += some.T @ some
 
 
 @dataclass
