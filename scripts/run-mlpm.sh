@@ -4,12 +4,15 @@
 #   bash scripts/run-mlpm.sh test --moderator-path runs/mlpm --prompts prompts.jsonl \
 #       --base-model-path LLM --output-dir metrics/mlpm
 #   bash scripts/run-mlpm.sh floor tfidf|length --prompts prompts.jsonl --output-dir metrics/tfidf
+#   bash scripts/run-mlpm.sh curves --prompts prompts.jsonl --base-model-path LLM \
+#       --output-dir runs/curves   # each layer alone, C, prompts of a class, classes one by one
 #   bash scripts/run-mlpm.sh add-class --name X --examples F --moderator-path runs/mlpm …
 #   bash scripts/run-mlpm.sh remove-class --name X --moderator-path runs/mlpm --output-dir runs/less
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 case "${1:-}" in
     test) exec python -m test prompts "${@:2}" ;;
+    curves) exec python -m test prompt-curves "${@:2}" ;;
     floor) exec python -m test prompt-baselines "${@:2}" ;;
     add-class | remove-class) exec python -m moderator "$@" ;;
     train) shift ;;

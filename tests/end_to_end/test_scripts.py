@@ -81,6 +81,7 @@ CALLS = {  # what the scripts run
     "scripts/compare-sources.sh": ("test", ["sources"]),
     "scripts/run-mlpm.sh": ("moderator", ["train"]),
     "scripts/run-mlpm.sh test": ("test", ["prompts"]),
+    "scripts/run-mlpm.sh curves": ("test", ["prompt-curves"]),
     "scripts/run-mlpm.sh floor": ("test", ["prompt-baselines"]),
     "scripts/run-mlpm.sh add-class": ("moderator", ["add-class"]),
     "scripts/run-mlpm.sh remove-class": ("moderator", ["remove-class"]),
