@@ -97,6 +97,7 @@ CALLS = {  # what the scripts run
     "scripts/run-benchmark.sh gateway": ("benchmarks", ["gateway"]),
     "scripts/run-benchmark.sh litellm": ("benchmarks", ["litellm"]),
     "scripts/run-benchmark.sh replicas": ("benchmarks", ["replicas"]),
+    "scripts/run-benchmark.sh prompts": ("benchmarks", ["prompts", "--base-model-path", "x"]),
     "scripts/run-benchmark.sh monitor": ("benchmarks", ["monitor", "--base-model-path", "x"]),
     "scripts/run-benchmark.sh": ("benchmarks", ["training", "--base-model-path", "x"]),
 }
