@@ -7,6 +7,7 @@ COMMANDS = {
     "training": Command(options.TrainingBenchmarkConfig, "benchmarks.training"),
     "detection": Command(options.DetectionBenchmarkConfig, "benchmarks.detection"),
     "monitor": Command(options.MonitorBenchmarkConfig, "benchmarks.monitor"),
+    "prompts": Command(options.PromptBenchmarkConfig, "benchmarks.prompts"),
     "gateway": Command(options.GatewayBenchmarkConfig, "benchmarks.gateway"),
     "litellm": Command(options.LiteLLMConfig, "benchmarks.litellm"),
     "replicas": Command(options.ReplicasBenchmarkConfig, "benchmarks.replicas"),

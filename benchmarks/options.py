@@ -94,6 +94,23 @@ class MonitorBenchmarkConfig(ModelBenchmarkConfig):
 
 
 @dataclass(kw_only=True)
+class PromptBenchmarkConfig(ModelBenchmarkConfig):
+    """What a verdict on a prompt adds to reading it; fits on more and more prompts."""
+
+    output: str = "prompt-speed.json"
+    tokens: int = 500
+    """Tokens of the prompt."""
+    repeats: int = 15
+    samples: list[int] = field(default_factory=lambda: [1000, 4000, 16000])
+    """Prompts of the fits, an eighth of them for validation; their states are made up."""
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "tokens", "repeats")
+        if not self.samples or min(self.samples) < 32:
+            raise InputError(f"--samples: {min(self.samples, default=0)} is below 32")
+
+
+@dataclass(kw_only=True)
 class AnnotationBenchmarkConfig(BenchmarkConfig):
     """Building FineHarm records of a growing corpus."""
 

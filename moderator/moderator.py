@@ -5,8 +5,8 @@ moderator.check(reader.about())
 verdicts = moderator.judge(reader.read([reader.encode(prompt)]))
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,13 +20,12 @@ from evaluation.decisions import FULL_THETAS, reaches, select_full
 from moderator.combiner import Combiner, fit_combiner
 from moderator.options import Combine, Prototype
 from moderator.prompts import BENIGN
-from moderator.prototypes import ClassSums, Prototypes, make_prototypes
+from moderator.prototypes import PART, ClassSums, Prototypes, make_prototypes
 from monitor.verdicts import PromptVerdict
 from utils.files import InputError, read_json, write_bytes, write_json
 from utils.validation import one_line
 
 ABOUT, WEIGHTS = "moderator.json", "moderator.safetensors"
-PART = 256  # prompts whose states are in memory at a time
 
 
 class About(BaseModel):
@@ -73,12 +72,15 @@ class Rows:
     label: np.ndarray
     valid: np.ndarray
 
-    def parts(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields states (n, layers, hidden) and classes [n] of the chosen rows, bool [N]."""
-        rows = np.flatnonzero(chosen)
-        for start in range(0, len(rows), PART):
-            some = rows[start : start + PART]
-            yield np.stack([self.states[row] for row in some]), self.classes[some]
+    def of(self, chosen: np.ndarray) -> list[np.ndarray]:
+        """Returns the states of the chosen rows, bool [N]; [n] arrays (layers, hidden)."""
+        return [self.states[row] for row in np.flatnonzero(chosen)]
+
+    def gather(self, chosen: np.ndarray, sums: ClassSums) -> None:
+        """Adds the chosen rows, bool [N], to sums of classes."""
+        states, classes = self.of(chosen), self.classes[chosen]
+        for start in range(0, len(states), PART):
+            sums.add(np.stack(states[start : start + PART]), classes[start : start + PART])
 
 
 @dataclass
@@ -91,24 +93,26 @@ class Moderator:
     rows: Rows | None = None
 
     @classmethod
-    def fit(cls, about: About, rows: Rows) -> Self:
+    def fit(cls, about: About, rows: Rows, sums: ClassSums | None = None) -> Self:
         """Makes prototypes of the training rows, weighs the layers, chooses the threshold.
 
         Args:
             about: What to make; counts, intercept and threshold are filled in.
             rows: Training and validation rows.
+            sums: Of the training rows, if they were gathered before; nearly all that a fit takes.
 
         Raises:
             InputError: A class has no prompt, validation lacks a class, or the states are unfit.
         """
-        layers, hidden = rows.states[0].shape
-        sums = ClassSums(len(about.classes), layers, hidden)
-        for states, classes in rows.parts(~rows.valid):
-            sums.add(states, classes)
+        if sums is None:
+            sums = ClassSums(len(about.classes), *rows.states[0].shape)
+            rows.gather(~rows.valid, sums)
         if not sums.counts.all():
             raise InputError(f"class '{about.classes[int(np.argmin(sums.counts))]}': no prompt")
         prototypes = make_prototypes(sums, about.prototype)
-        said, valid = (_said(prototypes, rows, chosen) for chosen in (~rows.valid, rows.valid))
+        said, valid = (
+            prototypes.probabilities(rows.of(chosen)) for chosen in (~rows.valid, rows.valid)
+        )
         label = rows.label[rows.valid]
         if len(np.unique(label)) < 2:
             raise InputError("split 'valid': harmful and benign prompts are both needed")
@@ -131,28 +135,23 @@ class Moderator:
         )
         return cls(about, prototypes, combiner, rows)
 
-    def probabilities(self, states: np.ndarray) -> np.ndarray:
-        """Returns each class's probability by each layer, (n, layers, C)."""
-        return self.prototypes.probabilities(states)
-
     def scores(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """Returns how harmful prompts are, float32 [n]; of states (layers, hidden) each."""
-        parts = [states[start : start + PART] for start in range(0, len(states), PART)]
-        scores = [self.combiner.score(self.probabilities(np.stack(part))) for part in parts]
-        return np.concatenate(scores).astype(np.float32)
+        return self.combiner.score(self.prototypes.probabilities(states)).astype(np.float32)
 
     def flags(self, scores: np.ndarray) -> np.ndarray:
         """Tells which scores, float32 [n], flag a prompt; bool [n]."""
         threshold = np.inf if self.about.threshold is None else self.about.threshold
         return reaches(scores, threshold)
 
-    def judge(self, states: np.ndarray) -> list[PromptVerdict]:
+    def judge(self, states: np.ndarray | Sequence[np.ndarray]) -> list[PromptVerdict]:
         """Judges prompts.
 
         Args:
-            states: float32 (n, layers, hidden), from the reader that `about.source` tells of.
+            states: float32 (n, layers, hidden), or n arrays (layers, hidden), from the reader that
+                `about.source` tells of.
         """
-        said, layers = self.probabilities(states), self.combiner.layers
+        said, layers = self.prototypes.probabilities(states), self.combiner.layers
         spoken = said[:, np.array(layers, dtype=int) - 1] if layers else said
         score = self.combiner.score(said).astype(np.float32)
         return [
@@ -177,12 +176,15 @@ class Moderator:
                     f" ({self.about.source.get(name)!r:.20}, not {source.get(name)!r:.20})"
                 )
 
-    def with_class(self, name: str, states: np.ndarray) -> Self:
+    def with_class(
+        self, name: str, states: Sequence[np.ndarray], sums: ClassSums | None = None
+    ) -> Self:
         """Returns a moderator that knows one more class of harmful prompts.
 
         Args:
             name: Of the class.
-            states: float32 (k, layers, hidden) of its examples.
+            states: float32 (k, layers, hidden) of its examples, or k arrays (layers, hidden).
+            sums: Of all training rows, the examples too, as for `fit`.
 
         Raises:
             InputError: The class is there, or the old prompts' states were not kept.
@@ -192,13 +194,13 @@ class Moderator:
             raise InputError(f"--name: the class '{name}' is there already")
         count, number = len(states), len(self.about.classes)
         grown = Rows(
-            np.concatenate([np.asarray(rows.states), states]),
+            [*rows.states, *states],
             np.append(rows.classes, np.full(count, number)),
             np.append(rows.label, np.ones(count, dtype=int)),
             np.append(rows.valid, np.zeros(count, dtype=bool)),
         )
         about = self.about.model_copy(update={"classes": [*self.about.classes, name]})
-        return type(self).fit(about, grown)
+        return type(self).fit(about, grown, sums)
 
     def without_class(self, name: str) -> Self:
         """Returns a moderator that has never seen a class's training prompts.
@@ -216,7 +218,7 @@ class Moderator:
         number = self.about.classes.index(name)
         stays = rows.valid | (rows.classes != number)
         moved = rows.classes - (rows.classes > number)
-        kept = Rows(rows.states[stays], moved[stays], rows.label[stays], rows.valid[stays])
+        kept = Rows(rows.of(stays), moved[stays], rows.label[stays], rows.valid[stays])
         classes = [one for one in self.about.classes if one != name]
         return type(self).fit(self.about.model_copy(update={"classes": classes}), kept)
 
@@ -225,7 +227,7 @@ class Moderator:
             raise InputError(
                 "--moderator-path: the prompts' states were not kept; train it with --keep-states"
             )
-        return replace(self.rows, states=np.asarray(self.rows.states))
+        return self.rows
 
     def save(self, folder: Path, keep_states: bool) -> None:
         """Writes the moderator into a folder; `keep_states` for `with_class`, …"""
@@ -292,10 +294,3 @@ class Moderator:
             Combiner(about.combine, found["coefficients"], about.intercept),
             rows,
         )
-
-
-def _said(prototypes: Prototypes, rows: Rows, chosen: np.ndarray) -> np.ndarray:
-    """Returns the probabilities (n, layers, C) of chosen rows."""
-    parts = [prototypes.probabilities(states) for states, _ in rows.parts(chosen)]
-    layers, classes = prototypes.bias.shape
-    return np.concatenate([np.empty((0, layers, classes)), *parts])

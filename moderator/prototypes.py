@@ -12,12 +12,17 @@ P is ordinary shrinkage of S towards tr(S)/d · I by δ = d / (N − 1 + d), tim
 Source: arXiv 2502.16174, section on the method.
 """
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from moderator.options import Prototype
 from utils.files import InputError
+
+PART = 256  # prompts whose states are in memory at a time
 
 
 class ClassSums:
@@ -45,18 +50,31 @@ class ClassSums:
         """
         if not np.isfinite(states).all():
             raise InputError("a prompt's states are not numbers")
+        rows = []  # whose products with themselves are the scatter
         for one in np.unique(classes):
-            part = np.asarray(states[classes == one], dtype=np.float64).transpose(1, 0, 2)
-            had, new = self.counts[one], part.shape[1]
-            mean = part.mean(axis=1)  # (layers, hidden)
-            centred = part - mean[:, None]
+            part = np.asarray(states[classes == one], dtype=np.float64)  # (n, layers, hidden)
+            had, new = self.counts[one], len(part)
+            mean = part.mean(axis=0)
             apart = mean - self.means[one]
             # two parts' scatter adds up, and so does the distance of their means
-            self.scatter += centred.transpose(0, 2, 1) @ centred
-            weight = had * new / (had + new)
-            self.scatter += weight * apart[:, :, None] * apart[:, None, :]
+            rows += [part - mean, np.sqrt(had * new / (had + new)) * apart[None]]
             self.means[one] += apart * (new / (had + new))
             self.counts[one] += new
+        by_layer = np.ascontiguousarray(np.concatenate(rows).transpose(1, 0, 2))
+        for layer, some in enumerate(by_layer):  # (n + classes, hidden)
+            self.scatter[layer] += some.T @ some
+
+    def first(self, classes: int) -> Self:
+        """Returns what was gathered of the first classes, sharing memory.
+
+        Raises:
+            ValueError: Something of the other classes was gathered already; the scatter holds it.
+        """
+        if self.counts[classes:].any():
+            raise ValueError(f"more than the first {classes} classes were gathered")
+        found = copy(self)
+        found.counts, found.means = self.counts[:classes], self.means[:classes]
+        return found
 
 
 @dataclass
@@ -73,13 +91,20 @@ class Prototypes:
     weights: np.ndarray
     bias: np.ndarray
 
-    def probabilities(self, states: np.ndarray) -> np.ndarray:
+    def probabilities(self, states: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
         """Returns each class's probability by each layer, float64 (n, layers, C).
 
         Args:
-            states: float (n, layers, hidden).
+            states: float (n, layers, hidden), or n arrays (layers, hidden).
         """
-        states = np.asarray(states, dtype=np.float64)
+        layers, classes = self.bias.shape
+        parts = [
+            self._part(np.asarray(states[start : start + PART], dtype=np.float64))
+            for start in range(0, len(states), PART)
+        ]
+        return np.concatenate([np.empty((0, layers, classes)), *parts])
+
+    def _part(self, states: np.ndarray) -> np.ndarray:
         if self.kind == "gda":
             logits = np.einsum("nlh,lch->nlc", states, self.weights, optimize=True) + self.bias
         else:

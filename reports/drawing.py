@@ -78,20 +78,24 @@ def looks_of(rows: Sequence[Row]) -> Looks:
     }
 
 
-def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def panels(
+    count: int, width: float, height: float, shared: bool = True
+) -> tuple[Figure, list[Axes]]:
     """Makes a grid of up to 6 panels.
 
     Args:
         count: How many.
         width: Of each, in inches; a single one is 6.4 wide.
         height: Of each, in inches.
+        shared: All have the same axes.
     """
     rows = 1 if count <= 3 else 2
     columns = -(-count // rows)
     size = (width * columns if count > 1 else 6.4, height * rows)
     figure, grid = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
-    )
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=shared,
+        sharey=shared,
+    )  # fmt: skip
     for spare in grid.flat[count:]:
         spare.remove()
     for axes in grid.flat[:count]:

@@ -3,6 +3,8 @@
 #   bash scripts/run-benchmark.sh [--base-model-path DIR] [--samples N] [--output benchmark.json]
 # Speed of the monitor: a further token, many streams, generation with and without it.
 #   bash scripts/run-benchmark.sh monitor [--base-model-path DIR] [--positions 128 2048]
+# Speed of a verdict on a prompt beside its prefill, and of fits on more and more prompts.
+#   bash scripts/run-benchmark.sh prompts [--base-model-path DIR] [--tokens 500] [--samples N …]
 # Speed of detection: scoring against a plain pass, prefixes against padding, all thresholds.
 #   bash scripts/run-benchmark.sh detection [--encoder-path DIR] [--samples N]
 # Speed of the gateway: what it adds to an upstream, many streams for long; LiteLLM through it.
@@ -22,7 +24,7 @@ if [[ "${1:-}" == detection ]]; then
     needs random-modernbert $ENCODER --encoder "$@"
     exec python -m benchmarks detection --base-model-path $BACKBONE --encoder-path $ENCODER "${@:2}"
 fi
-if [[ "${1:-}" == monitor ]]; then
-    exec python -m benchmarks monitor --base-model-path $BACKBONE "${@:2}"
+if [[ "${1:-}" == monitor || "${1:-}" == prompts ]]; then
+    exec python -m benchmarks "$1" --base-model-path $BACKBONE "${@:2}"
 fi
 exec python -m benchmarks training --base-model-path $BACKBONE "$@"

@@ -81,6 +81,7 @@ CALLS = {  # what the scripts run
     "scripts/compare-sources.sh": ("test", ["sources"]),
     "scripts/run-mlpm.sh": ("moderator", ["train"]),
     "scripts/run-mlpm.sh test": ("test", ["prompts"]),
+    "scripts/run-mlpm.sh curves": ("test", ["prompt-curves"]),
     "scripts/run-mlpm.sh floor": ("test", ["prompt-baselines"]),
     "scripts/run-mlpm.sh add-class": ("moderator", ["add-class"]),
     "scripts/run-mlpm.sh remove-class": ("moderator", ["remove-class"]),
@@ -96,6 +97,7 @@ CALLS = {  # what the scripts run
     "scripts/run-benchmark.sh gateway": ("benchmarks", ["gateway"]),
     "scripts/run-benchmark.sh litellm": ("benchmarks", ["litellm"]),
     "scripts/run-benchmark.sh replicas": ("benchmarks", ["replicas"]),
+    "scripts/run-benchmark.sh prompts": ("benchmarks", ["prompts", "--base-model-path", "x"]),
     "scripts/run-benchmark.sh monitor": ("benchmarks", ["monitor", "--base-model-path", "x"]),
     "scripts/run-benchmark.sh": ("benchmarks", ["training", "--base-model-path", "x"]),
 }

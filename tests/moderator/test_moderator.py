@@ -7,12 +7,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from moderator.moderator import ABOUT, WEIGHTS, Moderator, Rows
+from moderator.prototypes import ClassSums
 from tests.moderator.conftest import SOURCE, about_of, rows_of
 from utils.files import InputError
 
 
 def same(one: Moderator, other: Moderator) -> None:
-    assert one.about == other.about
+    intercept = {"intercept": pytest.approx(one.about.intercept, rel=1e-6)}
+    assert one.about.model_dump() == other.about.model_dump() | intercept
     for name in ("weights", "bias"):
         a, b = (getattr(some.prototypes, name) for some in (one, other))
         assert np.allclose(a, b, rtol=1e-9, atol=1e-12)
@@ -37,6 +39,22 @@ def test_adding_a_class_is_fitting_anew(rows, combine, prototype):
     old = Moderator.fit(about_of("fraud", **of), without(rows, 2))
     new = rows.states[(rows.classes == 2) & ~rows.valid]
     same(old.with_class("hate", new), Moderator.fit(about_of("fraud", "hate", **of), rows))
+
+
+def test_sums_that_were_gathered_before_are_not_gathered_again(rows, monkeypatch):
+    """Classes come one after the other; each prompt is added once."""
+    sums = ClassSums(3, 3, 5)
+    rows.gather(~rows.valid & (rows.classes < 2), sums)
+    less, first = without(rows, 2), sums.first(2)
+    expected = Moderator.fit(about_of("fraud"), less)
+    same(Moderator.fit(about_of("fraud"), less, first), expected)
+    new = (rows.classes == 2) & ~rows.valid
+    rows.gather(new, sums)
+    grown = Moderator.fit(about_of("fraud", "hate"), rows)
+    monkeypatch.setattr(ClassSums, "add", None)
+    same(expected.with_class("hate", rows.of(new), sums), grown)
+    with pytest.raises(ValueError, match="more than the first 2 classes"):
+        sums.first(2)
 
 
 def test_removing_a_class_is_never_having_seen_it(rows):
