@@ -1,15 +1,15 @@
 """The paper's evaluations, one command a row: python -m test causal|modernbert|… …"""
 
-from test import curve_options, options, prompt_options
+from test import options, prompt_options
 from utils.cli import Command, run_command
 
 COMMANDS = {
     "causal": Command(options.CausalTestConfig, "test.causal", ("row",)),
     "modernbert": Command(options.ModernBertTestConfig, "test.modernbert", ("row",)),
     "baselines": Command(options.BaselineConfig, "test.baselines", ("method",)),
-    "prompts": Command(options.ModeratorTestConfig, "test.prompts"),
-    "prompt-curves": Command(curve_options.PromptCurvesConfig, "test.prompt_curves"),
-    "prompt-baselines": Command(options.PromptBaselineConfig, "test.prompts", ("method",)),
+    "prompts": Command(prompt_options.ModeratorTestConfig, "test.prompts"),
+    "prompt-curves": Command(prompt_options.PromptCurvesConfig, "test.prompt_curves"),
+    "prompt-baselines": Command(prompt_options.PromptBaselineConfig, "test.prompts", ("method",)),
     "with-monitor": Command(prompt_options.WithMonitorConfig, "test.with_monitor"),
     "guard": Command(options.GUARDS, "test.guard"),
     "rules": Command(options.RulesConfig, "test.rules", ("metrics_dir",)),

@@ -15,8 +15,8 @@ from moderator.moderator import About, Moderator, Rows
 from moderator.prompts import Prompt
 from moderator.prototypes import ClassSums
 from moderator.train import make_reader, make_rows, states_of
-from test.curve_options import PromptCurvesConfig
 from test.curve_tables import SHOWN
+from test.prompt_options import PromptCurvesConfig
 from test.prompts import predictions_of
 
 SPLITS = ("train", "valid", "test")

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from data.meta import data_summary, read_meta
 from evaluation.options import Strictness, Style
 from model.options import Function, ScoreWith
-from moderator.options import ReaderConfig, moderator_hashes, prompts_input
 from monitor.rules import DelayK
 from monitor.settings import FILE, read_settings
 from utils.files import InputError, sha256_file
@@ -156,50 +155,7 @@ class CausalTestConfig(ModelTestConfig):
         return settings.policy.stop_threshold, rule.k
 
 
-@dataclass(kw_only=True)
-class PromptConfig(ReportConfig):
-    """Options that the tests of prompts share."""
-
-    prompts: str
-    """File of labelled prompts: id, prompt, label (1 = harmful), split; source and category."""
-    output_dir: str
-    """Folder for metrics and predictions."""
-
-    def inputs(self) -> dict[str, Any]:
-        """Returns hashes of what is read."""
-        return {"data": prompts_input(self.prompts)}
-
-
-@dataclass(kw_only=True)
-class ModeratorTestConfig(PromptConfig, ReaderConfig):
-    """Options of the test."""
-
-    moderator_path: str
-    """Output folder of scripts/run-mlpm.sh."""
-    theta: float | None = None
-    """Threshold; default the moderator's own, 0.5 is the paper's."""
-
-    def __post_init__(self) -> None:
-        PromptConfig.__post_init__(self)
-        ReaderConfig.__post_init__(self)
-        if self.theta is not None and not 0 < self.theta <= 1:
-            raise InputError(f"--theta: {self.theta} is not above 0 and at most 1")
-
-    def inputs(self) -> dict[str, Any]:
-        hashes = moderator_hashes(self.moderator_path)
-        return super().inputs() | {"moderator": hashes, **self.model_inputs()}
-
-
 BaselineMethod = Literal["tfidf", "length"]
-
-
-@dataclass(kw_only=True)
-class PromptBaselineConfig(PromptConfig):
-    """Options of the baselines on prompts."""
-
-    method: BaselineMethod = "tfidf"
-    """tfidf: TF-IDF of words and word pairs, logistic regression. length: the prompt's length in
-    words alone."""
 
 
 @dataclass

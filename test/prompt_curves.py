@@ -23,9 +23,9 @@ from moderator.prototypes import ClassSums
 from moderator.train import HARMFUL, class_names, class_of, draw
 from reports.prompt_curves import draw_curves
 from test.curve_material import SPLITS, Material, Point, over_draws
-from test.curve_options import PromptCurvesConfig
 from test.curve_tables import SHOWN, as_markdown
 from test.new_class import measure_new_class, refuse_new_class
+from test.prompt_options import PromptCurvesConfig
 from utils.files import InputError, read_json, write_bytes, write_json
 from utils.run_record import run_folder
 

@@ -20,7 +20,7 @@ from moderator.moderator import ABOUT, Moderator
 from moderator.prompts import Prompt, labels_of, read_prompts
 from moderator.train import class_of, make_reader, states_of
 from test.baselines import NAMES, fit_best
-from test.options import ModeratorTestConfig, PromptBaselineConfig
+from test.prompt_options import ModeratorTestConfig, PromptBaselineConfig
 from test.testing import report
 from utils.files import sha256_file
 from utils.formatting import interval

@@ -10,11 +10,10 @@ from moderator.moderator import Moderator
 from moderator.train import class_names, class_of
 from moderator.train import main as train
 from test.curve_material import Material, spread
-from test.curve_options import PromptCurvesConfig
 from test.curve_tables import SHOWN
 from test.new_class import class_shares, measure_new_class
-from test.options import ModeratorTestConfig
 from test.prompt_curves import main, read_splits
+from test.prompt_options import ModeratorTestConfig, PromptCurvesConfig
 from test.prompts import main as measure
 from tests.conftest import run
 from tests.moderator.test_commands import fit_config

@@ -51,7 +51,7 @@ def converse(
         answer = Answer()
         answer.events = sent()
         async with engine.batcher:
-            talk = Conversation(engine, ask, MANNERS, None)
+            talk = Conversation(engine, ask, MANNERS, {})
             async with aclosing(talk.chunks(answer)) as chunks:
                 return [one async for one in chunks]
 
