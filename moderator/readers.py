@@ -1,7 +1,7 @@
 """Where a prompt's states come from: a language model on its own, or the monitor's reading.
 
-A third way reads nothing at all: `model.layer_states.LayerStates` takes the states out of the
-prefill of the model that answers. They are those of `ChatReader` for the same model.
+A third way reads nothing at all: `moderator.generation` takes the states out of the prefill of the
+model that answers. They are those of `ChatReader` for the same model.
 """
 
 import hashlib
@@ -50,6 +50,21 @@ class Reader(Protocol):
         """Reads encoded prompts in one pass; returns float32 (prompts, layers, hidden)."""
 
 
+def chat_source(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, encoder: ChatEncoder
+) -> dict[str, Any]:
+    """Returns what the states of prompts in a model's chat template depend on, see `Reader`."""
+    template = "\0".join(encoder.parts)
+    return {
+        "kind": "chat",
+        "model": model_fingerprint(model),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": hashlib.sha256(template.encode()).hexdigest(),
+        "layers": model.config.num_hidden_layers,
+        "hidden": model.config.hidden_size,
+    }
+
+
 class ChatReader:
     """Reads prompts with a language model, in its chat template, up to where it would answer.
 
@@ -81,15 +96,7 @@ class ChatReader:
 
     def about(self) -> dict[str, Any]:
         """See `Reader`."""
-        template = "\0".join(self._encoder.parts)
-        return {
-            "kind": "chat",
-            "model": model_fingerprint(self.model),
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "template": hashlib.sha256(template.encode()).hexdigest(),
-            "layers": self.layers,
-            "hidden": self.hidden,
-        }
+        return chat_source(self.model, self.tokenizer, self._encoder)
 
     def encode(self, prompt: str) -> list[int]:
         """See `Reader`; of a prompt that the context has no room for, the end."""
