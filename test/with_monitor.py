@@ -80,7 +80,9 @@ def outcomes(
     return {name: stopped_by(maxima, split, *way) for name, way in ways.items()}
 
 
-def _with_parts(statistics: MetricFunction, outcome: Outcome, harmless: np.ndarray):
+def _with_parts(
+    statistics: MetricFunction, outcome: Outcome, harmless: np.ndarray
+) -> MetricFunction:
     """Adds the false refusals of benign responses to harmless prompts and to the others."""
     parts = {HARMLESS: harmless, REFUSALS: ~harmless}
 
