@@ -2,7 +2,7 @@
 
 Four ways to stop the same test responses: the monitor alone; the moderator as a gate, which lets
 nothing begin that answers a flagged prompt; both; and the moderator as the monitor's prior, which
-lowers the threshold for flagged prompts.
+lowers the threshold for flagged prompts. A control lowers it for all prompts.
 """
 
 import re
@@ -76,7 +76,9 @@ def outcomes(
         "both": (ordinary, flagged),
     }
     if settings.flagged_unsafe is not None:
+        for_all = np.full(len(split), settings.flagged_policy.stop_threshold)
         ways[f"prior, {settings.flagged_unsafe:.4g}"] = (lower, nobody)
+        ways[f"that for all, {settings.flagged_unsafe:.4g}"] = (for_all, nobody)
     return {name: stopped_by(maxima, split, *way) for name, way in ways.items()}
 
 

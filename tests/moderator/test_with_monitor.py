@@ -33,12 +33,14 @@ def test_the_ways_by_hand():
         "gate only": [True, False, True, False, False],
         "both": [True, False, True, True, False],
         "prior, 0.55": [True, False, True, True, False],
+        "that for all, 0.55": [True, False, True, True, False],
     }
     assert released == {
         "monitor only": [2, 2, 2, 0, 1],
         "gate only": [0, 2, 0, 1, 1],
         "both": [0, 2, 0, 0, 1],
         "prior, 0.55": [2, 2, 1, 0, 1],
+        "that for all, 0.55": [2, 2, 1, 0, 1],
     }
     seen = {name: one.seen.tolist() for name, one in found.items()}
     assert seen["gate only"] == [0, 1, 0, 1, 1] and seen["monitor only"] == [0.75, 1, 1, 1, 1]
@@ -52,9 +54,10 @@ def test_the_prior_stops_all_that_the_monitor_stops_and_no_later():
     flagged = random.random(60) < 0.5
     for lower in (0.1, 0.6, 0.95):
         settings = replace(settings_of(DelayK(3), 0.95), flagged_unsafe=lower)
-        only, _, _, prior = outcomes(split, flagged, settings).values()
+        only, _, _, prior, for_all = outcomes(split, flagged, settings).values()
         assert (prior.flagged >= only.flagged).all() and (prior.released <= only.released).all()
         assert (prior.released == only.released)[~flagged].all()
+        assert (prior.released == for_all.released)[flagged].all()
 
 
 @pytest.mark.slow
@@ -97,7 +100,7 @@ def test_the_scripts_choose_measure_and_a_live_stream_does_the_same(
         scm, settings=settings, moderator=Moderator.load(mlpm), on_prompt="prior"
     )
     split = load_predictions(metrics / "predictions.npz")["test"]
-    way = list(outcomes(split, np.full(24, True), read_settings(settings)).values())[-1]
+    way = list(outcomes(split, np.full(24, True), read_settings(settings)).values())[-2]
     assert way.flagged.any()
     records = {one["id"]: one for one in json.loads((small_fineharm / "test.json").read_text())}
     for row, identity in enumerate(split.ids):
