@@ -82,6 +82,8 @@ CALLS = {  # what the scripts run
     "scripts/run-mlpm.sh": ("moderator", ["train"]),
     "scripts/run-mlpm.sh test": ("test", ["prompts"]),
     "scripts/run-mlpm.sh curves": ("test", ["prompt-curves"]),
+    "scripts/run-mlpm.sh with-monitor": ("test", ["with-monitor"]),
+    "scripts/run-mlpm.sh prior": ("moderator", ["prior"]),
     "scripts/run-mlpm.sh floor": ("test", ["prompt-baselines"]),
     "scripts/run-mlpm.sh add-class": ("moderator", ["add-class"]),
     "scripts/run-mlpm.sh remove-class": ("moderator", ["remove-class"]),
