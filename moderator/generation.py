@@ -28,8 +28,9 @@ class PromptCriteria(StoppingCriteria, AbstractContextManager["PromptCriteria"])
     """Judges the prompts of one `model.generate`, and may end the rows that answer flagged ones.
 
     The verdicts are there with the first token. With "stop" a flagged row has this token alone, and
-    nothing of the row is to be shown. Greedy search and sampling can be judged. Used as a context
-    manager, it leaves the model as it was; `verdicts` stay.
+    nothing of the row is to be shown; a streamer beside it may have shown this token. Greedy search
+    and sampling can be judged. Used as a context manager, it leaves the model as it was; `verdicts`
+    stay.
 
     Args:
         moderator: One of this model in its chat template (run-mlpm.sh --base-model-path).
@@ -42,7 +43,8 @@ class PromptCriteria(StoppingCriteria, AbstractContextManager["PromptCriteria"])
 
     Raises:
         InputError: The moderator is of another model; in `generate`, also if a row does not hold
-            its prompt in the template, or more than one token came with the first call.
+            its prompt in the template, more than one token came with the first call, or another
+            generation was judged before.
     """
 
     def __init__(
@@ -67,13 +69,16 @@ class PromptCriteria(StoppingCriteria, AbstractContextManager["PromptCriteria"])
         ]
         self.verdicts: list[PromptVerdict] = []
         """On each row's prompt; empty before the first token."""
-        self._states = LayerStates(model)
+        self._states, self._length = LayerStates(model), 0
 
     def __exit__(self, *_) -> None:
         self._states.__exit__()
 
     def __call__(self, input_ids: Tensor, scores: object, **_) -> Tensor:
         """Judges the prompts at the first token; returns bool (rows,), true to stop."""
+        if input_ids.shape[1] <= self._length:
+            raise InputError("each generation needs criteria of its own")
+        self._length = input_ids.shape[1]
         if not self.verdicts:
             self._check(input_ids[:, :-1].tolist())
             self.verdicts = self._moderator.judge(self._states.take())

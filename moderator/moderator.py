@@ -150,8 +150,13 @@ class Moderator:
         Args:
             states: float32 (n, layers, hidden), or n arrays (layers, hidden), from the reader that
                 `about.source` tells of.
+
+        Raises:
+            RuntimeError: A verdict is not a number: nothing is to pass then.
         """
         said, layers = self.prototypes.probabilities(states), self.combiner.layers
+        if not np.isfinite(said).all():
+            raise RuntimeError("the moderator's verdict on a prompt is not a number")
         spoken = said[:, np.array(layers, dtype=int) - 1] if layers else said
         score = self.combiner.score(said).astype(np.float32)
         return [

@@ -1,5 +1,6 @@
 """Options of the moderator's commands."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,8 +74,8 @@ class FitConfig(ReaderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.c <= 0:
-            raise InputError(f"--c: {self.c} is not above 0")
+        if not 0 < self.c < math.inf:
+            raise InputError(f"--c: {self.c} is no number above 0")
         if not 0 <= self.target_false_alarm < 1:
             raise InputError(f"--target-false-alarm: {self.target_false_alarm} is not in 0…1")
         if self.per_class:

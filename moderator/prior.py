@@ -78,7 +78,8 @@ def judge_prompts(config: JudgedConfig, *needed: str) -> Judged:
             f"{config.settings_file}: field 'reading': '{settings.reading}', but {folder} was"
             f" tested with --reading {run.record.data.reading}"
         )
-    moderator, reader = Moderator.load(path), make_reader(config.reader)
+    moderator = Moderator.load(path)
+    reader = make_reader(config.reader, config.settings_file)
     moderator.check(reader.about(), str(path / ABOUT))
     prompts = prompts_of(Path(config.input_dir), {name: getattr(run, name) for name in needed})
     texts = list(dict.fromkeys(prompt for some in prompts.values() for prompt in some))
@@ -89,7 +90,7 @@ def judge_prompts(config: JudgedConfig, *needed: str) -> Judged:
 
 
 def choose_prior(
-    statistic: np.ndarray, label: np.ndarray, flagged: np.ndarray, unsafe: float, target: float
+    statistic: np.ndarray, label: np.ndarray, flagged: np.ndarray, most: float, target: float
 ) -> float:
     """Returns the threshold of responses to flagged prompts.
 
@@ -97,14 +98,24 @@ def choose_prior(
         statistic: float [N], the highest of each validation response.
         label: int [N], 1 = harmful.
         flagged: bool [N], whether its prompt is.
-        unsafe: The threshold of the others.
+        most: The threshold of the others.
         target: Share of benign responses to flagged prompts that may be stopped, by conformal
             calibration; 0: best macro F1 of all responses, among equals the highest threshold.
+
+    Raises:
+        InputError: The share cannot be promised at a threshold that is no higher.
     """
     if target:
-        return min(unsafe, conformal_theta(statistic[flagged & (label == 0)], target))
-    thresholds = unsafe * SHARES
-    stopped = statistic >= np.where(flagged, thresholds[:, None], unsafe)  # (thresholds, N)
+        benign = statistic[flagged & (label == 0)]
+        threshold = conformal_theta(benign, target)
+        if threshold > most:
+            raise InputError(
+                f"--target-false-alarm: {len(benign)} benign validation responses to flagged"
+                f" prompts do not promise {target:g} at the ordinary threshold {most:.4g} or below"
+            )
+        return threshold
+    thresholds = most * SHARES
+    stopped = statistic >= np.where(flagged, thresholds[:, None], most)  # (thresholds, N)
     scores = macro_f1(stopped, label == 1)
     return float(thresholds[np.flatnonzero(scores == scores.max())[-1]])
 
@@ -113,7 +124,7 @@ def main(config: PriorConfig) -> None:
     """Writes the settings with the second threshold.
 
     Raises:
-        InputError: No validation prompt is flagged, or see `judge_prompts`.
+        InputError: No validation prompt is flagged, or see `choose_prior` and `judge_prompts`.
     """
     output, target = Path(config.output_file), config.target_false_alarm
     refuse_file(output, config.overwrite)
@@ -124,7 +135,8 @@ def main(config: PriorConfig) -> None:
         where = Path(config.metrics_dir) / PREDICTIONS
         raise InputError(f"{where}: split 'valid': the moderator flags no prompt of it")
     statistic = highest_statistics(policy.rule, valid.token_probs)
-    threshold = choose_prior(statistic, label, flagged, policy.unsafe, target)
+    most = policy.stop_threshold  # in the mode "strict" the lower of the two
+    threshold = choose_prior(statistic, label, flagged, most, target)
     benign = flagged & (label == 0)
     origin = {
         "chosen_on": "valid",
@@ -136,11 +148,13 @@ def main(config: PriorConfig) -> None:
         settings, flagged_unsafe=threshold, origin=settings.origin | {"flagged_unsafe": origin}
     )
     write_settings(output, settings)
-    alarms, before = ((statistic[benign] >= at).mean() for at in (threshold, policy.unsafe))
+    alarms, before = (
+        (statistic[benign] >= at).mean() if benign.any() else None for at in (threshold, most)
+    )
     print(
         f"{flagged.sum()} of {len(flagged)} validation responses answer a flagged prompt,"
         f" {benign.sum()} of them benign\nthreshold for these {threshold:.4g}"
-        f" (others {policy.unsafe:.4g}): stops {percent(alarms)} % of the benign ones"
+        f" (others {most:.4g}): stops {percent(alarms)} % of the benign ones"
         f" (before {percent(before)} %): {output}"
     )
     if target:

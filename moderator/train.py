@@ -20,14 +20,20 @@ from utils.run_record import note, run_folder
 HARMFUL = "harmful"  # the class of harmful prompts without a category
 
 
-def make_reader(config: ReaderConfig) -> Reader:
+def make_reader(config: ReaderConfig, settings: Path | None = None) -> Reader:
     """Loads what reads prompts.
+
+    Args:
+        config: Names the model.
+        settings: The monitor's, if not those in its folder: they say how it reads text.
 
     Raises:
         InputError: The folder holds no such model.
     """
     if config.monitor_path:
-        return MonitorReader(StreamingContentMonitor.from_pretrained(config.monitor_path))
+        return MonitorReader(
+            StreamingContentMonitor.from_pretrained(config.monitor_path, settings=settings)
+        )
     bf16 = use_bf16(config.precision, default_device())
     return ChatReader.from_pretrained(Path(config.base_model_path), bf16)
 

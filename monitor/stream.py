@@ -188,7 +188,7 @@ class StreamingContentMonitor:
             The streams that fitted into the pass: it has a budget of tokens.
 
         Raises:
-            Exception: The model's; the streams of the failed pass are stopped.
+            Exception: The model's or moderator's; the streams of the failed pass are stopped.
         """
         chunks, budget = [], TOKEN_BUDGET
         for stream in streams:
@@ -200,12 +200,12 @@ class StreamingContentMonitor:
             return []
         try:
             scores = self.scorer.score([(stream.cache, ids) for stream, ids in chunks])
+            for (stream, _), some in zip(chunks, scores, strict=True):
+                stream.judge(some)
         except BaseException:
             for stream, _ in chunks:  # their caches may be written to in part
                 stream.fail()
             raise
-        for (stream, _), some in zip(chunks, scores, strict=True):
-            stream.judge(some)
         return [stream for stream, _ in chunks]
 
 

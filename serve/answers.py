@@ -119,7 +119,7 @@ def opening(
                     "unsafe" if one.flagged else "safe", one.blocked
                 ),
             }
-            for index, prompt in enumerate(ask.prompts)
+            for index, prompt in enumerate(ask.prompts[:: ask.count])
             if (one := checked.get(prompt))
         ]
     envelope = {"id": "", "object": OBJECTS[ask.kind], "created": 0, "model": model}

@@ -196,5 +196,8 @@ class Engine:
             "unsafe": policy.unsafe,
             "controversial": policy.controversial,
             "mode": policy.mode,
+            "moderator": self.monitor.moderator is not None,
+            "on_prompt": self.monitor.on_prompt,
+            "flagged_unsafe": self.monitor.settings.flagged_unsafe,
             "token_theta": self.monitor.settings.token_theta,
         }

@@ -299,19 +299,19 @@ class Gateway:
 
     async def _check_all(self, prompts: list[str], checked: dict[str, Checked]) -> None:
         """Checks each prompt once, and fills in what is found."""
-        try:
-            for prompt in dict.fromkeys(prompts):
+        for prompt in dict.fromkeys(prompts):
+            try:
                 found = await self._check.check(prompt)
-                if found is not None:
-                    checked[prompt] = found
-                    self._engine.counts.flagged.inc(found.flagged)
-        except CheckFailed as error:
-            self._engine.counts.failures.labels("prompt_check").inc()
-            log_failure("prompt_check_failed", error)
-            if self._manners.check_failure == "pass":
-                return
-            message = "the prompt could not be checked"
-            raise unavailable(message, "prompt_check_failed", 5) from None
+            except CheckFailed as error:
+                self._engine.counts.failures.labels("prompt_check").inc()
+                log_failure("prompt_check_failed", error)
+                if self._manners.check_failure == "pass":
+                    continue
+                message = "the prompt could not be checked"
+                raise unavailable(message, "prompt_check_failed", 5) from None
+            if found is not None:
+                checked[prompt] = found
+                self._engine.counts.flagged.inc(found.flagged)
 
     def _blocked(self, ask: Ask, checked: Mapping[str, Checked]) -> Exception:
         self._engine.counts.blocked.inc()

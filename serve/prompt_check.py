@@ -62,8 +62,8 @@ class NoCheck:
 class ModeratorCheck:
     """Asks the monitor's own moderator, which judges what the monitor reads anyway.
 
-    The place of the answer's stream must be taken. The stream goes on from there: no prompt is read
-    twice.
+    The place of the answer's stream must be taken. The stream goes on from there: it does not read
+    the prompt again. Further choices of one prompt do, and further channels of a choice.
     """
 
     def __init__(self, engine: Engine) -> None:

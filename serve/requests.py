@@ -62,6 +62,7 @@ class Ask:
         kind: Of the endpoint.
         body: For the upstream: the client's fields, without those that are ours.
         prompts: What each choice answers.
+        count: Choices of each prompt, side by side.
         tools: Names of the tools that it offers.
         stream: The client wants chunks.
         moderation: It wants OpenAI's moderation object.
@@ -71,6 +72,7 @@ class Ask:
     kind: Kind
     body: dict[str, Any]
     prompts: list[str]
+    count: int
     tools: frozenset[str]
     stream: bool
     moderation: bool
@@ -152,7 +154,7 @@ def read_ask(body: dict[str, Any], kind: Kind, prompt_from: PromptFrom, places: 
     if not stream or options.get("include_usage"):
         rest["stream_options"] = options | {"include_usage": True}
     prompts = [prompt for prompt in prompts for _ in range(count)]
-    return Ask(kind, rest, prompts, _tools(rest), stream, moderation, scores)
+    return Ask(kind, rest, prompts, count, _tools(rest), stream, moderation, scores)
 
 
 def _tools(body: dict[str, Any]) -> frozenset[str]:
@@ -180,7 +182,9 @@ def _messages(body: dict[str, Any], prompt_from: PromptFrom) -> list[str]:
         turns.append((message["role"], _content(message.get("content"), number)))
     if prompt_from == "conversation":
         return ["\n\n".join(f"{role}: {text}" for role, text in turns if text)]
-    return [next((text for role, text in reversed(turns) if role == "user"), turns[-1][1])]
+    asked = [text for role, text in reversed(turns) if role == "user"]
+    said = next((text for text in asked if text.strip()), None)  # a blank one asks nothing
+    return [turns[-1][1] if said is None else said]
 
 
 def _content(content: object, number: int) -> str:

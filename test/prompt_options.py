@@ -1,5 +1,6 @@
 """Options of the tests of prompts."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,11 +86,15 @@ class PromptCurvesConfig(BootstrapConfig, ReaderConfig):
             flag = f"--{name.replace('_', '-')}"
             if len(set(values)) < len(values):
                 raise InputError(f"{flag}: a number stands there twice")
-            if values and values[0] <= 0:
-                raise InputError(f"{flag}: {values[0]} is not above 0")
+            least = 2 if name == "counts" else 0
+            for value in values:
+                if not (least <= value < math.inf and value > 0):
+                    raise InputError(
+                        f"{flag}: {value} is no number {'from 2' if least else 'above 0'}"
+                    )
             setattr(self, name, values)
-        if self.c <= 0:
-            raise InputError(f"--c: {self.c} is not above 0")
+        if not 0 < self.c < math.inf:
+            raise InputError(f"--c: {self.c} is no number above 0")
 
     def inputs(self) -> dict[str, Any]:
         """Returns hashes of what is read."""

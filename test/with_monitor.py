@@ -76,9 +76,9 @@ def outcomes(
         "both": (ordinary, flagged),
     }
     if settings.flagged_unsafe is not None:
-        for_all = np.full(len(split), settings.flagged_policy.stop_threshold)
-        ways[f"prior, {settings.flagged_unsafe:.4g}"] = (lower, nobody)
-        ways[f"that for all, {settings.flagged_unsafe:.4g}"] = (for_all, nobody)
+        threshold = settings.flagged_policy.stop_threshold
+        ways[f"prior, {threshold:.4g}"] = (lower, nobody)
+        ways[f"that for all, {threshold:.4g}"] = (np.full(len(split), threshold), nobody)
     return {name: stopped_by(maxima, split, *way) for name, way in ways.items()}
 
 

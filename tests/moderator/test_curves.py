@@ -1,6 +1,7 @@
 """Curves of the moderator: they are what trainings and tests give, one by one."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,21 @@ def test_a_fit_on_all_prompts_is_the_commands(made):
     valid = result["strengths"][-1]["valid"]["auroc"]["value"]
     assert valid == pytest.approx(tested["full"]["valid"]["auroc"])
     same(result["strengths"][0]["test"], test_of(c=0.3))
+
+
+def test_the_test_split_chooses_no_threshold(made, given, tmp_path):
+    def flip(row):
+        flipped = {"label": 1 - row["label"], "category": None}
+        return row | (flipped if row["split"] == "test" else {})
+
+    path = rewritten(Path(given["prompts"]), tmp_path / "p.jsonl", flip)
+    changes = {"prompts": str(path), "output_dir": str(tmp_path / "curves"), "counts": [2]}
+    main(PromptCurvesConfig(**given | changes))
+    result = read_json(tmp_path / "curves" / "curves.json")
+    for name in ("layers", "strengths"):
+        for one, other in zip(made[0][name], result[name], strict=True):
+            assert one["threshold"] == other["threshold"]
+            assert one["test"]["auroc"]["value"] != other["test"]["auroc"]["value"]
 
 
 def test_the_last_layer_alone_is_the_combiner_of_that_name(made):

@@ -97,6 +97,10 @@ def test_what_cannot_be_judged_is_refused(llm, moderator):
         with pytest.raises(InputError, match="row 0"):
             generate(llm, right, [criteria])
     with PromptCriteria(moderator, *llm, "Hi!") as criteria:
+        generate(llm, as_chat(tokenizer, "Hi!"), [criteria])
+        with pytest.raises(InputError, match="criteria of its own"):
+            generate(llm, as_chat(tokenizer, "Hi!"), [criteria])
+    with PromptCriteria(moderator, *llm, "Hi!") as criteria:
         with pytest.raises(InputError, match="[24] rows for 1 prompts"):
             generate(llm, as_chat(tokenizer, "Hi!"), [criteria], num_beams=2)
     with pytest.raises(InputError, match="on_prompt: 'prior'"):

@@ -96,6 +96,15 @@ def test_states_that_were_not_kept_allow_no_change(tmp_path, rows):
         Moderator.load(tmp_path, with_states=True).without_class("hate")
 
 
+@pytest.mark.parametrize("combine", ["l1", "vote", "last", "best"])
+def test_a_verdict_that_is_not_a_number_is_none(rows, combine):
+    moderator = Moderator.fit(about_of("fraud", "hate", combine=combine), rows)
+    states = rows.states[:2].copy()
+    states[1, -1, 0] = np.nan
+    with pytest.raises(RuntimeError, match="not a number"):
+        moderator.judge(states)
+
+
 def test_verdicts(rows):
     moderator = Moderator.fit(about_of("fraud", "hate"), rows)
     scores = moderator.scores(rows.states)

@@ -11,7 +11,7 @@ from evaluation.decisions import MISSED
 from monitor.batcher import Batcher
 from monitor.generation import MonitorCriteria
 from monitor.hold_back import guard, guard_async
-from monitor.rules import DelayK
+from monitor.rules import Cusum, trace
 from monitor.stream import StreamingContentMonitor
 from monitor.verdicts import PromptVerdict
 from tests.conftest import settings_of, stop_of
@@ -155,10 +155,13 @@ def test_a_moderator_of_other_states_and_a_wrong_word_are_refused(monitors):
 def test_a_prior_lowers_the_threshold_of_flagged_prompts_alone(judged, bound):
     """Also where the prompt is read with the first piece, and where the caller peeks first."""
     scores = stream_scores(judged(NONE), TEXT)
-    rule, lower = DelayK(2), float(np.sort(scores)[-len(scores) // 3])
-    settings = replace(settings_of(rule, 1.0), flagged_unsafe=lower)
+    rule = Cusum(0.0)
+    statistics = trace(rule, scores)
+    upper, lower = float(statistics.max()) + 1, float(statistics.max()) / 2
+    settings = replace(settings_of(rule, upper), flagged_unsafe=lower)
     monitor = judged(bound, "prior", settings)
-    expected = stop_of(rule, lower if bound == ALL else 1.0, scores)
+    expected = stop_of(rule, lower if bound == ALL else upper, scores)
+    assert statistics.max() > 0
     assert (expected != MISSED) == (bound == ALL)
     with monitor.open(PROMPT) as stream:
         verdict = stream.feed(TEXT[:5])

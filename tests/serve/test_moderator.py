@@ -110,6 +110,58 @@ def test_openais_client_reads_azures_prompt_results(gateway):
         assert said == "Hello you."
 
 
+def test_a_prompt_is_one_of_azures_however_many_choices_it_has(gateway):
+    with gateway(azure=True) as url:
+        chunks = events_of(post(url, STREAM | {"n": 3}).content)
+        assert [one["prompt_index"] for one in chunks[0]["prompt_filter_results"]] == [0]
+        body = {"model": "stub", "prompt": ["One.", "Two."], "n": 2, "stream": True}
+        chunks = events_of(post(url, body, "/v1/completions").content)
+        assert [one["prompt_index"] for one in chunks[0]["prompt_filter_results"]] == [0, 1]
+
+
+def test_one_flagged_prompt_of_several_blocks_the_answer(gateway, monitor):
+    """Whatever its place: the judge flags the one whose states sum up to more."""
+    monitor.on_prompt = "stop"
+    prompts = ["Say something.", "Well, what else is there to say?"]
+    for prompt in prompts:
+        monitor.open(prompt).free()
+    sums = [float(states.sum()) for states in monitor.moderator.seen]
+    monitor.moderator.bound = sum(sums) / 2
+    with gateway() as url:
+        for order in (prompts, prompts[::-1]):
+            body = {"model": "stub", "prompt": order}
+            reply = post(url, body, "/v1/completions")
+            assert reply.status_code == 400
+            flagged = [one["flagged"] for one in reply.json()["scm"]["prompts"]]
+            assert True in flagged
+        assert gateway.service.engine.taken == 0
+
+
+@pytest.mark.parametrize("blank", [" ", "\u2028", "", None])
+def test_a_blank_message_hides_no_prompt(gateway, monitor, blank):
+    monitor.on_prompt = "stop"
+    messages = [ASK["messages"][0], {"role": "user", "content": blank}]
+    with gateway() as url:
+        assert post(url, ASK | {"messages": messages}).status_code == 400
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_moderator_that_fails_lets_nothing_pass(gateway, monitor, monkeypatch, stream):
+    def fail(states):
+        raise RuntimeError("not a number")
+
+    with gateway(max_streams=1) as url:
+        with monkeypatch.context() as patch:
+            patch.setattr(monitor.moderator, "judge", fail)
+            for _ in range(2):
+                reply = post(url, ASK | {"stream": stream})
+                assert reply.status_code == 500
+                assert reply.json()["error"]["code"] == "monitor_failed"
+            with pytest.raises(RuntimeError, match="not a number"):
+                monitor.open("Say something.")
+        assert text_of(events_of(post(url, STREAM).content)) == "Hello you."
+
+
 def test_faults_give_the_places_back(gateway, stub, monitor, monkeypatch):
     def fail(chunks):
         raise RuntimeError("no")

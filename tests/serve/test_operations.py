@@ -33,7 +33,8 @@ def moderations(flagged: bool = True, status: int = 200, body: object = None):
     async def check(request):
         asked.append(await request.json())
         result = {"flagged": flagged, "category_scores": {"a": 0.1, "b": 0.7}}
-        return JSONResponse({"results": [result]} if body is None else body, status)
+        said = body(asked[-1]) if callable(body) else body
+        return JSONResponse({"results": [result]} if said is None else said, status)
 
     with serving(Starlette(routes=[Route("/v1/moderations", check, methods=["POST"])])) as url:
         yield f"{url}/v1", asked
@@ -162,6 +163,17 @@ def test_a_check_that_fails_blocks_unless_it_may_pass(gateway, body):
             assert reply.status_code == 503 and reply.headers["retry-after"]
         with gateway(prompt_check=check, prompt_check_failure="pass") as url:
             assert ask(url).status_code == 200
+
+
+def test_a_prompt_that_cannot_be_checked_hides_no_other(gateway):
+    def answer(body):
+        return [1] if body["input"] == "odd" else {"results": [{"flagged": True}]}
+
+    with moderations(body=answer) as (check, asked):
+        with gateway(prompt_check=check, prompt_check_failure="pass") as url:
+            body = {"model": "stub", "prompt": ["odd", "bad"]}
+            reply = httpx2.post(f"{url}/v1/completions", json=body, timeout=30)
+    assert reply.status_code == 400 and [one["input"] for one in asked] == ["odd", "bad"]
 
 
 def test_openais_client_is_satisfied(gateway, stub, monitor):
