@@ -85,15 +85,11 @@ def copied(browser) -> str:
 def requests(browser) -> list[str]:
     """Returns the addresses that were asked for since the page was opened.
 
-    The browser's own pages are left out: a slow machine loads its start page late.
+    What the browser's own pages ask for is left out: a slow machine loads its start page late.
     """
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    ]
-    return [one for one in asked if not one.startswith("chrome://")]
+    sent = [one["params"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    return [one["request"]["url"] for one in sent if not one["documentURL"].startswith("chrome://")]
 
 
 def test_it_loads_alone_and_without_complaint(browser, show, tmp_path):
