@@ -141,8 +141,6 @@ class JudgedConfig:
     """Its thresholds; default the file monitor.json in its folder."""
     state_cache: str = ""
     """Folder to keep the states in, shared by all commands; default none is kept."""
-    overwrite: bool = False
-    """Replace the output."""
 
     @property
     def settings_file(self) -> Path:
@@ -164,6 +162,8 @@ class PriorConfig(JudgedConfig):
     target_false_alarm: float = 0.0
     """Share of benign responses to flagged prompts that may be stopped; 0: best macro F1 of all
     validation responses."""
+    overwrite: bool = False
+    """Replace the file."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_false_alarm < 1:

@@ -91,8 +91,8 @@ class Shutdown:
 def prompts_told(ask: Ask, checked: Mapping[str, Checked]) -> dict[str, Any]:
     """Returns the field `scm` with what is known of each choice's prompt; nothing: no field."""
     known = [
-        {"index": index, "flagged": one.flagged, "score": round(one.score, 4)}
-        | (prompt_result(one.verdict) or {})
+        {"index": index}
+        | (prompt_result(one.verdict) or {"flagged": one.flagged, "score": round(one.score, 4)})
         for index, prompt in enumerate(ask.prompts)
         if (one := checked.get(prompt))
     ]

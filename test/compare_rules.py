@@ -37,9 +37,13 @@ def _highest(maxima: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([one[-1] for one in maxima])
 
 
-def outcome_at(maxima: Sequence[np.ndarray], split: Predictions, theta: float) -> Outcome:
-    """Stops every response of a split where its `running_maxima` reach a threshold."""
-    released = np.array([np.searchsorted(one, theta) for one in maxima])  # T: never stopped
+def outcome_at(
+    maxima: Sequence[np.ndarray], split: Predictions, theta: float | np.ndarray
+) -> Outcome:
+    """Stops every response of a split where its `running_maxima` reach a threshold, or its own."""
+    thetas = np.broadcast_to(theta, len(maxima))
+    # T: never stopped
+    released = np.array([np.searchsorted(one, at) for one, at in zip(maxima, thetas, strict=True)])
     return stopped_outcome(released, _highest(maxima), split.token_labels, split.label, split.group)
 
 
@@ -149,8 +153,9 @@ def measure_rules(
     group: np.ndarray,
     resamples: int,
     seed: int,
+    reference: str = REFERENCE,
 ) -> dict[str, dict[str, Any]]:
-    """Measures rules, `REFERENCE` among them, on the same bootstrap samples of the groups.
+    """Measures rules, the reference among them, on the same bootstrap samples of the groups.
 
     Returns:
         For each rule "test", every metric with its 95 % interval, and "against", the difference of
@@ -162,8 +167,8 @@ def measure_rules(
     }
 
     def against(name: str, metric: str) -> dict[str, float]:
-        difference = values[name][metric] - values[REFERENCE][metric]
-        return paired_test(difference, samples[name][metric] - samples[REFERENCE][metric])
+        difference = values[name][metric] - values[reference][metric]
+        return paired_test(difference, samples[name][metric] - samples[reference][metric])
 
     return {
         name: {

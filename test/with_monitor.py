@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.bootstrap import MetricFunction, bootstrap, paired_test, with_interval
-from evaluation.decisions import Outcome, stopped_outcome
+from evaluation.bootstrap import MetricFunction
+from evaluation.decisions import Outcome
 from evaluation.predictions import Predictions
 from moderator.prior import Judged, judge_prompts
 from monitor.settings import MonitorSettings
-from test.compare_rules import running_maxima, statistics_of
+from test.compare_rules import measure_rules, outcome_at, running_maxima, statistics_of
 from test.prompt_options import WithMonitorConfig
 from utils.files import read_json, write_bytes, write_json
 from utils.formatting import interval, markdown_table, percent
@@ -42,44 +42,27 @@ on the same resampled prompts, with its two-sided p, which is not corrected for 
 rows."""
 
 
-def stopped_by(
-    maxima: list[np.ndarray], split: Predictions, thresholds: np.ndarray, gated: np.ndarray
-) -> Outcome:
-    """Stops each response of a split where its statistic reaches its own threshold.
-
-    Args:
-        maxima: [N] float arrays [T], see `running_maxima`.
-        split: N responses.
-        thresholds: float [N].
-        gated: bool [N]; these never begin: not a token of them is seen.
-    """
-    released = np.array(
-        [np.searchsorted(*both) for both in zip(maxima, thresholds, strict=True)], dtype=int
-    )
-    released[gated] = 0
-    score = np.array([one[-1] for one in maxima])
-    outcome = stopped_outcome(released, score, split.token_labels, split.label, split.group)
-    return replace(outcome, seen=np.where(gated, 0.0, outcome.seen))
-
-
 def outcomes(
     split: Predictions, flagged: np.ndarray, settings: MonitorSettings
 ) -> dict[str, Outcome]:
     """Returns the outcome of each way; `flagged`, bool [N], tells whose prompt is."""
     maxima = running_maxima(settings.policy.rule, split.token_probs)
-    ordinary = np.full(len(split), settings.policy.stop_threshold)
-    lower = np.where(flagged, settings.flagged_policy.stop_threshold, ordinary)
-    nobody = np.zeros(len(split), dtype=bool)
+    ordinary, never_begins = settings.policy.stop_threshold, -np.inf
     ways = {
-        MONITOR: (ordinary, nobody),
-        "gate only": (np.full(len(split), np.inf), flagged),
-        "both": (ordinary, flagged),
+        MONITOR: np.full(len(split), ordinary),
+        "gate only": np.where(flagged, never_begins, np.inf),
+        "both": np.where(flagged, never_begins, ordinary),
     }
     if settings.flagged_unsafe is not None:
-        threshold = settings.flagged_policy.stop_threshold
-        ways[f"prior, {threshold:.4g}"] = (lower, nobody)
-        ways[f"that for all, {threshold:.4g}"] = (np.full(len(split), threshold), nobody)
-    return {name: stopped_by(maxima, split, *way) for name, way in ways.items()}
+        lower = settings.flagged_policy.stop_threshold
+        ways[f"prior, {lower:.4g}"] = np.where(flagged, lower, ordinary)
+        ways[f"that for all, {lower:.4g}"] = np.full(len(split), lower)
+
+    def outcome(thresholds: np.ndarray) -> Outcome:
+        stopped = outcome_at(maxima, split, thresholds)
+        return replace(stopped, seen=np.where(thresholds == never_begins, 0, stopped.seen))
+
+    return {name: outcome(thresholds) for name, thresholds in ways.items()}
 
 
 def _with_parts(
@@ -104,24 +87,17 @@ def compare(judged: Judged, config: WithMonitorConfig) -> dict[str, Any]:
     split, flagged = judged.run.test, judged.flagged["test"]
     harmless = np.array([bool(re.fullmatch(config.harmless, one)) for one in split.ids])
     names = [*SHOWN.values(), *((HARMLESS, REFUSALS) if config.harmless else ())]
-    rows, first = [], None
-    for name, outcome in outcomes(split, flagged, judged.settings).items():
-        statistics = _with_parts(statistics_of(outcome, split.lengths), outcome, harmless)
-        values = statistics(np.ones((1, len(split))))
-        samples = bootstrap(statistics, split.group, config.bootstrap, config.seed)
-        row = {"way": name} | {
-            one: with_interval(float(values[one][0]), samples[one]) for one in names
-        }
-        if first is None:
-            first = values, samples
-        else:
-            row["against"] = {
-                one: paired_test(
-                    float(values[one][0] - first[0][one][0]), samples[one] - first[1][one]
-                )
-                for one in names
-            }
-        rows.append(row)
+    ways = {
+        name: _with_parts(statistics_of(outcome, split.lengths), outcome, harmless)
+        for name, outcome in outcomes(split, flagged, judged.settings).items()
+    }
+    found = measure_rules(ways, names, split.group, config.bootstrap, config.seed, MONITOR)
+    rows = [
+        {"way": name}
+        | {one: measured["test"][one] for one in names}
+        | ({} if name == MONITOR else {"against": measured["against"]})
+        for name, measured in found.items()
+    ]
     parts = {"harmful": split.label == 1, HARMLESS: harmless & (split.label == 0)}
     parts[REFUSALS] = ~harmless & (split.label == 0)
     return {
