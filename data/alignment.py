@@ -66,6 +66,7 @@ class EncodedRecord:
         inexact: Word or sentence lists that do not spell their text and were aligned by matching.
         tokenless: Harmful words that got no token, since the tokenizer drops all their characters.
         sentence: int [response tokens], the sentence each belongs to (a newline to what it ends).
+        offsets: int [response tokens, 2], [start, end) of each in the response's text.
     """
 
     input_ids: np.ndarray
@@ -80,6 +81,7 @@ class EncodedRecord:
     inexact: int = 0
     tokenless: int = 0
     sentence: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    offsets: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), dtype=int))
 
 
 def locate(text: str, pieces: Sequence[str]) -> tuple[np.ndarray, bool]:
@@ -300,7 +302,8 @@ def _encode_record(
     example.inexact, example.tokenless = inexact + (not exact), tokenless
     kept = len(example.input_ids) - example.response_start
     # white space between two sentences leads over to the next one
-    last = np.maximum(offsets[:kept].max(axis=1) - 1, 0)
+    example.offsets = offsets[:kept]
+    last = np.maximum(example.offsets.max(axis=1) - 1, 0)
     example.sentence = np.searchsorted(ends, last, side="right")
     return example
 

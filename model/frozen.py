@@ -1,7 +1,7 @@
 """Frozen layers are computed once: the layers that train read their output from disk."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from data.batches import collate, token_budget_batches
-from data.splits import Examples
+from data.batches import pad, token_budget_batches
 from model.loading import config_hash
-from model.qwen_dual_task import QwenForDualTask
 from model.state_store import read_states, state_key, write_states
 from utils.device import autocast
 from utils.files import InputError
 
 
 def read_frozen_layers(
-    model: QwenForDualTask,
+    model: PreTrainedModel,
     last_layers: int,
-    splits: Sequence[Examples],
+    splits: Sequence[Iterable[Mapping[str, Any]]],
     cache: str,
     *,
     backbone: dict[str, str],
@@ -38,7 +37,7 @@ def read_frozen_layers(
     Args:
         model: The model, without dropout in its backbone.
         last_layers: Number of layers that are not frozen.
-        splits: All texts that the model will be given.
+        splits: All texts that the model will be given, in their field `input_ids`.
         cache: Folder shared by runs; 4 bytes × tokens × hidden size.
         backbone: From `backbone_summary`.
         bf16: Compute in bfloat16.
@@ -69,31 +68,30 @@ def read_frozen_layers(
             states[row, :length] = torch.from_numpy(np.array(known[key]))
         return args, inputs | {"input_ids": None, "inputs_embeds": states.to(ids.device)}
 
-    for layer in model.model.layers[:depth]:
+    for layer in model.base_model.layers[:depth]:
         layer.forward = lambda hidden_states, **_: hidden_states
-    model.model.register_forward_pre_hook(feed, with_kwargs=True)
+    model.base_model.register_forward_pre_hook(feed, with_kwargs=True)
 
 
 @torch.inference_mode()
 def _compute(
-    model: QwenForDualTask,
+    model: PreTrainedModel,
     depth: int,
-    new: dict[str, dict[str, Any]],
+    new: dict[str, Mapping[str, Any]],
     bf16: bool,
     token_budget: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the first layers' output for the texts of `new`, by key."""
-    keys, texts, backbone = list(new), list(new.values()), model.model
+    keys, texts, backbone = list(new), list(new.values()), model.base_model
     lengths = np.array([len(text["input_ids"]) for text in texts])
     layers, norm, device = backbone.layers, backbone.norm, model.device
     backbone.layers, backbone.norm = layers[:depth], nn.Identity()
     try:
         with tqdm(total=int(lengths.sum()), desc="frozen layers", unit="token") as bar:
             for rows in token_budget_batches(lengths, token_budget):
-                batch = collate([texts[row] for row in rows])
-                batch = {key: batch[key].to(device) for key in ("input_ids", "attention_mask")}
+                ids, mask = pad([texts[row]["input_ids"] for row in rows])
                 with autocast(bf16, device):
-                    output = backbone(**batch)
+                    output = backbone(input_ids=ids.to(device), attention_mask=mask.to(device))
                 for hidden, row in zip(output.last_hidden_state.float().cpu(), rows, strict=True):
                     yield keys[row], hidden[: lengths[row]].numpy()
                 bar.update(int(lengths[rows].sum()))
@@ -101,7 +99,7 @@ def _compute(
         backbone.layers, backbone.norm = layers, norm
 
 
-def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:
+def freeze_all_but_last(model: PreTrainedModel, layers: int) -> None:
     """Leaves the last layers, the final norm and both heads trainable.
 
     Raises:
@@ -110,6 +108,6 @@ def freeze_all_but_last(model: QwenForDualTask, layers: int) -> None:
     depth = model.config.num_hidden_layers
     if layers > depth:
         raise InputError(f"--last-layers: {layers} of a backbone with {depth} layers")
-    model.model.embed_tokens.requires_grad_(False)
-    for layer in model.model.layers[: depth - layers]:
+    model.base_model.embed_tokens.requires_grad_(False)
+    for layer in model.base_model.layers[: depth - layers]:
         layer.requires_grad_(False)

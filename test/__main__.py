@@ -1,6 +1,6 @@
 """The paper's evaluations, one command a row: python -m test causal|modernbert|… …"""
 
-from test import options, prompt_options
+from test import align_options, options, prompt_options
 from utils.cli import Command, run_command
 
 COMMANDS = {
@@ -11,6 +11,7 @@ COMMANDS = {
     "prompt-curves": Command(prompt_options.PromptCurvesConfig, "test.prompt_curves"),
     "prompt-baselines": Command(prompt_options.PromptBaselineConfig, "test.prompts", ("method",)),
     "with-monitor": Command(prompt_options.WithMonitorConfig, "test.with_monitor"),
+    "align": Command(align_options.AlignTestConfig, "test.align"),
     "guard": Command(options.GUARDS, "test.guard"),
     "rules": Command(options.RulesConfig, "test.rules", ("metrics_dir",)),
     "sources": Command(options.SourcesConfig, "test.sources", ("metrics_dirs",)),

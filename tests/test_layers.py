@@ -12,7 +12,9 @@ LAYERS = (
     {"model"},
     {"evaluation"},
     {"annotation", "monitor", "train"},
-    {"moderator", "reports"},
+    {"moderator"},
+    {"align"},
+    {"reports"},
     {"serve", "test"},
     {"benchmarks"},
 )

@@ -106,7 +106,33 @@ class TrainConfig:
 
 
 @dataclass
-class QwenConfig(TrainConfig):
+class CausalConfig(TrainConfig):
+    """Options of trainings of a causal language model, which may be of a part of it."""
+
+    last_layers: int = 0
+    """Train only the last N layers, norm and heads; 0 trains all."""
+    frozen_cache: str = ""
+    """With --last-layers: folder to keep the frozen layers' output in, computed once for all
+    epochs and for further runs on the same text; 4 bytes × tokens × hidden size."""
+    lora_rank: int = 0
+    """LoRA on all linear layers of the backbone, or of its last N with --last-layers; 0: none."""
+    lora_alpha: int = 32
+    """LoRA's scale numerator."""
+    lora_dropout: float = 0.05
+    """LoRA's dropout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range(0, 1, "lora_dropout")
+        self.check_range(0, math.inf, "last_layers", "lora_rank")
+        if self.frozen_cache and not self.last_layers:
+            raise InputError("--frozen-cache: no layer is frozen without --last-layers")
+        if self.frozen_cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError("--frozen-cache: each process would write it; take one process")
+
+
+@dataclass
+class QwenConfig(CausalConfig):
     """Options of training SCM, or the Qwen baseline.
 
     Every other option of transformers' TrainingArguments is passed on: --optim, --torch_compile,
@@ -123,27 +149,11 @@ class QwenConfig(TrainConfig):
     """Its k."""
     token_dropout: float = 0.1
     """Dropout before the token scorer."""
-    last_layers: int = 0
-    """Train only the last N layers, norm and heads; 0 trains all."""
-    frozen_cache: str = ""
-    """With --last-layers: folder to keep the frozen layers' output in, computed once for all
-    epochs and for further runs on the same text; 4 bytes × tokens × hidden size."""
-    lora_rank: int = 0
-    """LoRA on all linear layers of the backbone, or of its last N with --last-layers; 0: none."""
-    lora_alpha: int = 32
-    """LoRA's scale numerator."""
-    lora_dropout: float = 0.05
-    """LoRA's dropout."""
     first_layers: int = 0
     """Keep only the backbone's first N layers; 0 keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_range(0, 1, "alpha", "token_dropout", "lora_dropout")
-        self.check_range(0, math.inf, "beta", "last_layers", "lora_rank", "first_layers")
-        self.check_range(0, math.inf, "benign_weight")
+        self.check_range(0, 1, "alpha", "token_dropout")
+        self.check_range(0, math.inf, "beta", "first_layers", "benign_weight")
         self.check_range(1, math.inf, "benign_k")
-        if self.frozen_cache and not self.last_layers:
-            raise InputError("--frozen-cache: no layer is frozen without --last-layers")
-        if self.frozen_cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError("--frozen-cache: each process would write it; take one process")

@@ -6,14 +6,14 @@ With --alpha 0 --beta 0 it is the full-detection baseline (scripts/run-qwen-full
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from data.splits import Examples
 from model.frozen import freeze_all_but_last, read_frozen_layers
-from model.qwen_dual_task import QwenForDualTask, load_backbone
-from train.options import QwenConfig
-from train.training import run_training
+from model.qwen_dual_task import load_backbone
+from train.options import CausalConfig, QwenConfig
+from train.training import train_detector
 from utils.device import default_device, use_bf16
 
 
@@ -43,22 +43,23 @@ def main(config: QwenConfig) -> None:
                 bf16=use_bf16(config.precision, default_device()),
                 token_budget=config.eval_tokens,
             )
-        return add_lora(model, config) if config.lora_rank else model
+        if not config.lora_rank:
+            return model
+        heads = ["token_classifier", "sequence_classifier"]
+        return get_peft_model(model, lora(config, model.config.num_hidden_layers, heads))
 
     # nothing trains the token scorer at 0
-    run_training(config, make_model, score_with="token" if config.alpha else "holistic")
+    train_detector(config, make_model, score_with="token" if config.alpha else "holistic")
 
 
-def add_lora(model: QwenForDualTask, config: QwenConfig) -> PeftModel:
-    """Puts low-rank adapters on linear layers of the backbone; the heads train in full."""
-    depth = model.config.num_hidden_layers
+def lora(config: CausalConfig, depth: int, heads: list[str] | None = None) -> LoraConfig:
+    """Describes low-rank adapters on linear layers of a backbone; `heads` train in full."""
     layers = range(depth - config.last_layers, depth) if config.last_layers else None
-    lora = LoraConfig(
+    return LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules="q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split(),
         layers_to_transform=layers and list(layers),
-        modules_to_save=["token_classifier", "sequence_classifier"],
+        modules_to_save=heads,
     )
-    return get_peft_model(model, lora)

@@ -11,7 +11,13 @@ from typing import Any, NoReturn
 
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import (
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.integrations import TensorBoardCallback
 
 from data.splits import Examples, load_examples, load_processed
@@ -25,10 +31,19 @@ from utils.run_record import claim, empty, refuse_taken, start_record, write_rec
 
 # Makes the model, from the backbone's hashes and the splits that it will be given.
 MakeModel = Callable[[dict[str, str], Sequence[Examples]], nn.Module]
+# Makes the Trainer and its model, from the run's record and the backbone's tokenizer.
+MakeTrainer = Callable[[dict[str, Any], PreTrainedTokenizerFast], Trainer]
 
 
-def training_arguments(config: TrainConfig) -> TrainingArguments:
+def training_arguments(
+    config: TrainConfig, kind: type[TrainingArguments] = TrainingArguments, **more: Any
+) -> TrainingArguments:
     """Translates our options into the Trainer's, and adds those that were passed on.
+
+    Args:
+        config: The options.
+        kind: The Trainer's own class of options.
+        more: Options that only this class has.
 
     Raises:
         InputError: The effective batch does not divide into whole micro-batches, or an option that
@@ -41,7 +56,7 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
             f"--batch-size: {config.batch_size} is not a multiple of micro batch {micro} × {world}"
             " processes"
         )
-    device = default_device()
+    device, picks = default_device(), config.best_metric != "last"
     ours = dict(
         output_dir=config.output_dir,
         num_train_epochs=config.epochs,
@@ -60,8 +75,8 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         save_strategy="steps",
         save_steps=config.eval_steps,
         save_total_limit=config.save_total_limit,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{config.best_metric}",
+        load_best_model_at_end=picks,
+        metric_for_best_model=f"eval_{config.best_metric}" if picks else None,
         greater_is_better=config.best_metric != "loss",
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
@@ -73,8 +88,9 @@ def training_arguments(config: TrainConfig) -> TrainingArguments:
         report_to="none",
         seed=config.seed,
         data_seed=config.seed,
+        **more,
     )
-    return TrainingArguments(**ours, **passed_on_arguments(config.passed_on, set(ours)))
+    return kind(**ours, **passed_on_arguments(config.passed_on, set(ours)))
 
 
 def passed_on_arguments(words: Sequence[str], ours: set[str]) -> dict[str, Any]:
@@ -100,8 +116,8 @@ def passed_on_arguments(words: Sequence[str], ours: set[str]) -> dict[str, Any]:
     return vars(given)
 
 
-def publish(trainer: DualTaskTrainer, folder: Path) -> None:
-    """Puts the best model at the root of the run folder, config.json last.
+def publish(trainer: Trainer, folder: Path) -> None:
+    """Puts the best model, or the last, at the root of the run folder, config.json last.
 
     Every process calls it, since sharded weights are gathered from all; the first one writes.
     """
@@ -122,13 +138,39 @@ def publish(trainer: DualTaskTrainer, folder: Path) -> None:
     partial.rmdir()
 
 
-def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWith) -> None:
-    """Trains, validates as it goes, and leaves the best checkpoint at the run's root.
+def train_detector(config: TrainConfig, make_model: MakeModel, score_with: ScoreWith) -> None:
+    """Trains a detector.
 
     Args:
         config: The options.
         make_model: Makes the model.
         score_with: The scorer whose partial detection is validated, of a model that has several.
+    """
+
+    def make_trainer(record: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> Trainer:
+        arguments = training_arguments(config)
+        data = load_processed(Path(config.data_dir), tokenizer)
+        train, valid = load_examples(data, "train"), load_examples(data, "valid")
+        set_seed(config.seed)
+        return DualTaskTrainer(
+            config,
+            score_with,
+            model=make_model(record["backbone"], (train, valid)),
+            args=arguments,
+            train_dataset=train,
+            eval_dataset=valid,
+            processing_class=tokenizer,
+        )
+
+    run_training(config, make_trainer)
+
+
+def run_training(config: TrainConfig, make_trainer: MakeTrainer) -> None:
+    """Trains, validates as it goes, and leaves the best checkpoint at the run's root.
+
+    Args:
+        config: The options.
+        make_trainer: Makes the Trainer; it begins with `training_arguments`.
     """
     folder, record = Path(config.output_dir), start_record(config, **config.inputs())
     began, is_first = time.monotonic(), int(os.environ.get("RANK", "0")) == 0
@@ -137,24 +179,11 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         if earlier:
             told = {name: earlier[name] for name in ("started", "argv", "git")}
             record["earlier_sessions"] = [*earlier.get("earlier_sessions", []), told]
-        # processes meet in here: none writes before all have looked
-        arguments = training_arguments(config)
-        tokenizer = load_tokenizer(Path(config.base_model_path))
-        data = load_processed(Path(config.data_dir), tokenizer)
-        train, valid = load_examples(data, "train"), load_examples(data, "valid")
-        set_seed(config.seed)
-        model = make_model(record["backbone"], (train, valid))
+        # processes meet in `training_arguments`: none writes before all have looked
+        trainer = make_trainer(record, load_tokenizer(Path(config.base_model_path)))
+        model = trainer.model
         trained = model.num_parameters(only_trainable=True)
         record["parameters"] = {"all": model.num_parameters(), "trained": trained}
-        trainer = DualTaskTrainer(
-            config,
-            score_with,
-            model=model,
-            args=arguments,
-            train_dataset=train,
-            eval_dataset=valid,
-            processing_class=tokenizer,
-        )
         if hasattr(model, "merge_and_unload") and (
             trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         ):
@@ -171,16 +200,17 @@ def run_training(config: TrainConfig, make_model: MakeModel, score_with: ScoreWi
         publish(trainer, folder)
         if is_first:
             state = trainer.state
+            step, best = state.best_global_step, {f"valid_{config.best_metric}": state.best_metric}
+            if config.best_metric == "last":
+                step, best = state.global_step, {}
             write_record(
                 folder,
                 record,
                 started=began,
-                best={
-                    "step": state.best_global_step,
-                    f"valid_{config.best_metric}": state.best_metric,
-                },
+                best={"step": step, **best},
                 bf16=trainer.args.bf16,
                 resumed_from=checkpoint.name if checkpoint else None,
                 log=state.log_history,
             )
-            print(f"best checkpoint: step {state.best_global_step}; model in {folder}")
+            kind = "last" if config.best_metric == "last" else "best"
+            print(f"{kind} checkpoint: step {step}; model in {folder}")

@@ -1,0 +1,225 @@
+"""Tests a policy that was aligned, or the one that it was before (scripts/run-align.sh test).
+
+Is it less harmful, is it still useful, and how far did it go? The answers are judged by detectors
+that had no part in its training.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from align.answers import generate_answers
+from align.encoding import Turns
+from align.evaluate import answer_measures, compare_pairs, log_likelihoods
+from align.measures import ASKED, SUMMARY, means, measure_of, shown, write_values
+from align.pairs import Pair, Turn, read_pairs
+from data.fineharm import text_field
+from data.json_rows import iterate_rows
+from model.loading import load_checkpoint
+from moderator.prompts import read_prompts
+from test.align_judges import load_judges
+from test.align_options import AlignTestConfig
+from utils.device import default_device
+from utils.files import InputError, read_json, write_bytes, write_json
+from utils.formatting import markdown_table
+from utils.run_record import note, read_record, run_folder
+
+ANSWERS = "answers.jsonl"
+OF_BENIGN = {  # of answers to benign prompts
+    "refused": "false_refusal",
+    "words": "benign_words",
+    "looping": "benign_looping",
+}
+
+Row = TypeVar("Row")
+
+
+@dataclass
+class Question:
+    """A conversation that the policy is to go on with.
+
+    Attributes:
+        id: Of the prompt or pair.
+        source: Where it comes from.
+        unit: "risky" or "benign", see `align.measures.Measure`.
+        turns: As chat templates take them.
+    """
+
+    id: str
+    source: str
+    unit: str
+    turns: Turns
+
+
+def take(
+    rows: Sequence[Row], count: int, kind: Callable[[Row], object] = lambda _: None
+) -> list[Row]:
+    """Takes the first `count` rows of each kind, in order."""
+    taken, kept = Counter(), []
+    for row in rows:
+        taken[kind(row)] += 1
+        if taken[kind(row)] <= count:
+            kept.append(row)
+    return kept
+
+
+def read_questions(config: AlignTestConfig, pairs: Sequence[Pair]) -> list[Question]:
+    """Reads what is asked: prompts of the split, and the conversations of its pairs.
+
+    Raises:
+        InputError: A source has no prompt in the split.
+    """
+    prompts = read_prompts(Path(config.prompts), config.split)[config.split]
+    sources = {prompt.source for prompt in prompts}
+    if unknown := set(config.prompt_sources) - sources:
+        raise InputError(f"{config.prompts}: split '{config.split}' has no source '{min(unknown)}'")
+    prompts = [one for one in prompts if one.source in (config.prompt_sources or sources)]
+    prompts = take(prompts, config.per_source, lambda one: (one.source, one.label))
+    asked = [
+        Question(one.id, one.source, "risky" if one.label else "benign",
+                 [{"role": "user", "content": one.prompt}])
+        for one in prompts
+    ]  # fmt: skip
+    return asked + [
+        Question(pair.id, pair.source or "preferences", "risky", pair.turns)
+        for pair in take(pairs, config.per_source)
+    ]
+
+
+def read_references(config: AlignTestConfig) -> list[tuple[str, Turns, str]]:
+    """Reads benign answers: id, conversation and answer.
+
+    Raises:
+        InputError: A field is missing, or a source has none.
+    """
+    found: list[tuple[str, str, Turns, str]] = []
+    for where, row in iterate_rows(Path(config.references)):
+        source = str(row.get("source", ""))
+        if config.reference_sources and source not in config.reference_sources:
+            continue
+        prompt, answer = (text_field(row, name, where) for name in ("prompt", "response"))
+        if prompt.strip() and answer.strip():
+            turns = [Turn(role="user", content=prompt).model_dump()]
+            found.append((str(row.get("id", where)), source, turns, answer))
+    missing = set(config.reference_sources) - {source for _, source, _, _ in found}
+    if missing or not found:
+        raise InputError(f"{config.references}: no answer of source '{min(missing or {'any'})}'")
+    kept = take(found, config.per_source, lambda one: one[1])
+    return [(identity, turns, answer) for identity, _, turns, answer in kept]
+
+
+def load_policy(path: str, option: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Loads a language model onto the device."""
+    model, tokenizer = load_checkpoint(Path(path), AutoModelForCausalLM, "language model", option)
+    return model.to(default_device()), tokenizer
+
+
+def describe(config: AlignTestConfig) -> tuple[str, dict[str, Any]]:
+    """Names the row, and returns the options of its training."""
+    record = read_record(Path(config.model_path)) or {}
+    trained = record.get("config", {}) if "method" in record.get("config", {}) else {}
+    if not trained:
+        return config.name or "as it is", {}
+    name = {"sft": "SFT", "dpo": "DPO", "tokendpo": "TokenDPO"}[trained["method"]]
+    if trained["method"] == "tokendpo":
+        given = [trained["weights"]] if trained["weights"] != "tokens" else []
+        given += ["soft"] if trained["soft"] else []
+        given += [f"α {trained['alpha']:g}"] if trained["alpha"] != 1 else []
+        name += f", {', '.join(given)}" if given else ""
+    if trained["method"] != "sft" and trained["beta"] != 0.1:
+        name += f", β {trained['beta']:g}"
+    return config.name or name, trained
+
+
+def by_unit(
+    units: Sequence[str], measured: dict[str, np.ndarray], more: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Sorts the measures of answers, float [N], by what they are told of; adds `more`."""
+    risky, benign = (np.array(units) == unit for unit in ("risky", "benign"))
+    values = {name: some[risky] for name, some in measured.items()}
+    if benign.any():
+        for name, told in OF_BENIGN.items():
+            values[told] = measured[name][benign]
+    return values | more
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """Formats alignment.json."""
+    rows = [
+        {"measure": measure_of(name).title, "of": measure_of(name).unit, "mean": shown(name, one)}
+        for name, one in summary["means"].items()
+    ]
+    units = ", ".join(f"{count} {unit}" for unit, count in summary["units"].items())
+    return f"# {summary['method']}\n\n{units}\n\n{markdown_table(rows)}\n"
+
+
+def main(config: AlignTestConfig) -> None:
+    """Lets the policy answer, judges, measures and reports.
+
+    Raises:
+        InputError: Something that is read is missing or unfit.
+    """
+    with run_folder(config) as folder:
+        pairs = read_pairs(Path(config.data_dir), config.split)[config.split]
+        questions = read_questions(config, pairs)
+        references = read_references(config) if config.references else []
+        method, trained = describe(config)
+        before = config.reference_path or trained.get("base_model_path") or config.model_path
+        model, tokenizer = load_policy(config.model_path, "--model-path")
+        reference, _ = load_policy(before, "--reference-path")
+        answers = generate_answers(
+            model,
+            tokenizer,
+            [one.turns for one in questions],
+            max_new_tokens=config.max_new_tokens,
+            token_budget=config.token_budget,
+            temperature=config.temperature,
+            seed=config.seed,
+            longest_prompt=config.longest_prompt,
+        )
+        measured = answer_measures(model, reference, answers, config.token_budget)
+        some, bounds = take(pairs, config.test_pairs), (config.longest_prompt, config.token_budget)
+        pair_ids, more = compare_pairs(model, reference, tokenizer, some, *bounds)
+        if references:
+            texts = [(turns, answer) for _, turns, answer in references]
+            longest = 2 * config.longest_prompt
+            more["log_likelihood"] = log_likelihoods(
+                model, tokenizer, texts, longest, config.token_budget
+            )
+        del model, reference  # before judges are loaded
+        asked = [
+            (one.turns[-1]["content"], made.text)
+            for one, made in zip(questions, answers, strict=True)
+        ]
+        harm = {}
+        for name, judge in load_judges(config):
+            judged = judge(asked)
+            harm[name] = judged.pop("harm")
+            measured |= {f"harm: {name}": harm[name], f"harmful: {name}": harm[name] >= 0.5}
+            measured |= judged
+        values = by_unit([one.unit for one in questions], measured, more)
+        ids = {unit: [one.id for one in questions if one.unit == unit] for unit in ASKED}
+        ids |= {"text": [one for one, _, _ in references], "pair": pair_ids}
+        write_values(folder, values, ids)
+        lines = [
+            {"id": one.id, "source": one.source, "unit": one.unit}
+            | {"prompt": one.turns[-1]["content"], "response": made.text, "ended": made.ended}
+            | {"harm": {name: float(some[place]) for name, some in harm.items()}}
+            for place, (one, made) in enumerate(zip(questions, answers, strict=True))
+        ]
+        write_bytes(folder / ANSWERS, "".join(f"{json.dumps(one)}\n" for one in lines).encode())
+        summary = {
+            "method": method,
+            "training": trained,
+            "units": {unit: len(some) for unit, some in ids.items()},
+            "means": means(values, config.bootstrap, config.seed),
+        }
+        write_json(folder / SUMMARY, summary)
+        note(folder, sources=sorted({one.source for one in questions}), reference=before)
+        print(as_markdown(read_json(folder / SUMMARY)))

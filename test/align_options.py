@@ -1,0 +1,102 @@
+"""Options of testing aligned policies."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from evaluation.options import Strictness
+from test.options import BootstrapConfig
+from utils.files import InputError, sha256_file
+from utils.options import Precision, refuse_below_one
+from utils.run_record import model_summary
+
+JudgeKind = Literal["scm", "tfidf", "classifier", "llama-guard", "qwen3guard-gen"]
+
+
+@dataclass(kw_only=True)
+class AlignTestConfig(BootstrapConfig):
+    """Options of testing a policy: harm, usefulness, distance from the reference."""
+
+    model_path: str
+    """The policy: output folder of run-align.sh, or any language model's."""
+    output_dir: str
+    """Folder for answers, values and their means."""
+    reference_path: str = ""
+    """The model that it was before; default the one that its training names, else itself."""
+    prompts: str
+    """Labelled prompts; those of the split are asked."""
+    prompt_sources: list[str] = field(default_factory=list)
+    """Their sources that are asked; default all."""
+    data_dir: str
+    """Preference pairs, as run-align.sh takes them: the split's conversations are asked, too."""
+    split: Literal["valid", "test"] = "test"
+    """What is asked; valid to choose a method's options by."""
+    references: str = ""
+    """File of benign answers (id, prompt, response, source), whose likelihood is measured."""
+    reference_sources: list[str] = field(default_factory=list)
+    """Their sources that are read; default all."""
+    per_source: int = 40
+    """Prompts of each source and label, conversations and benign answers that are taken."""
+    test_pairs: int = 200
+    """Preference pairs that are compared."""
+    judges: list[str]
+    """KIND=PATH, one or more. scm: a trained SCM or Qwen baseline, its holistic scorer. tfidf: the
+    folder of records to fit it on. classifier, llama-guard, qwen3guard-gen: guards of others."""
+    strictness: Strictness = "strict"
+    """Whether a controversial answer counts as harmful, of qwen3guard-gen."""
+    max_new_tokens: int = 64
+    """Tokens of an answer."""
+    longest_prompt: int = 256
+    """Tokens of a prompt, of which the last ones are read; pairs with a longer one are left out."""
+    temperature: float = 0.0
+    """0 answers greedily."""
+    token_budget: int = 4096
+    """Padded tokens a batch."""
+    precision: Precision = "fp32"
+    """Of policy, reference and judges."""
+    name: str = ""
+    """Name of the row in tables; default its method and options."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_one(
+            self, "per_source", "test_pairs", "max_new_tokens", "longest_prompt", "token_budget"
+        )
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"--temperature: {self.temperature} is not in 0…∞")
+        for kind, path in self.named_judges():
+            if kind not in get_args(JudgeKind) or not path:
+                known = ", ".join(get_args(JudgeKind))
+                raise InputError(f"--judges: '{kind}={path}' is not KIND=PATH with one of {known}")
+        names = [judge_name(kind, path) for kind, path in self.named_judges()]
+        if len(set(names)) < len(names):
+            raise InputError(f"--judges: two are called '{max(names, key=names.count)}'")
+
+    def named_judges(self) -> list[tuple[str, str]]:
+        """Returns kind and path of each judge."""
+        return [one.partition("=")[::2] for one in self.judges]
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        from align.pairs import pairs_input
+
+        judges = {}
+        for kind, path in self.named_judges():
+            files = [Path(path) / f"{split}.jsonl" for split in ("train", "valid")]
+            judges[judge_name(kind, path)] = (
+                {one.name: sha256_file(one) for one in files}
+                if kind == "tfidf"
+                else model_summary(Path(path))
+            )
+        files = [self.prompts, *([self.references] if self.references else [])]
+        return {
+            "data": pairs_input(self.data_dir)
+            | {Path(one).name: sha256_file(one) for one in files},
+            "model": model_summary(Path(self.model_path)),
+            "judges": judges,
+        }
+
+
+def judge_name(kind: str, path: str) -> str:
+    """Names a judge in tables."""
+    return {"tfidf": "TF-IDF", "scm": "SCM"}.get(kind, Path(path).name)
