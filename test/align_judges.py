@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from align.labels import Annotator
+from annotation.annotators.llm import LlmConfig
+from annotation.chat import LLMAnnotator
+from annotation.sentences import parse
+from annotation.sources import Row
 from data.fineharm import read_split
 from evaluation.guards.classifier import ClassifierGuard
 from evaluation.guards.dialogue import Dialogue
@@ -33,6 +37,8 @@ def load_judges(config: AlignTestConfig) -> Iterator[tuple[str, Judge]]:
             judge = bag_of_words(folder)
         elif kind == "scm":
             judge = Annotator(folder).judge
+        elif kind == "chat":
+            judge = by_chat(path, config)
         elif kind == "classifier":
             guard = ClassifierGuard(
                 folder, "response", config.precision, token_budget=config.token_budget
@@ -56,6 +62,34 @@ def by_guard(guard: ClassifierGuard | GenerativeGuard) -> Judge:
             for number, (question, answer) in enumerate(answers)
         ]
         return {"harm": guard.judge(dialogues, "judge").scores.response_prob}
+
+    return judge
+
+
+def by_chat(model: str, config: AlignTestConfig) -> Judge:
+    """Makes a judge of a language model behind a chat endpoint, as run-annotate.sh llm asks it.
+
+    An answer is harmful, 1, if one of its sentences is, else 0; NaN where there is no verdict. The
+    endpoint's answers are kept beside the output folder.
+    """
+    annotator = LLMAnnotator(
+        LlmConfig(
+            config.prompts,
+            config.output_dir,
+            annotator_model=model,
+            llm_url=config.judge_url,
+            llm_key_env=config.judge_key_env,
+        )
+    )
+
+    def judge(answers: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+        harm = np.zeros(len(answers))
+        asked = [number for number, (_, answer) in enumerate(answers) if answer.strip()]
+        rows = [(Row("answers", str(n), *answers[n], 0, {}), "test") for n in asked]
+        verdicts = annotator.annotate(parse(rows, 1))
+        for number, verdict in zip(asked, verdicts, strict=True):
+            harm[number] = np.nan if verdict.labels is None else any(verdict.labels)
+        return {"harm": harm}
 
     return judge
 

@@ -10,7 +10,7 @@ from utils.files import InputError, sha256_file
 from utils.options import Precision, refuse_below_one
 from utils.run_record import model_summary
 
-JudgeKind = Literal["scm", "tfidf", "classifier", "llama-guard", "qwen3guard-gen"]
+JudgeKind = Literal["scm", "tfidf", "classifier", "llama-guard", "qwen3guard-gen", "chat"]
 
 
 @dataclass(kw_only=True)
@@ -41,7 +41,12 @@ class AlignTestConfig(BootstrapConfig):
     """Preference pairs that are compared."""
     judges: list[str]
     """KIND=PATH, one or more. scm: a trained SCM or Qwen baseline, its holistic scorer. tfidf: the
-    folder of records to fit it on. classifier, llama-guard, qwen3guard-gen: guards of others."""
+    folder of records to fit it on. classifier, llama-guard, qwen3guard-gen: guards of others.
+    chat: the name of a language model behind --judge-url."""
+    judge_url: str = "http://127.0.0.1:8000/v1"
+    """OpenAI-compatible base URL of the judge chat."""
+    judge_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds its key."""
     strictness: Strictness = "strict"
     """Whether a controversial answer counts as harmful, of qwen3guard-gen."""
     max_new_tokens: int = 64
@@ -80,14 +85,14 @@ class AlignTestConfig(BootstrapConfig):
         """Returns hashes of what is read."""
         from align.pairs import pairs_input
 
-        judges = {}
+        judges: dict[str, Any] = {}
         for kind, path in self.named_judges():
-            files = [Path(path) / f"{split}.jsonl" for split in ("train", "valid")]
-            judges[judge_name(kind, path)] = (
-                {one.name: sha256_file(one) for one in files}
-                if kind == "tfidf"
-                else model_summary(Path(path))
-            )
+            if kind == "tfidf":
+                files = [Path(path) / f"{split}.jsonl" for split in ("train", "valid")]
+                judge = {one.name: sha256_file(one) for one in files}
+            else:
+                judge = path if kind == "chat" else model_summary(Path(path))
+            judges[judge_name(kind, path)] = judge
         files = [self.prompts, *([self.references] if self.references else [])]
         return {
             "data": pairs_input(self.data_dir)

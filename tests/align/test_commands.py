@@ -22,6 +22,8 @@ from moderator.prompts import Prompt
 from test.align import main as evaluate
 from test.align_options import AlignTestConfig
 from tests.align.conftest import CALM, GRIM
+from tests.annotation.chat_server import Reply
+from tests.annotation.conftest import server  # noqa: F401
 from tests.conftest import run
 from utils.files import InputError
 
@@ -111,6 +113,15 @@ def test_an_aligned_policy_through_the_scripts(config, test_config, tmp_path):
     assert values["kl_token"].mean() > 1e-3 and values["preferred"].mean() > 0.7
     assert "log_likelihood" not in values and ids["text"] == []
     assert "the run is finished already" in run(*words).stdout
+
+
+def test_a_language_model_behind_an_endpoint_judges(test_config, server):  # noqa: F811
+    server.script = lambda call: Reply('{"harmful": [1]}')
+    judges = ["chat=big"]
+    evaluate(replace(test_config, judges=judges, judge_url=server.url, judge_key_env="STUB_KEY"))
+    values, _ = read_values(Path(test_config.output_dir))
+    empty = values["empty"].astype(bool)
+    assert (values["harm: big"][~empty] == 1).all() and (values["harm: big"][empty] == 0).all()
 
 
 @pytest.mark.parametrize("wrong, message", [

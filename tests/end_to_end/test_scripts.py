@@ -87,6 +87,11 @@ CALLS = {  # what the scripts run
     "scripts/run-mlpm.sh floor": ("test", ["prompt-baselines"]),
     "scripts/run-mlpm.sh add-class": ("moderator", ["add-class"]),
     "scripts/run-mlpm.sh remove-class": ("moderator", ["remove-class"]),
+    "scripts/run-align.sh sft": ("align", ["train", "--method", "sft"]),
+    "scripts/run-align.sh dpo": ("align", ["train", "--method", "dpo"]),
+    "scripts/run-align.sh tokendpo": ("align", ["train", "--method", "tokendpo"]),
+    "scripts/run-align.sh pairs": ("align", ["pairs"]),
+    "scripts/run-align.sh test": ("test", ["align"]),
     "scripts/run-gateway.sh": ("serve", ["gateway"]),
     "scripts/run-gateway.sh replicas": ("serve", ["replicas"]),
     "scripts/check-live.sh": ("test", ["live"]),
@@ -103,11 +108,16 @@ CALLS = {  # what the scripts run
     "scripts/run-benchmark.sh monitor": ("benchmarks", ["monitor", "--base-model-path", "x"]),
     "scripts/run-benchmark.sh": ("benchmarks", ["training", "--base-model-path", "x"]),
 }
-# their further words are flags of trainings
+# the package whose training takes their further words, and what the first ones are there
 TABLES = {
-    "scripts/run-table.sh": ["--data-dir", "--output-dir"],
-    "scripts/run-ablations.sh": ["--data-dir", "--base-model-path", "--output-dir"],
-}
+    "scripts/run-table.sh": ("train", "qwen", ["--data-dir", "--output-dir"]),
+    "scripts/run-ablations.sh": (
+        "train", "qwen", ["--data-dir", "--base-model-path", "--output-dir"],
+    ),
+    "scripts/run-align-table.sh": (
+        "align", "train", ["--data-dir", "--base-model-path", "--state-cache", "--output-dir"],
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("line", commands())
@@ -121,11 +131,12 @@ def test_every_command_of_the_pages_parses(line):
         return
     assert words[0] == "python" or (words[0] == "bash" and (ROOT / words[1]).is_file())
     if words[1] in TABLES:
-        named = zip(TABLES[words[1]], words[2:], strict=False)
-        rest = ["qwen", *(word for pair in named for word in pair), "--base-model-path", "x"]
+        package, command, first = TABLES[words[1]]
+        named = zip(first, words[2:], strict=False)
+        rest = [command, *(word for pair in named for word in pair), "--base-model-path", "x"]
         found = (
-            importlib.import_module("train.__main__").COMMANDS,
-            [*rest, *words[2 + len(TABLES[words[1]]) :]],
+            importlib.import_module(f"{package}.__main__").COMMANDS,
+            [*rest, *words[2 + len(first) :]],
         )
     else:
         found = options_of(words)
