@@ -57,7 +57,7 @@ def encode_pairs(
             continue
         encoded.append(EncodedPair(pair, tuple(_cut(one, start, max_length) for one in answers)))
     if not encoded:
-        raise InputError(f"--max-prompt-length: no pair's prompt has at most {max_prompt} tokens")
+        raise InputError(f"no pair's prompt has at most {max_prompt} tokens")
     return encoded
 
 

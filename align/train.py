@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import DPOConfig
 
-from align.dataset import EncodedPair, as_dataset, encode_pairs, reference_log_probs, weigh
+from align.dataset import SIDES, as_dataset, encode_pairs, reference_log_probs, weigh
 from align.options import AlignConfig
 from align.pairs import read_pairs
 from align.trainer import PreferenceTrainer
@@ -65,12 +66,12 @@ def main(config: AlignConfig) -> None:
         datasets = {}
         for name, some in encoded.items():
             weights = weigh(some, config)
-            record["pairs"][name] |= told(some, weights)
+            record["pairs"][name] |= totals(weights)
             reference = reference_log_probs(model, some, config, record["backbone"])
             datasets[name] = as_dataset(some, weights, reference)
         return PreferenceTrainer(
             config,
-            model=model.train(),
+            model=model,
             args=arguments,
             train_dataset=datasets["train"],
             eval_dataset=datasets["valid"],
@@ -81,10 +82,10 @@ def main(config: AlignConfig) -> None:
     run_training(config, make_trainer)
 
 
-def told(encoded: list[EncodedPair], weights: list) -> dict[str, Any]:
-    """Returns what a record says of the pairs: how many tokens of each side, and their weight."""
-    return {
-        f"{side}_{name}": sum(value(one[place]) for one in weights)
-        for place, side in enumerate(("chosen", "rejected"))
-        for name, value in (("tokens", len), ("weight", lambda one: float(one.sum())))
-    }
+def totals(weights: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+    """Returns how many tokens the answers of each side have, and their weight in all."""
+    found: dict[str, Any] = {}
+    for side, some in zip(SIDES, zip(*weights, strict=True), strict=True):
+        found[f"{side}_tokens"] = sum(map(len, some))
+        found[f"{side}_weight"] = float(sum(one.sum() for one in some))
+    return found

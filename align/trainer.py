@@ -49,8 +49,9 @@ class PreferenceTrainer(DPOTrainer):
     """
 
     def __init__(self, config: AlignConfig, **options: Any) -> None:
-        self.config = config
-        tokenizer = options["processing_class"]
+        self.config, tokenizer = config, options["processing_class"]
+        # without this, a batch is sliced over all GPUs of one process, which TRL refuses
+        options["args"]._n_gpu = min(options["args"].n_gpu, 1)
         collator = WeightedCollator(tokenizer.pad_token_id or tokenizer.eos_token_id or 0)
         super().__init__(data_collator=collator, **options)
 
@@ -59,10 +60,6 @@ class PreferenceTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # holds those of each token, which TRL would have added up
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        self._signature_columns += [f"{side}_{name}" for side in SIDES for name in PER_TOKEN]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         lengths = [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from evaluation.options import Strictness
-from test.options import BootstrapConfig
+from test.options import ReportConfig
 from utils.files import InputError, sha256_file
 from utils.options import Precision, refuse_below_one
 from utils.run_record import model_summary
@@ -14,7 +14,7 @@ JudgeKind = Literal["scm", "tfidf", "classifier", "llama-guard", "qwen3guard-gen
 
 
 @dataclass(kw_only=True)
-class AlignTestConfig(BootstrapConfig):
+class AlignTestConfig(ReportConfig):
     """Options of testing a policy: harm, usefulness, distance from the reference."""
 
     model_path: str
@@ -59,8 +59,6 @@ class AlignTestConfig(BootstrapConfig):
     """Padded tokens a batch."""
     precision: Precision = "fp32"
     """Of policy, reference and judges."""
-    name: str = ""
-    """Name of the row in tables; default its method and options."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
