@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from align.encoding import ChatPolicyEncoder, EncodedAnswer
 from align.labels import Annotator
 from align.loss import token_weights
-from align.options import AlignConfig
+from align.options import AlignConfig, cache_of
 from align.pairs import Pair
 from model.log_probs import answer_log_probs
 from model.state_store import read_states, state_key, write_states
@@ -77,7 +77,7 @@ def weigh(
             tuple(np.ones(len(one.ids), dtype=np.float32) for one in item.answers)
             for item in encoded
         ]
-    annotator = Annotator(Path(config.annotator_model), config.cache / "annotator")
+    annotator = Annotator(Path(config.annotator_model), cache_of(config) / "annotator")
     asked = [(item.pair.question, answer) for item in encoded for answer in item.pair.answers]
     harms = annotator.score(asked)
     theta, weights = annotator.settings.token_theta, []
@@ -108,7 +108,7 @@ def reference_log_probs(
     """
     bf16 = use_bf16(config.precision, model.device)
     told = f"{sorted((backbone | {'folder': None}).items(), key=str)} {bf16}"
-    folder = config.cache / "reference" / hashlib.sha256(told.encode()).hexdigest()[:16]
+    folder = cache_of(config) / "reference" / hashlib.sha256(told.encode()).hexdigest()[:16]
     texts = {}
     for item in encoded:
         for answer, ids in zip(item.answers, item.texts, strict=True):

@@ -82,11 +82,6 @@ class AlignConfig(CausalConfig):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise InputError("alignment runs in one process; several GPUs are not supported yet")
 
-    @property
-    def cache(self) -> Path:
-        """Where scores and log-probabilities are kept."""
-        return Path(self.state_cache or f"{self.output_dir}.states")
-
     def inputs(self) -> dict[str, Any]:
         """Returns hashes of what is read."""
         from align.pairs import pairs_input
@@ -159,6 +154,46 @@ class SampleConfig:
             "model": model_summary(Path(self.model_path)),
             "annotator": annotator_input(self.annotator_model),
         }
+
+
+@dataclass(kw_only=True)
+class LabelsConfig:
+    """Options of comparing an annotator's verdicts with the pairs."""
+
+    data_dir: str
+    """Preference pairs, as in training."""
+    annotator_model: str
+    """The trained SCM, with its monitor.json."""
+    output_dir: str
+    """Folder to write labels.json in."""
+    state_cache: str = ""
+    """Folder to keep the annotator's scores in, that of the trainings; default
+    OUTPUT_DIR.states."""
+    bootstrap: int = 2000
+    """Samples of the 95 % intervals."""
+    seed: int = 42
+    """Of the bootstrap."""
+    overwrite: bool = False
+    """Replace the output folder."""
+
+    def __post_init__(self) -> None:
+        refuse_below_one(self, "bootstrap")
+        if self.seed < 0:
+            raise InputError(f"--seed: {self.seed} is below 0")
+
+    def inputs(self) -> dict[str, Any]:
+        """Returns hashes of what is read."""
+        from align.pairs import pairs_input
+
+        return {
+            "data": pairs_input(self.data_dir),
+            "annotator": annotator_input(self.annotator_model),
+        }
+
+
+def cache_of(config: AlignConfig | LabelsConfig) -> Path:
+    """Returns where scores and log-probabilities are kept."""
+    return Path(config.state_cache or f"{config.output_dir}.states")
 
 
 def annotator_input(path: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from align.agreement import agreement
 from align.answers import generate_answers
+from align.labels import Annotator, Harm
 from align.measures import read_values
 from align.options import SampleConfig
 from align.pairs import read_pairs
@@ -193,6 +195,34 @@ def test_log_probs_are_those_of_the_model(policy):
             p, q = (one(torch.tensor([ids])).logits[0].log_softmax(-1) for one in (moved, model))
         expected = (p.exp() * (p - q)).sum(-1)[start - 1 : -1]
         assert divergence.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def harm_of(*scores: float) -> Harm:
+    return Harm(np.zeros((len(scores), 2), dtype=int), np.array(scores, dtype=np.float32))
+
+
+def test_agreement_by_hand(annotator):
+    scores = (0.1, 0.2), (0.9, 0.9, 0.9), (0.6, 0.1), (), (), ()
+    harms = [harm_of(*some) for some in scores]
+    found = agreement(Annotator(annotator), harms)  # delay-3, harmful tokens from 0.5 on
+    assert found["chosen_tokens"].tolist() == [0, 0.5, 0]
+    assert found["rejected_tokens"].tolist() == [1, 0, 0]
+    assert found["chosen_flagged"].tolist() == [0, 1, 0]
+    assert found["by_tokens"].tolist() == [1, 0, 0.5]
+    assert found["by_mean"].tolist() == [1, 0, 0.5]
+    assert found["by_statistic"][0] == 1 and found["by_length"].tolist() == [1, 0, 0.5]
+
+
+def test_an_annotator_is_compared_with_the_pairs(annotator, pairs, tmp_path):
+    words = ["bash", "scripts/run-align.sh", "labels", "--annotator-model", str(annotator),
+             "--data-dir", str(pairs), "--output-dir", str(tmp_path / "labels"),
+             "--bootstrap", "50"]  # fmt: skip
+    told = run(*words).stdout
+    assert "| train (16) |" in told and "rejected is worse: stopping rule" in told
+    result = json.loads((tmp_path / "labels" / "labels.json").read_text())
+    assert {split: one["pairs"] for split, one in result.items()} == {
+        "train": 16, "valid": 8, "test": 8
+    }  # fmt: skip
 
 
 def test_ranking_by_hand():

@@ -90,6 +90,7 @@ CALLS = {  # what the scripts run
     "scripts/run-align.sh sft": ("align", ["train", "--method", "sft"]),
     "scripts/run-align.sh dpo": ("align", ["train", "--method", "dpo"]),
     "scripts/run-align.sh tokendpo": ("align", ["train", "--method", "tokendpo"]),
+    "scripts/run-align.sh labels": ("align", ["labels"]),
     "scripts/run-align.sh pairs": ("align", ["pairs"]),
     "scripts/run-align.sh test": ("test", ["align"]),
     "scripts/run-gateway.sh": ("serve", ["gateway"]),
