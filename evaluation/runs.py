@@ -154,10 +154,11 @@ def split_key(test: Predictions) -> tuple:
     return tuple(test.ids), tuple(test.label.tolist()), tuple(test.group.tolist())
 
 
-def find_tests(folder: Path) -> list[Path]:
+def find_tests(folder: Path, holding: str = METRICS) -> list[Path]:
     """Returns the output folders of tests in a folder and all below it, sorted.
 
-    A test folder holds metrics.json. Those in hidden folders, some half-written, are left out.
+    A test folder holds metrics.json, or the file that another kind of test writes. Those in hidden
+    folders, some half-written, are left out.
     """
-    found = (path.relative_to(folder) for path in folder.rglob(METRICS))
+    found = (path.relative_to(folder) for path in folder.rglob(holding))
     return sorted(folder / path.parent for path in found if "/." not in f"/{path}")

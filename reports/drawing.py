@@ -1,7 +1,7 @@
 """Parts that several figures share."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from evaluation.metrics import STOP_BINS
-from reports.rows import Row
 from reports.summary import PAPER
 from utils.files import read_json
 from utils.formatting import percent
@@ -21,7 +20,7 @@ from utils.plotting import BLUE, METHOD_COLOURS, ORANGE, legend_label, save_figu
 
 # of methods, to tell them apart in grey, too
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h", "d", "8")
 HATCHED = {"facecolor": "none", "hatch": "///"}  # bars to compare a method's with
 PAPER_BARS = {**HATCHED, "edgecolor": ORANGE, "label": "SCM-0.5B, paper (on FineHarm)"}
 
@@ -69,12 +68,12 @@ def plot_stop_positions(row: dict[str, Any], method: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def looks_of(rows: Sequence[Row]) -> Looks:
+def looks_of(names: Iterable[str]) -> Looks:
     """Gives each name a colour, a line style and a marker, none of them all shared."""
     parts = {"color": METHOD_COLOURS, "linestyle": LINES, "marker": MARKERS}
     return {
         name: {part: some[number % len(some)] for part, some in parts.items()}
-        for number, name in enumerate(dict.fromkeys(row.name for row in rows))
+        for number, name in enumerate(dict.fromkeys(names))
     }
 
 

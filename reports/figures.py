@@ -1,6 +1,7 @@
 """Draws the figures of all tests in a folder: python -m reports figures RUNS_DIR
 
-Each number comes from predictions.npz alone, by `reports.curves` and `reports.stop_words`.
+Each number comes from predictions.npz alone, by `reports.curves` and `reports.stop_words`; of an
+aligned policy from values.npz, by `reports.alignment`.
 """
 
 import textwrap
@@ -17,6 +18,8 @@ from tqdm import tqdm
 from annotation.sentences import NOTIONAL_POS, load_language
 from evaluation.decisions import MAX_K, THETAS, macro_f1_table
 from evaluation.metrics import point_metrics, stop_histogram
+from reports.alignment import read_rows
+from reports.alignment_figure import draw_alignment, drawn_points
 from reports.curves import leaked_tokens, stopped_over_seen, trade_off
 from reports.drawing import (
     HATCHED,
@@ -201,7 +204,7 @@ def draw_all(rows: Sequence[Row], folder: Path) -> list[str]:
         ("leaked", draw_leaked, partial, None, no_partial or no_harmful),
         ("stop_words", draw_stop_words, stopping, MAX_PANELS, no_stop),
     )
-    notes, looks = [], looks_of(rows)
+    notes, looks = [], looks_of(row.name for row in rows)
     for name, draw, shown, most, obstacle in plan:
         if obstacle:
             notes.append(f"{name}: left out, {obstacle}")
@@ -246,8 +249,14 @@ def main(config: FigureConfig) -> None:
         InputError: There is no test folder, or one cannot be read.
     """
     with run_folder(config) as folder:
-        rows, notes = pick(sections_of(find_runs(Path(config.runs_dir))))
-        notes += draw_all(rows, folder)
-        write_json(folder / "figures.json", {"drawn": drawn(rows), "notes": notes})
+        runs_dir = Path(config.runs_dir)
+        sections, policies = sections_of(find_runs(runs_dir)), read_rows(runs_dir)
+        rows, notes = pick(sections) if sections else ([], [])
+        notes += draw_all(rows, folder) if rows else []
+        notes += draw_alignment(policies, folder, FORMATS) if policies else []
+        content = {"drawn": drawn(rows), "alignment": drawn_points(policies), "notes": notes}
+        write_json(folder / "figures.json", content)
         names = ", ".join(dict.fromkeys(row.name for row in rows))
-        print(*notes, f"drawn: {names}", sep="\n")
+        told = [f"drawn: {names}"] if rows else []
+        told += [f"alignment: {'; '.join(row.name for row in policies)}"] if policies else []
+        print(*notes, *told, sep="\n")

@@ -25,12 +25,27 @@ class RunsConfig:
         self.output_dir = self.output_dir or str(Path(self.runs_dir) / self.kind)
 
     def inputs(self) -> dict[str, Any]:
-        """Returns hashes of the tests that are read."""
-        from evaluation.predictions import PREDICTIONS  # datasets: seconds
+        """Returns hashes of the tests that are read, of detectors and of aligned policies.
+
+        Raises:
+            InputError: There is none.
+        """
+        from align.measures import SUMMARY, VALUES
+        from evaluation.predictions import METRICS, PREDICTIONS  # datasets: seconds
         from evaluation.runs import find_tests
 
-        folders = find_tests(Path(self.runs_dir))
-        return {"tests": {str(one): sha256_file(one / PREDICTIONS) for one in folders}}
+        tests = find_tests(Path(self.runs_dir))
+        policies = find_tests(Path(self.runs_dir), SUMMARY)
+        if not (tests or policies):
+            raise InputError(
+                f"{self.runs_dir}: no test folder in it (none holds {METRICS}, of a detector, or"
+                f" {SUMMARY}, of an aligned policy)"
+            )
+        files = [one / name for one in policies for name in (SUMMARY, VALUES)]
+        return {
+            "tests": {str(one): sha256_file(one / PREDICTIONS) for one in tests},
+            "policies": {str(one): sha256_file(one) for one in files},
+        }
 
 
 @dataclass

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.decisions import Outcome
-from evaluation.predictions import METRICS
 from evaluation.protocol import OperatingPoint
-from evaluation.runs import Run, find_tests, read_run, split_key
+from evaluation.runs import Commit, Run, find_tests, read_run, split_key
 from utils.files import InputError
 
 # Order of the rows. An ablation is SCM under another name; guards are all keys "guard-…".
@@ -59,16 +58,20 @@ def rank(run: Run) -> tuple:
     return place, is_variant, run.display_name, run.row, str(run.folder)
 
 
+def commit_name(git: Commit | None) -> str:
+    """Shortens a commit; "unknown" where there was no history."""
+    if git is None or not git.commit:
+        return "unknown"
+    return git.commit[:7] + (" (dirty)" if git.dirty else "")
+
+
 def find_runs(runs_dir: Path) -> list[Run]:
     """Reads all test folders in and below a folder, in the tables' order.
 
     Raises:
-        InputError: There is none, or one cannot be read.
+        InputError: One cannot be read.
     """
-    folders = find_tests(runs_dir)
-    if not folders:
-        raise InputError(f"{runs_dir}: no test folder in it (none holds {METRICS})")
-    return sorted((read_run(folder) for folder in folders), key=rank)
+    return sorted((read_run(folder) for folder in find_tests(runs_dir)), key=rank)
 
 
 def _refuse_mixture(runs: list[Run]) -> None:

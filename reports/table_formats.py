@@ -5,7 +5,7 @@ where undefined, a tuple where runs differ. Markdown and LaTeX show them rounded
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -76,11 +76,16 @@ def as_csv(sections: list[Section], table: str) -> str:
         about = {"section": number, "data": section.data}
         about |= {"test_responses": section.responses, "test_harmful": section.harmful}
         lines += [about | line for line in getattr(section, table)]
+    return csv_text(lines)
+
+
+def csv_text(lines: list[dict[str, Any]], heads: Sequence[str] | None = None) -> str:
+    """Returns lines as a CSV file, their tuples joined; heads are the lines' own if not given."""
 
     def plain(value: Any) -> Any:
         return "; ".join(map(str, value)) if isinstance(value, tuple) else value
 
-    return pd.DataFrame(lines).map(plain).to_csv(index=False)
+    return pd.DataFrame(lines, columns=heads).map(plain).to_csv(index=False)
 
 
 def _spread(line: dict[str, Any], metric: str) -> str:

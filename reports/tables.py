@@ -1,6 +1,7 @@
 """Result tables from the folders of tests (scripts/make-tables.sh).
 
-Every number is computed from predictions.npz; run.json tells how the run came about.
+Every number is computed from predictions.npz, of an aligned policy from values.npz; run.json tells
+how the run came about.
 """
 
 import itertools
@@ -14,9 +15,11 @@ from tqdm import tqdm
 
 from evaluation.bootstrap import bootstrap, intervals, paired_test
 from evaluation.metrics import auroc_at_equal_length, by_length, metrics, point_metrics
-from evaluation.runs import Commit, Model
+from evaluation.runs import Model
+from reports.alignment import read_rows
+from reports.alignment_tables import alignment_tables
 from reports.options import TablesConfig
-from reports.rows import PAPER_ROWS, Row, find_runs, sections_of
+from reports.rows import PAPER_ROWS, Row, commit_name, find_runs, sections_of
 from reports.summary import PAPER
 from reports.table_formats import Section, as_csv, as_latex, as_markdown
 from utils.files import read_json, write_bytes
@@ -52,13 +55,6 @@ def metric_columns(row: Row) -> dict[str, float]:
         several = len(row.runs) > 1
         columns[f"{name}_std"] = float(np.std(points[name], ddof=1)) if several else np.nan
     return columns
-
-
-def commit_name(git: Commit | None) -> str:
-    """Shortens a commit; "unknown" where there was no history."""
-    if git is None or not git.commit:
-        return "unknown"
-    return git.commit[:7] + (" (dirty)" if git.dirty else "")
 
 
 def mean_seconds(values: list[float | None]) -> float:
@@ -199,20 +195,27 @@ def section_tables(rows: list[Row], paper: Paper) -> Section:
     )
 
 
+def detection_tables(sections: list[list[Row]], paper_backbone: str) -> dict[str, str]:
+    """Returns the tables of detectors by their files' names."""
+    paper = paper_values(paper_backbone)
+    tables = [section_tables(rows, paper) for rows in sections]
+    tables[0].results.extend(not_run(sections, paper))
+    return {
+        "table.md": as_markdown(tables),
+        "table.tex": as_latex(tables),
+        "table.csv": as_csv(tables, "results"),
+        "paired.csv": as_csv(tables, "paired"),
+        "lengths.csv": as_csv(tables, "lengths"),
+    }
+
+
 def main(config: TablesConfig) -> None:
-    """Writes and prints the tables."""
+    """Writes and prints the tables of what there is: tests of detectors, of aligned policies."""
     with run_folder(config) as folder:
-        rows = sections_of(find_runs(Path(config.runs_dir)))
-        paper = paper_values(config.paper_backbone)
-        sections = [section_tables(section, paper) for section in rows]
-        sections[0].results.extend(not_run(rows, paper))
-        files = {
-            "table.md": as_markdown(sections),
-            "table.tex": as_latex(sections),
-            "table.csv": as_csv(sections, "results"),
-            "paired.csv": as_csv(sections, "paired"),
-            "lengths.csv": as_csv(sections, "lengths"),
-        }
+        runs_dir = Path(config.runs_dir)
+        sections, policies = sections_of(find_runs(runs_dir)), read_rows(runs_dir)
+        files = detection_tables(sections, config.paper_backbone) if sections else {}
+        files |= alignment_tables(policies) if policies else {}
         for name, text in files.items():
             write_bytes(folder / name, text.encode())
-        print(files["table.md"])
+        print(*(text for name, text in files.items() if name.endswith(".md")), sep="\n")

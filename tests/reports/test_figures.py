@@ -172,7 +172,7 @@ def test_macro_f1_over_k_is_drawn_by_hand(tmp_path):
     """What stands in the picture: F1 of harmful and benign, averaged, in percent."""
     split = split_of(*HARMFUL, *BENIGN)
     row = row_of(tmp_path / "scm", split, split)
-    axes = draw_macro_f1([row], looks_of([row])).axes[0]
+    axes = draw_macro_f1([row], looks_of([row.name])).axes[0]
     *lines, chosen = axes.get_lines()
     assert len(lines) == len(THETAS)
     for line in lines:  # no probability lies between 0.5 and 0.95
@@ -188,12 +188,14 @@ def test_stop_positions_are_drawn_by_hand(tmp_path):
     """Stopped after 2 of 4 and after 4 of 4 tokens: half in 40–50 %, half in 50–100 %."""
     valid = split_of((1, (0.95, 0.95), (1, 1)), (0, (0.95, 0.1), (0, 0)))  # chooses k 2
     row = row_of(tmp_path / "scm", valid, split_of(*HARMFUL, *BENIGN))
-    ours, theirs = draw_stops([row], looks_of([row])).axes[0].containers
+    ours, theirs = draw_stops([row], looks_of([row.name])).axes[0].containers
     assert [bar.get_height() for bar in ours] == [0, 0, 0, 0, 50, 50]
     paper = [49.8, 23.4, 9.7, 5.1, 2.8, 9.5]
     assert [bar.get_height() for bar in theirs] == pytest.approx(paper)
     rows = [dataclasses.replace(row, name=f"m{number}") for number in range(6)]
-    titles = [axes.get_title() for axes in draw_stops(rows, looks_of(rows)).axes]
+    titles = [
+        axes.get_title() for axes in draw_stops(rows, looks_of(row.name for row in rows)).axes
+    ]
     assert [title.split("\n")[0] for title in titles] == [
         f"m{number} (θ 0.9, k 2)" for number in range(6)
     ]
@@ -227,8 +229,7 @@ def test_one_section_and_one_seed_are_shown(tmp_path):
 
 
 def test_a_name_looks_the_same_everywhere_and_unlike_others():
-    row = Row("", "full", None, [], [], [])
-    found = looks_of([dataclasses.replace(row, name=f"m{n % 9}") for n in range(18)])
+    found = looks_of(f"m{n % 9}" for n in range(18))
     lines = {(look["color"], str(look["linestyle"])) for look in found.values()}
     assert len(found) == len(lines) == 9
 
