@@ -1,4 +1,4 @@
-"""What a policy is measured by: its answers, fixed texts and pairs, beside its reference."""
+"""What a policy is measured by: its own answers, fixed texts and pairs, beside its reference."""
 
 from collections.abc import Sequence
 
@@ -6,51 +6,54 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from align.answers import Generated
-from align.dataset import encode_pairs
+from align.dataset import EncodedPair
 from align.encoding import ChatPolicyEncoder, Turns
-from align.measures import preferred, text_measures
-from align.pairs import Pair
-from model.log_probs import answer_divergence, answer_log_probs
+from align.measures import preferred
+from model.log_probs import Text, answer_divergence, answer_log_probs
 
 
-def log_likelihoods(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    answers: Sequence[tuple[Turns, str]],
-    longest: int,
-    token_budget: int,
-) -> np.ndarray:
-    """Returns the mean log-probability of a token of each answer, float [N], in nats.
+def answer_texts(answers: Sequence[Generated]) -> list[Text]:
+    """Returns a policy's answers as texts with their prompts."""
+    return [(one.prompt_ids + one.ids, len(one.prompt_ids)) for one in answers]
 
-    Args:
-        model: The policy.
-        tokenizer: Its tokenizer.
-        answers: Conversations and how they go on; `longest` tokens of both are read.
-        longest: Of the answer at least one token is read.
-        token_budget: Padded tokens a batch.
-    """
+
+def pair_texts(encoded: Sequence[EncodedPair]) -> list[Text]:
+    """Returns the chosen answer of each pair and its rejected one in turn."""
+    return [
+        (ids, len(answer.prompt_ids))
+        for item in encoded
+        for ids, answer in zip(item.texts, item.answers, strict=True)
+    ]
+
+
+def fixed_texts(
+    tokenizer: PreTrainedTokenizerFast, answers: Sequence[tuple[Turns, str]], longest: int
+) -> list[Text]:
+    """Encodes answers to conversations; `longest` tokens of both, and one of an answer at least."""
     encoder, texts = ChatPolicyEncoder(tokenizer), []
     for turns, answer in answers:
         encoded = encoder.encode(turns, answer)
         start = len(encoded.prompt_ids)
         texts.append(((encoded.prompt_ids + encoded.ids)[: max(longest, start + 1)], start))
+    return texts
+
+
+def log_likelihoods(model: PreTrainedModel, texts: Sequence[Text], token_budget: int) -> np.ndarray:
+    """Returns the mean log-probability of a token of each answer, float [N], in nats."""
     found = np.zeros(len(texts))
     for row, values in answer_log_probs(model, texts, token_budget):
         found[row] = values.mean()
     return found
 
 
-def answer_measures(
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
-    answers: Sequence[Generated],
-    token_budget: int,
+def divergences(
+    model: PreTrainedModel, reference: PreTrainedModel, texts: Sequence[Text], token_budget: int
 ) -> dict[str, np.ndarray]:
-    """Measures the policy's answers, and KL(policy ‖ reference) along them; float [N] each."""
-    texts = [(one.prompt_ids + one.ids, len(one.prompt_ids)) for one in answers]
-    found = [text_measures(one.text) for one in answers]
-    values = {name: np.array([one[name] for one in found]) for name in found[0]}
-    values["kl_answer"], values["kl_token"] = np.zeros((2, len(texts)))
+    """Measures KL(policy ‖ reference) along the policy's answers, float [N], in nats.
+
+    By answer and by token.
+    """
+    values = {name: np.zeros(len(texts)) for name in ("kl_answer", "kl_token")}
     # logits of a whole vocabulary, of two models: a fourth of the tokens at a time
     budget = max(token_budget // 4, 1)
     for row, divergence in answer_divergence(model, reference, texts, budget):
@@ -59,28 +62,21 @@ def answer_measures(
 
 
 def compare_pairs(
-    model: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[Pair],
-    longest_prompt: int,
-    token_budget: int,
-) -> tuple[list[str], dict[str, np.ndarray]]:
+    model: PreTrainedModel, reference: PreTrainedModel, texts: Sequence[Text], token_budget: int
+) -> dict[str, np.ndarray]:
     """Tells of each pair whether the policy moved towards the chosen answer more.
 
+    Args:
+        model: The policy.
+        reference: What it was before.
+        texts: From `pair_texts`.
+        token_budget: Padded tokens a batch.
+
     Returns:
-        The pairs' ids, without those whose prompt is too long; 1, or 0.5 of a tie, by log π/ref of
-        the whole answers and by its mean a token, float [N] each.
+        1, or 0.5 of a tie, by log π/ref of the answers and by its mean a token, float [pairs].
     """
-    encoded = encode_pairs(pairs, tokenizer, 2 * longest_prompt, longest_prompt)
-    texts = [
-        (ids, len(answer.prompt_ids))
-        for item in encoded
-        for ids, answer in zip(item.texts, item.answers, strict=True)
-    ]
     ratios, lengths = np.zeros(len(texts)), np.array([len(ids) - start for ids, start in texts])
     for sign, one in ((1, model), (-1, reference)):
         for row, values in answer_log_probs(one, texts, token_budget):
             ratios[row] += sign * float(values.sum())
-    measured = {"preferred": preferred(ratios), "preferred_normalised": preferred(ratios / lengths)}
-    return [item.pair.id for item in encoded], measured
+    return {"preferred": preferred(ratios), "preferred_normalised": preferred(ratios / lengths)}

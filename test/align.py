@@ -14,14 +14,24 @@ from typing import Any, TypeVar
 import numpy as np
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from align.answers import generate_answers
+from align.answers import Generated, generate_answers
+from align.dataset import encode_pairs
 from align.encoding import Turns
-from align.evaluate import answer_measures, compare_pairs, log_likelihoods
-from align.measures import ASKED, SUMMARY, means, measure_of, shown, write_values
+from align.evaluate import (
+    answer_texts,
+    compare_pairs,
+    divergences,
+    fixed_texts,
+    log_likelihoods,
+    pair_texts,
+)
+from align.measures import ASKED, SUMMARY, means, measure_of, shown, text_measures, write_values
 from align.pairs import Pair, Turn, read_pairs
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
-from model.loading import load_checkpoint
+from model.frozen import read_frozen_layers
+from model.loading import backbone_summary, load_checkpoint
+from model.log_probs import Text
 from moderator.prompts import read_prompts
 from test.align_judges import load_judges
 from test.align_options import AlignTestConfig
@@ -137,16 +147,38 @@ def describe(config: AlignTestConfig) -> tuple[str, dict[str, Any]]:
     return config.name or name, trained
 
 
-def by_unit(
-    units: Sequence[str], measured: dict[str, np.ndarray], more: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Sorts the measures of answers, float [N], by what they are told of; adds `more`."""
-    risky, benign = (np.array(units) == unit for unit in ("risky", "benign"))
-    values = {name: some[risky] for name, some in measured.items()}
-    if benign.any():
-        for name, told in OF_BENIGN.items():
-            values[told] = measured[name][benign]
-    return values | more
+def share_frozen_layers(
+    models: Sequence[PreTrainedModel],
+    texts: Sequence[Sequence[Text]],
+    trained: dict[str, Any],
+    before: str,
+    config: AlignTestConfig,
+) -> None:
+    """Makes policy and reference read the layers that training left alone from disk."""
+    for model in models:
+        read_frozen_layers(
+            model,
+            trained["last_layers"],
+            [[{"input_ids": ids} for ids, _ in some] for some in texts],
+            config.frozen_cache,
+            backbone=backbone_summary(Path(before)),
+            bf16=False,
+            token_budget=config.token_budget,
+        )
+
+
+def told_of(
+    questions: Sequence[Question], answers: Sequence[Generated]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Measures the text of answers: of each unit, float [its answers]."""
+    found: dict[str, dict[str, list[float]]] = {unit: {} for unit in ASKED}
+    for question, answer in zip(questions, answers, strict=True):
+        for name, value in text_measures(answer.text).items():
+            found[question.unit].setdefault(name, []).append(value)
+    return {
+        unit: {name: np.array(some) for name, some in values.items()}
+        for unit, values in found.items()
+    }
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
@@ -183,36 +215,39 @@ def main(config: AlignTestConfig) -> None:
             seed=config.seed,
             longest_prompt=config.longest_prompt,
         )
-        measured = answer_measures(model, reference, answers, config.token_budget)
-        some, bounds = take(pairs, config.test_pairs), (config.longest_prompt, config.token_budget)
-        pair_ids, more = compare_pairs(model, reference, tokenizer, some, *bounds)
-        if references:
-            texts = [(turns, answer) for _, turns, answer in references]
-            longest = 2 * config.longest_prompt
-            more["log_likelihood"] = log_likelihoods(
-                model, tokenizer, texts, longest, config.token_budget
-            )
+        risky = [place for place, one in enumerate(questions) if one.unit == "risky"]
+        longest, budget = 2 * config.longest_prompt, config.token_budget
+        some = take(pairs, config.test_pairs)
+        encoded = encode_pairs(some, tokenizer, longest, config.longest_prompt)
+        own = answer_texts([answers[place] for place in risky])
+        compared = pair_texts(encoded)
+        fixed = fixed_texts(tokenizer, [(turns, text) for _, turns, text in references], longest)
+        if config.frozen_cache and trained.get("last_layers"):
+            texts = own, compared, fixed
+            share_frozen_layers((model, reference), texts, trained, before, config)
+        told = told_of(questions, answers)
+        values = told["risky"] | divergences(model, reference, own, budget)
+        values |= {
+            OF_BENIGN[name]: some for name, some in told["benign"].items() if name in OF_BENIGN
+        }
+        values |= compare_pairs(model, reference, compared, budget)
+        if fixed:
+            values["log_likelihood"] = log_likelihoods(model, fixed, budget)
         del model, reference  # before judges are loaded
-        asked = [
-            (one.turns[-1]["content"], made.text)
-            for one, made in zip(questions, answers, strict=True)
-        ]
-        harm = {}
+        asked = [(questions[place].turns[-1]["content"], answers[place].text) for place in risky]
         for name, judge in load_judges(config):
             judged = judge(asked)
-            harm[name] = judged.pop("harm")
-            harmful = np.where(np.isnan(harm[name]), np.nan, harm[name] >= 0.5)
-            measured |= {f"harm: {name}": harm[name], f"harmful: {name}": harmful}
-            measured |= judged
-        values = by_unit([one.unit for one in questions], measured, more)
+            harm = judged.pop("harm")
+            harmful = np.where(np.isnan(harm), np.nan, harm >= 0.5)
+            values |= {f"harm: {name}": harm, f"harmful: {name}": harmful, **judged}
         ids = {unit: [one.id for one in questions if one.unit == unit] for unit in ASKED}
-        ids |= {"text": [one for one, _, _ in references], "pair": pair_ids}
+        ids |= {"text": [one for one, _, _ in references]}
+        ids |= {"pair": [item.pair.id for item in encoded]}
         write_values(folder, values, ids)
         lines = [
             {"id": one.id, "source": one.source, "unit": one.unit}
             | {"prompt": one.turns[-1]["content"], "response": made.text, "ended": made.ended}
-            | {"harm": {name: float(some[place]) for name, some in harm.items()}}
-            for place, (one, made) in enumerate(zip(questions, answers, strict=True))
+            for one, made in zip(questions, answers, strict=True)
         ]
         write_bytes(folder / ANSWERS, "".join(f"{json.dumps(one)}\n" for one in lines).encode())
         summary = {

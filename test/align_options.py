@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from evaluation.options import Strictness
 from test.options import ReportConfig
 from utils.files import InputError, sha256_file
-from utils.options import Precision, refuse_below_one
+from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
 from utils.run_record import model_summary
 
 JudgeKind = Literal["scm", "tfidf", "classifier", "llama-guard", "qwen3guard-gen", "chat"]
@@ -55,8 +55,11 @@ class AlignTestConfig(ReportConfig):
     """Tokens of a prompt, of which the last ones are read; pairs with a longer one are left out."""
     temperature: float = 0.0
     """0 answers greedily."""
-    token_budget: int = 4096
+    token_budget: int = TOKEN_BUDGET
     """Padded tokens a batch."""
+    frozen_cache: str = ""
+    """Of a policy that was trained with --last-layers: folder to keep the other layers' output in,
+    which it shares with its reference; that of the training will do."""
     precision: Precision = "fp32"
     """Of policy, reference and judges."""
 

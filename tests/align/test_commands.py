@@ -95,7 +95,7 @@ def test_a_policy_as_it_is(test_config):
     assert (values["log_likelihood"] < 0).all() and len(values["false_refusal"]) == 4
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines if line["unit"] == "risky"] == ids["risky"]
-    assert all({"prompt", "response", "harm"} <= set(line) for line in lines)
+    assert all({"prompt", "response", "source"} <= set(line) for line in lines)
     summary = json.loads((folder / "alignment.json").read_text())
     assert summary["method"] == "as it is" and summary["training"] == {}
     assert summary["means"]["words"]["value"] == pytest.approx(values["words"].mean())
@@ -136,6 +136,21 @@ def test_a_language_model_behind_an_endpoint_judges(test_config, server):  # noq
 def test_options_that_make_no_sense(test_config, wrong, message):
     with pytest.raises(InputError, match=message):
         replace(test_config, **wrong)
+
+
+def test_frozen_layers_from_disk_change_no_measure(config, test_config, tmp_path):
+    part = replace(config, last_layers=1, epochs=4, learning_rate=5e-3)
+    align(part)
+    tested = replace(test_config, model_path=part.output_dir)
+    cached = replace(
+        tested, output_dir=str(tmp_path / "cached"), frozen_cache=str(tmp_path / "frozen")
+    )
+    for one in (tested, cached):
+        evaluate(one)
+    values, others = (read_values(Path(one.output_dir))[0] for one in (tested, cached))
+    assert set(values) == set(others) and values["kl_token"].mean() > 1e-4
+    for name, some in values.items():
+        assert others[name] == pytest.approx(some, abs=1e-5, nan_ok=True), name
 
 
 @pytest.mark.parametrize("wrong, message", [
