@@ -39,7 +39,6 @@ def generate_answers(
     token_budget: int,
     temperature: float = 0.0,
     seed: int = 0,
-    longest_prompt: int = 0,
     description: str = "answers",
 ) -> list[Generated]:
     """Lets a policy answer, in batches of like length.
@@ -52,14 +51,10 @@ def generate_answers(
         token_budget: Padded tokens a batch holds at the most, answers included.
         temperature: 0 takes the likeliest token each time.
         seed: Of sampling.
-        longest_prompt: Tokens of a prompt that are read, its last ones; 0 reads all.
         description: Of the progress bar.
     """
     encoder = ChatPolicyEncoder(tokenizer)
-    prompts = [
-        tokenizer(encoder.prompt(turns), add_special_tokens=False)["input_ids"][-longest_prompt:]
-        for turns in conversations
-    ]
+    prompts = [encoder.prompt_ids(turns) for turns in conversations]
     ends = model.generation_config.eos_token_id
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     ends |= {tokenizer.eos_token_id} - {None}

@@ -11,6 +11,11 @@ from utils.files import InputError
 Turns = list[dict[str, str]]
 
 
+def single_turn(question: str) -> Turns:
+    """Returns the conversation in which nothing but this was said."""
+    return [{"role": "user", "content": question}]
+
+
 @dataclass
 class EncodedAnswer:
     """An answer to a conversation, in a policy's chat template.
@@ -48,6 +53,10 @@ class ChatPolicyEncoder:
             turns, tokenize=False, add_generation_prompt=True
         )
 
+    def prompt_ids(self, turns: Turns) -> list[int]:
+        """Returns the ids of a conversation up to where the model answers."""
+        return self._tokenizer(self.prompt(turns), add_special_tokens=False)["input_ids"]
+
     def encode(self, turns: Turns, answer: str) -> EncodedAnswer:
         """Encodes an answer.
 
@@ -66,7 +75,7 @@ class ChatPolicyEncoder:
             raise InputError("the chat template does not hold the answer as it is")
         place -= answer.find(content)
         read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        prompt_ids = self._tokenizer(asked, add_special_tokens=False)["input_ids"]
+        prompt_ids = self.prompt_ids(turns)
         start = len(commonprefix([prompt_ids, read["input_ids"]]))
         offsets = np.array(read["offset_mapping"][start:], dtype=int).reshape(-1, 2) - place
         offsets = np.clip(offsets, 0, len(answer))

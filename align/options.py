@@ -119,7 +119,7 @@ class SampleConfig:
     max_new_tokens: int = 64
     """Tokens of an answer."""
     longest_prompt: int = 256
-    """Tokens of a prompt, of which the last ones are read."""
+    """Longer prompts, in tokens, are left out."""
     least_gap: float = 0.2
     """Least difference of two answers' statistics, SCM's stopping rule's, that makes a pair."""
     token_budget: int = TOKEN_BUDGET

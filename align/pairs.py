@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from align.encoding import single_turn
 from data.fineharm import find_split
 from data.json_rows import read_rows
 from evaluation.runs import Read
@@ -88,10 +89,8 @@ def _converse(row: SafePair, split: str, identity: str) -> Pair:
     digest = hashlib.sha256(row.prompt.encode()).digest()
     if split == "train" and digest[0] < 256 * VALID_SHARE:
         split = "valid"
-    asked = [{"role": "user", "content": row.prompt}]
-    return Pair.model_validate(
-        {"id": identity, "prompt": asked, "chosen": turns[0], "rejected": turns[1], "split": split}
-    )
+    told = {"id": identity, "split": split, "prompt": single_turn(row.prompt)}
+    return Pair.model_validate({**told, "chosen": turns[0], "rejected": turns[1]})
 
 
 def files_of(path: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import AutoModelForCausalLM
 
 from align.answers import generate_answers
+from align.encoding import ChatPolicyEncoder, single_turn
 from align.labels import Annotator
 from align.options import SampleConfig
 from align.pairs import Pair
@@ -47,10 +48,8 @@ def rank(
         side: [{"role": "assistant", "content": answer}]
         for side, answer in (("chosen", best), ("rejected", worst))
     }
-    asked = [{"role": "user", "content": prompt.prompt}]
-    return Pair.model_validate(
-        {"id": prompt.id, "prompt": asked, **turns, "split": prompt.split, "source": prompt.source}
-    )
+    told = {"id": prompt.id, "split": prompt.split, "source": prompt.source}
+    return Pair.model_validate({**told, "prompt": single_turn(prompt.prompt), **turns})
 
 
 def main(config: SampleConfig) -> None:
@@ -61,14 +60,20 @@ def main(config: SampleConfig) -> None:
     """
     with run_folder(config) as folder:
         splits = read_prompts(Path(config.prompts), "train", "valid")
-        random, prompts = np.random.default_rng(config.seed), []
-        for split in ("train", "valid"):
-            order = random.permutation(len(splits[split]))[: config.count[split]]
-            prompts += [splits[split][place] for place in sorted(order)]
         model, tokenizer = load_checkpoint(
             Path(config.model_path), AutoModelForCausalLM, "language model", "--model-path"
         )
-        conversations = [[{"role": "user", "content": one.prompt}] for one in prompts]
+        encoder, prompts = ChatPolicyEncoder(tokenizer), []
+        random = np.random.default_rng(config.seed)
+        for split in ("train", "valid"):
+            fitting = [
+                one
+                for one in splits[split]
+                if len(encoder.prompt_ids(single_turn(one.prompt))) <= config.longest_prompt
+            ]
+            order = random.permutation(len(fitting))[: config.count[split]]
+            prompts += [fitting[place] for place in sorted(order)]
+        conversations = [single_turn(one.prompt) for one in prompts]
         answers = generate_answers(
             model.to(default_device()),
             tokenizer,
@@ -77,7 +82,6 @@ def main(config: SampleConfig) -> None:
             token_budget=config.token_budget,
             temperature=config.temperature,
             seed=config.seed,
-            longest_prompt=config.longest_prompt,
         )
         del model
         annotator = Annotator(Path(config.annotator_model))

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from align.answers import Generated, generate_answers
 from align.dataset import encode_pairs
-from align.encoding import Turns
+from align.encoding import ChatPolicyEncoder, Turns, single_turn
 from align.evaluate import (
     answer_texts,
     compare_pairs,
@@ -26,7 +26,7 @@ from align.evaluate import (
     pair_texts,
 )
 from align.measures import ASKED, SUMMARY, means, measure_of, shown, text_measures, write_values
-from align.pairs import Pair, Turn, read_pairs
+from align.pairs import Pair, read_pairs
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
 from model.frozen import read_frozen_layers
@@ -79,27 +79,34 @@ def take(
     return kept
 
 
-def read_questions(config: AlignTestConfig, pairs: Sequence[Pair]) -> list[Question]:
+def read_questions(
+    config: AlignTestConfig, pairs: Sequence[Pair], encoder: ChatPolicyEncoder
+) -> list[Question]:
     """Reads what is asked: prompts of the split, and the conversations of its pairs.
 
     Raises:
-        InputError: A source has no prompt in the split.
+        InputError: A source has no prompt in the split, or all are too long.
     """
     prompts = read_prompts(Path(config.prompts), config.split)[config.split]
     sources = {prompt.source for prompt in prompts}
     if unknown := set(config.prompt_sources) - sources:
         raise InputError(f"{config.prompts}: split '{config.split}' has no source '{min(unknown)}'")
-    prompts = [one for one in prompts if one.source in (config.prompt_sources or sources)]
-    prompts = take(prompts, config.per_source, lambda one: (one.source, one.label))
     asked = [
-        Question(one.id, one.source, "risky" if one.label else "benign",
-                 [{"role": "user", "content": one.prompt}])
+        Question(one.id, one.source, "risky" if one.label else "benign", single_turn(one.prompt))
         for one in prompts
-    ]  # fmt: skip
-    return asked + [
-        Question(pair.id, pair.source or "preferences", "risky", pair.turns)
-        for pair in take(pairs, config.per_source)
+        if one.source in (config.prompt_sources or sources)
     ]
+    talks = [Question(one.id, one.source or "preferences", "risky", one.turns) for one in pairs]
+
+    def fitting(questions: Sequence[Question]) -> list[Question]:
+        longest = config.longest_prompt
+        return [one for one in questions if len(encoder.prompt_ids(one.turns)) <= longest]
+
+    kept = take(fitting(asked), config.per_source, lambda one: (one.source, one.unit))
+    kept += take(fitting(talks), config.per_source)
+    if not kept:
+        raise InputError(f"--longest-prompt: no prompt has at most {config.longest_prompt} tokens")
+    return kept
 
 
 def read_references(config: AlignTestConfig) -> list[tuple[str, Turns, str]]:
@@ -115,8 +122,7 @@ def read_references(config: AlignTestConfig) -> list[tuple[str, Turns, str]]:
             continue
         prompt, answer = (text_field(row, name, where) for name in ("prompt", "response"))
         if prompt.strip() and answer.strip():
-            turns = [Turn(role="user", content=prompt).model_dump()]
-            found.append((str(row.get("id", where)), source, turns, answer))
+            found.append((str(row.get("id", where)), source, single_turn(prompt), answer))
     missing = set(config.reference_sources) - {source for _, source, _, _ in found}
     if missing or not found:
         raise InputError(f"{config.references}: no answer of source '{min(missing or {'any'})}'")
@@ -199,12 +205,12 @@ def main(config: AlignTestConfig) -> None:
     """
     with run_folder(config) as folder:
         pairs = read_pairs(Path(config.data_dir), config.split)[config.split]
-        questions = read_questions(config, pairs)
         references = read_references(config) if config.references else []
         method, trained = describe(config)
         before = config.reference_path or trained.get("base_model_path") or config.model_path
         model, tokenizer = load_policy(config.model_path, "--model-path")
         reference, _ = load_policy(before, "--reference-path")
+        questions = read_questions(config, pairs, ChatPolicyEncoder(tokenizer))
         answers = generate_answers(
             model,
             tokenizer,
@@ -213,7 +219,6 @@ def main(config: AlignTestConfig) -> None:
             token_budget=config.token_budget,
             temperature=config.temperature,
             seed=config.seed,
-            longest_prompt=config.longest_prompt,
         )
         risky = [place for place, one in enumerate(questions) if one.unit == "risky"]
         longest, budget = 2 * config.longest_prompt, config.token_budget

@@ -52,7 +52,7 @@ class AlignTestConfig(ReportConfig):
     max_new_tokens: int = 64
     """Tokens of an answer."""
     longest_prompt: int = 256
-    """Tokens of a prompt, of which the last ones are read; pairs with a longer one are left out."""
+    """Longer prompts, in tokens, and pairs with one are left out."""
     temperature: float = 0.0
     """0 answers greedily."""
     token_budget: int = TOKEN_BUDGET
