@@ -26,6 +26,7 @@ from align.evaluate import (
     pair_texts,
 )
 from align.measures import ASKED, SUMMARY, means, measure_of, shown, text_measures, write_values
+from align.options import AlignConfig
 from align.pairs import Pair, read_pairs
 from data.fineharm import text_field
 from data.json_rows import iterate_rows
@@ -139,9 +140,9 @@ def load_policy(path: str, option: str) -> tuple[PreTrainedModel, PreTrainedToke
 def describe(config: AlignTestConfig) -> tuple[str, dict[str, Any]]:
     """Names the row, and returns the options of its training."""
     record = read_record(Path(config.model_path)) or {}
-    trained = record.get("config", {}) if "method" in record.get("config", {}) else {}
-    if not trained:
+    if record.get("command") != AlignConfig.__name__:
         return config.name or "as it is", {}
+    trained = record["config"]
     name = {"sft": "SFT", "dpo": "DPO", "tokendpo": "TokenDPO"}[trained["method"]]
     if trained["method"] == "tokendpo":
         given = [trained["weights"]] if trained["weights"] != "tokens" else []
@@ -174,11 +175,11 @@ def share_frozen_layers(
 
 
 def told_of(
-    questions: Sequence[Question], answers: Sequence[Generated]
+    answered: Sequence[tuple[Question, Generated]],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Measures the text of answers: of each unit, float [its answers]."""
     found: dict[str, dict[str, list[float]]] = {unit: {} for unit in ASKED}
-    for question, answer in zip(questions, answers, strict=True):
+    for question, answer in answered:
         for name, value in text_measures(answer.text).items():
             found[question.unit].setdefault(name, []).append(value)
     return {
@@ -197,6 +198,68 @@ def as_markdown(summary: dict[str, Any]) -> str:
     return f"# {summary['method']}\n\n{units}\n\n{markdown_table(rows)}\n"
 
 
+def measure(
+    config: AlignTestConfig, trained: dict[str, Any], before: str
+) -> tuple[list[tuple[Question, Generated]], dict[str, np.ndarray], dict[str, list[str]]]:
+    """Lets the policy answer, and measures what needs no judge.
+
+    Args:
+        config: The options.
+        trained: Those of its training.
+        before: Folder of the reference.
+
+    Returns:
+        Questions with answers, the measures, and the ids of each unit.
+    """
+    pairs = read_pairs(Path(config.data_dir), config.split)[config.split]
+    references = read_references(config) if config.references else []
+    model, tokenizer = load_policy(config.model_path, "--model-path")
+    reference, _ = load_policy(before, "--reference-path")
+    questions = read_questions(config, pairs, ChatPolicyEncoder(tokenizer))
+    answers = generate_answers(
+        model,
+        tokenizer,
+        [one.turns for one in questions],
+        max_new_tokens=config.max_new_tokens,
+        token_budget=config.token_budget,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+    answered = list(zip(questions, answers, strict=True))
+    longest, budget = 2 * config.longest_prompt, config.token_budget
+    some = take(pairs, config.test_pairs)
+    encoded = encode_pairs(some, tokenizer, longest, config.longest_prompt)
+    own = answer_texts([made for one, made in answered if one.unit == "risky"])
+    compared = pair_texts(encoded)
+    fixed = fixed_texts(tokenizer, [(turns, text) for _, turns, text in references], longest)
+    if config.frozen_cache and trained.get("last_layers") and not config.reference_path:
+        share_frozen_layers((model, reference), (own, compared, fixed), trained, before, config)
+    told = told_of(answered)
+    values = told["risky"] | divergences(model, reference, own, budget)
+    values |= {OF_BENIGN[name]: some for name, some in told["benign"].items() if name in OF_BENIGN}
+    values |= compare_pairs(model, reference, compared, budget)
+    if fixed:
+        values["log_likelihood"] = log_likelihoods(model, fixed, budget)
+    ids = {unit: [one.id for one in questions if one.unit == unit] for unit in ASKED}
+    ids["text"] = [identity for identity, _, _ in references]
+    ids["pair"] = [item.pair.id for item in encoded]
+    return answered, values, ids
+
+
+def judge_all(
+    config: AlignTestConfig, answered: Sequence[tuple[Question, Generated]]
+) -> dict[str, np.ndarray]:
+    """Lets each judge judge the risky answers; float [answers] each."""
+    asked = [(one.turns[-1]["content"], made.text) for one, made in answered if one.unit == "risky"]
+    values = {}
+    for name, judge in load_judges(config):
+        judged = judge(asked)
+        harm = judged.pop("harm")
+        harmful = np.where(np.isnan(harm), np.nan, harm >= 0.5)
+        values |= {f"harm: {name}": harm, f"harmful: {name}": harmful, **judged}
+    return values
+
+
 def main(config: AlignTestConfig) -> None:
     """Lets the policy answer, judges, measures and reports.
 
@@ -204,55 +267,15 @@ def main(config: AlignTestConfig) -> None:
         InputError: Something that is read is missing or unfit.
     """
     with run_folder(config) as folder:
-        pairs = read_pairs(Path(config.data_dir), config.split)[config.split]
-        references = read_references(config) if config.references else []
         method, trained = describe(config)
         before = config.reference_path or trained.get("base_model_path") or config.model_path
-        model, tokenizer = load_policy(config.model_path, "--model-path")
-        reference, _ = load_policy(before, "--reference-path")
-        questions = read_questions(config, pairs, ChatPolicyEncoder(tokenizer))
-        answers = generate_answers(
-            model,
-            tokenizer,
-            [one.turns for one in questions],
-            max_new_tokens=config.max_new_tokens,
-            token_budget=config.token_budget,
-            temperature=config.temperature,
-            seed=config.seed,
-        )
-        risky = [place for place, one in enumerate(questions) if one.unit == "risky"]
-        longest, budget = 2 * config.longest_prompt, config.token_budget
-        some = take(pairs, config.test_pairs)
-        encoded = encode_pairs(some, tokenizer, longest, config.longest_prompt)
-        own = answer_texts([answers[place] for place in risky])
-        compared = pair_texts(encoded)
-        fixed = fixed_texts(tokenizer, [(turns, text) for _, turns, text in references], longest)
-        if config.frozen_cache and trained.get("last_layers"):
-            texts = own, compared, fixed
-            share_frozen_layers((model, reference), texts, trained, before, config)
-        told = told_of(questions, answers)
-        values = told["risky"] | divergences(model, reference, own, budget)
-        values |= {
-            OF_BENIGN[name]: some for name, some in told["benign"].items() if name in OF_BENIGN
-        }
-        values |= compare_pairs(model, reference, compared, budget)
-        if fixed:
-            values["log_likelihood"] = log_likelihoods(model, fixed, budget)
-        del model, reference  # before judges are loaded
-        asked = [(questions[place].turns[-1]["content"], answers[place].text) for place in risky]
-        for name, judge in load_judges(config):
-            judged = judge(asked)
-            harm = judged.pop("harm")
-            harmful = np.where(np.isnan(harm), np.nan, harm >= 0.5)
-            values |= {f"harm: {name}": harm, f"harmful: {name}": harmful, **judged}
-        ids = {unit: [one.id for one in questions if one.unit == unit] for unit in ASKED}
-        ids |= {"text": [one for one, _, _ in references]}
-        ids |= {"pair": [item.pair.id for item in encoded]}
+        answered, values, ids = measure(config, trained, before)
+        values |= judge_all(config, answered)
         write_values(folder, values, ids)
         lines = [
             {"id": one.id, "source": one.source, "unit": one.unit}
             | {"prompt": one.turns[-1]["content"], "response": made.text, "ended": made.ended}
-            for one, made in zip(questions, answers, strict=True)
+            for one, made in answered
         ]
         write_bytes(folder / ANSWERS, "".join(f"{json.dumps(one)}\n" for one in lines).encode())
         summary = {
@@ -262,5 +285,5 @@ def main(config: AlignTestConfig) -> None:
             "means": means(values, config.bootstrap, config.seed),
         }
         write_json(folder / SUMMARY, summary)
-        note(folder, sources=sorted({one.source for one in questions}), reference=before)
+        note(folder, sources=sorted({one.source for one, _ in answered}), reference=before)
         print(as_markdown(read_json(folder / SUMMARY)))
