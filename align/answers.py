@@ -55,37 +55,42 @@ def generate_answers(
     """
     encoder = ChatPolicyEncoder(tokenizer)
     prompts = [encoder.prompt_ids(turns) for turns in conversations]
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    own = model.generation_config
+    ends = {own.eos_token_id} if isinstance(own.eos_token_id, int) else set(own.eos_token_id or ())
     ends |= {tokenizer.eos_token_id} - {None}
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
+    # padding is masked, so any id will do for it
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends),
+        eos_token_id=sorted(ends) or None,
         pad_token_id=padding,
         **sampling,
     )
+    model.generation_config = settings  # generate() takes what is not set from the model's own
     answers: list[Generated | None] = [None] * len(prompts)
     lengths = np.array([len(ids) + max_new_tokens for ids in prompts])
     torch.manual_seed(seed)
-    with tqdm(total=len(prompts), desc=description, unit="answer") as bar:
-        for rows in token_budget_batches(lengths, token_budget):
-            longest = max(len(prompts[row]) for row in rows)
-            ids = torch.full((len(rows), longest), padding)
-            mask = torch.zeros_like(ids)
-            for place, row in enumerate(rows):  # generation needs padding on the left
-                ids[place, longest - len(prompts[row]) :] = torch.tensor(prompts[row])
-                mask[place, longest - len(prompts[row]) :] = 1
-            made = model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=settings,
-            )
-            for row, new in zip(rows, made[:, longest:].tolist(), strict=True):
-                stop = next((n for n, one in enumerate(new) if one in ends), None)
-                kept = new if stop is None else new[: stop + 1]
-                text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-                answers[row] = Generated(prompts[row], kept, text, stop is not None)
-            bar.update(len(rows))
+    try:
+        with tqdm(total=len(prompts), desc=description, unit="answer") as bar:
+            for rows in token_budget_batches(lengths, token_budget):
+                longest = max(len(prompts[row]) for row in rows)
+                ids = torch.full((len(rows), longest), padding)
+                mask = torch.zeros_like(ids)
+                for place, row in enumerate(rows):  # generation needs padding on the left
+                    ids[place, longest - len(prompts[row]) :] = torch.tensor(prompts[row])
+                    mask[place, longest - len(prompts[row]) :] = 1
+                made = model.generate(
+                    ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    generation_config=settings,
+                )
+                for row, new in zip(rows, made[:, longest:].tolist(), strict=True):
+                    stop = next((n for n, one in enumerate(new) if one in ends), None)
+                    kept = new if stop is None else new[: stop + 1]
+                    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+                    answers[row] = Generated(prompts[row], kept, text, stop is not None)
+                bar.update(len(rows))
+    finally:
+        model.generation_config = own
     return answers

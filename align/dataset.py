@@ -84,7 +84,7 @@ def weigh(
     for number, item in enumerate(encoded):
         verdicts = [
             harm.of_tokens(answer.offsets)
-            for harm, answer in zip(harms[2 * number :][:2], item.answers, strict=True)
+            for harm, answer in zip(harms[2 * number : 2 * number + 2], item.answers, strict=True)
         ]
         if not config.soft:
             verdicts = [(one >= theta).astype(np.float32) for one in verdicts]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from utils.files import InputError
@@ -44,14 +45,18 @@ class ChatPolicyEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         if not tokenizer.chat_template:
-            raise InputError("--base-model-path: its tokenizer has no chat template")
+            raise InputError("the policy's tokenizer has no chat template")
         self._tokenizer = tokenizer
 
     def prompt(self, turns: Turns) -> str:
         """Returns the text of a conversation up to where the model answers."""
-        return self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
-        )
+        return self._render(turns, add_generation_prompt=True)
+
+    def _render(self, turns: Turns, **options: bool) -> str:
+        try:
+            return self._tokenizer.apply_chat_template(turns, tokenize=False, **options)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"the chat template refuses the conversation: {error}") from None
 
     def prompt_ids(self, turns: Turns) -> list[int]:
         """Returns the ids of a conversation up to where the model answers."""
@@ -66,11 +71,11 @@ class ChatPolicyEncoder:
             InputError: The template does not hold the answer as it is.
         """
         asked = self.prompt(turns)
-        text = self._tokenizer.apply_chat_template(
-            [*turns, {"role": "assistant", "content": answer}], tokenize=False
-        )
-        content = answer if answer in text else answer.strip()  # some templates strip it
-        place = text.find(content, len(commonprefix([asked, text])))
+        text = self._render([*turns, {"role": "assistant", "content": answer}])
+        behind = len(commonprefix([asked, text]))
+        # some templates strip it
+        content = answer if answer in text[behind:] else answer.strip()
+        place = text.find(content, behind)
         if place < 0:
             raise InputError("the chat template does not hold the answer as it is")
         place -= answer.find(content)

@@ -10,6 +10,7 @@ from align.dataset import EncodedPair
 from align.encoding import ChatPolicyEncoder, Turns
 from align.measures import preferred
 from model.log_probs import Text, answer_divergence, answer_log_probs
+from utils.files import InputError
 
 
 def answer_texts(answers: Sequence[Generated]) -> list[Text]:
@@ -27,12 +28,18 @@ def pair_texts(encoded: Sequence[EncodedPair]) -> list[Text]:
 
 
 def fixed_texts(
-    tokenizer: PreTrainedTokenizerFast, answers: Sequence[tuple[Turns, str]], longest: int
+    tokenizer: PreTrainedTokenizerFast, answers: Sequence[tuple[str, Turns, str]], longest: int
 ) -> list[Text]:
-    """Encodes answers to conversations; `longest` tokens of both, and one of an answer at least."""
+    """Encodes answers, each with its id and conversation.
+
+    `longest` tokens of both are kept, and one of an answer at least.
+    """
     encoder, texts = ChatPolicyEncoder(tokenizer), []
-    for turns, answer in answers:
-        encoded = encoder.encode(turns, answer)
+    for identity, turns, answer in answers:
+        try:
+            encoded = encoder.encode(turns, answer)
+        except InputError as error:
+            raise InputError(f"answer '{identity}': {error}") from None
         start = len(encoded.prompt_ids)
         texts.append(((encoded.prompt_ids + encoded.ids)[: max(longest, start + 1)], start))
     return texts

@@ -87,7 +87,10 @@ class Annotator:
             answers: Each question with its answer. Of a blank answer there are no tokens.
         """
         encoded = self._encode(answers)
-        keys = {number: state_key(one.input_ids) for number, one in encoded.items()}
+        keys = {
+            number: state_key([one.response_start, *one.input_ids])
+            for number, one in encoded.items()
+        }
         known = read_states(self._cache) if self._cache else {}
         # of equal texts one is scored
         new = {keys[number]: one for number, one in encoded.items() if keys[number] not in known}

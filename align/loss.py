@@ -32,8 +32,8 @@ def token_weights(
         rejected: float [U], of the rejected answer's.
         kind: "tokens" is the formula above. The controls: "even" gives each answer the same weight
             in all, spread over its tokens evenly; "random" gives the verdicts of an answer to other
-            tokens of it; "mean-one" scales the weights of an answer to a mean of 1. "mask" leaves
-            the rejected answer's harmful tokens alone, c_t, where there are any.
+            tokens of it; "mean-one" scales the weights of an answer to a mean of 1, unless all are
+            0. "mask" leaves the rejected answer's harmful tokens alone, c_t, where there are any.
         alpha: α, 0 to 1.
         random: Draws the tokens of "random".
 

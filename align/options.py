@@ -69,6 +69,8 @@ class AlignConfig(CausalConfig):
         self.check_range(0, 1, "alpha")
         self.check_range(2, math.inf, "max_length")
         self.check_range(1, math.inf, "max_prompt_length")
+        if self.lr_gamma != AlignConfig.lr_gamma:
+            raise InputError("--lr-gamma: of no use, no schedule here has it")
         if not 0 < self.beta < math.inf:
             raise InputError(f"--beta: {self.beta} is not > 0")
         if self.max_prompt_length >= self.max_length:

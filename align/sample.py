@@ -32,17 +32,18 @@ def rank(
     Args:
         prompt: What was asked.
         answers: All answers; blank ones, and those that were given before, count for nothing.
-        statistics: float [answers], the highest statistic of the monitor's stopping rule.
+        statistics: float [answers], the highest statistic of the monitor's stopping rule; an answer
+            that is too short to have one, -inf, counts for nothing, too.
         least_gap: Of the two statistics; None where they are nearer.
     """
     known: dict[str, float] = {}
     for answer, statistic in zip(answers, statistics.tolist(), strict=True):
-        if answer.strip():
+        if answer.strip() and np.isfinite(statistic):
             known.setdefault(answer, statistic)
     if len(known) < 2:
         return None
     best, worst = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    if known[worst] - known[best] < least_gap:
+    if not known[worst] - known[best] >= least_gap:
         return None
     turns = {
         side: [{"role": "assistant", "content": answer}]
@@ -73,6 +74,8 @@ def main(config: SampleConfig) -> None:
             ]
             order = random.permutation(len(fitting))[: config.count[split]]
             prompts += [fitting[place] for place in sorted(order)]
+            if not fitting:
+                raise InputError(f"--longest-prompt: no prompt of {split} is as short")
         conversations = [single_turn(one.prompt) for one in prompts]
         answers = generate_answers(
             model.to(default_device()),

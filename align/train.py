@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
 from trl import DPOConfig
+from trl.trainer.utils import disable_dropout_in_model
 
 from align.dataset import SIDES, as_dataset, encode_pairs, reference_log_probs, weigh
 from align.options import AlignConfig
 from align.pairs import read_pairs
 from align.trainer import PreferenceTrainer
 from model.frozen import freeze_all_but_last, read_frozen_layers
-from model.loading import load_checkpoint
+from model.loading import context_length, load_checkpoint
 from train.train_qwen import lora
 from train.training import run_training, training_arguments
 from utils.device import default_device, use_bf16
+from utils.files import InputError
 
 
 def main(config: AlignConfig) -> None:
@@ -30,6 +32,7 @@ def main(config: AlignConfig) -> None:
             beta=config.beta,
             max_length=config.max_length,
             precompute_ref_log_probs=True,
+            disable_dropout=False,  # TRL would take away LoRA's, too
         )
         splits = read_pairs(Path(config.data_dir), "train", "valid")
         bounds = config.max_length, config.max_prompt_length
@@ -48,6 +51,9 @@ def main(config: AlignConfig) -> None:
             "--base-model-path",
             attn_implementation=config.attention,
         )
+        if config.max_length > (room := context_length(model, tokenizer)):
+            raise InputError(f"--max-length: {config.max_length}; the policy has room for {room}")
+        disable_dropout_in_model(model)
         model = model.to(default_device())
         if config.last_layers:
             freeze_all_but_last(model, config.last_layers)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import Trainer
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
@@ -117,6 +118,6 @@ class PreferenceTrainer(DPOTrainer):
         if self.config.method == "sft":
             logs["loss"] = float(-np.mean([one.mean() for one in found[0::2]]))
         logs = {f"{metric_key_prefix}_{name}": value for name, value in logs.items()}
-        self.log(logs)
+        Trainer.log(self, logs)  # TRL's would add what was noted in training, and forget it
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logs)
         return logs

@@ -46,7 +46,9 @@ def read_frozen_layers(
     Raises:
         InputError: The disk has no room for the layers' output.
     """
-    config, attention = config_hash(model.config.to_dict()), model.config._attn_implementation
+    # trainers write the padding's id into a configuration; padding is masked
+    config = config_hash(model.config.to_dict() | {"pad_token_id": None})
+    attention = model.config._attn_implementation
     depth = model.config.num_hidden_layers - last_layers
     weights = " ".join(backbone[name] for name in backbone if name.endswith(".safetensors"))
     maker = f"{weights} {config} {depth} {attention} {bf16}"
@@ -103,11 +105,13 @@ def freeze_all_but_last(model: PreTrainedModel, layers: int) -> None:
     """Leaves the last layers, the final norm and both heads trainable.
 
     Raises:
-        InputError: The backbone has fewer layers.
+        InputError: The backbone has fewer layers, or none by this name.
     """
+    if not hasattr(model.base_model, "layers"):
+        raise InputError(f"--last-layers: {type(model).__name__} has no 'layers'")
     depth = model.config.num_hidden_layers
     if layers > depth:
         raise InputError(f"--last-layers: {layers} of a backbone with {depth} layers")
-    model.base_model.embed_tokens.requires_grad_(False)
+    model.get_input_embeddings().requires_grad_(False)
     for layer in model.base_model.layers[: depth - layers]:
         layer.requires_grad_(False)

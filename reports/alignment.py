@@ -91,6 +91,7 @@ def _estimate(rows: list[PolicyRow]) -> None:
             continue
         columns = [run.values[name] for row in rows for name in names for run in row.runs]
         values = np.stack(columns, axis=1)  # (units, columns)
+        _leave_out_undefined(values, names, [len(row.runs) for row in rows])
 
         def means(weights: np.ndarray, values: np.ndarray = values) -> dict[str, np.ndarray]:
             return {"means": weighted_mean(values, weights.astype(float))}  # (resamples, columns)
@@ -103,6 +104,21 @@ def _estimate(rows: list[PolicyRow]) -> None:
                 own = slice(start, start + len(row.runs))
                 row.estimates[name] = Estimate(points[0, own], drawn[:, own].mean(axis=1))
                 start = own.stop
+
+
+def _leave_out_undefined(values: np.ndarray, names: list[str], runs: list[int]) -> None:
+    """Makes a unit that one run has no value of undefined in all, so that rows stay paired.
+
+    Args:
+        values: float (units, columns), by row, measure and run.
+        names: The measures.
+        runs: How many runs each row has.
+    """
+    measure = np.concatenate([np.repeat(np.arange(len(names)), count) for count in runs])
+    for number in range(len(names)):
+        own = measure == number
+        undefined = np.isnan(values[:, own]).any(axis=1)
+        values[np.ix_(undefined, own)] = np.nan
 
 
 def read_rows(runs_dir: Path) -> list[PolicyRow]:

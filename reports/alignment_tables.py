@@ -55,7 +55,8 @@ UNITS = {
 }
 NOTES = """\
 Shares are in percent. ↓: lower is better, ↑: higher is better; what has no arrow is there to be
-looked at. Risky prompts are harmful ones, and conversations that provoke."""
+looked at. Risky prompts are harmful ones, and conversations that provoke. A unit that one run has
+no value of counts in no row."""
 INTERVALS = (
     "In brackets the 95 % bootstrap interval: {units} were resampled {resamples} times, the same"
     " for all rows. Several runs show their mean ± standard deviation over training seeds, and the"

@@ -12,7 +12,7 @@ from align.options import AlignConfig
 from evaluation.runs import Commit, Model, Name, Read, find_tests
 from utils.files import InputError
 from utils.formatting import printable
-from utils.run_record import FREE, RECORD
+from utils.run_record import FREE, RECORD, hashes_in
 
 PLAIN = {"": "as it is", "sft": "SFT", "dpo": "DPO", "tokendpo": "TokenDPO"}  # in tables' order
 # Of the options that runs of a row may differ in, these paths tell what a policy learned from.
@@ -56,6 +56,7 @@ class Options(Read):
     longest_prompt: int
     temperature: float
     strictness: str = "strict"
+    precision: str = "fp32"
 
 
 class Record(Read):
@@ -65,6 +66,7 @@ class Record(Read):
     git: Commit | None
     model: Model
     judges: dict[str, dict[str, Any] | str]  # what it read, or the name of a model behind a chat
+    reference: dict[str, str]
 
 
 @dataclass
@@ -169,15 +171,13 @@ def refuse_unequal(runs: list[PolicyRun]) -> None:
 
     def asked(run: PolicyRun) -> dict[str, Any]:
         options = run.record.config.model_dump(exclude={"bootstrap", "seed"})
-        judges = {
-            name: one.get("weights", one) if isinstance(one, dict) else one
-            for name, one in run.record.judges.items()
-        }
+        judges = {name: hashes_in(one) for name, one in run.record.judges.items()}
         return {
             **{f"ids of '{unit}'": some for unit, some in run.ids.items()},
             "measures": sorted(run.values),
             **{f"option '{name}'": value for name, value in options.items()},
             "judges": judges,
+            "references": hashes_in(run.record.reference),
         }
 
     first = asked(runs[0])

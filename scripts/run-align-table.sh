@@ -31,7 +31,7 @@ row() {
     run run-align test --model-path "$RUNS/models/$folder" \
         --output-dir "$RUNS/metrics/$folder" "${TEST[@]}" ${NAME:+--name "$NAME"}
 }
-SCM=(--annotator-model "$ANNOTATOR")
+SCM=(--annotator-model "$ANNOTATOR") NAME=  # not the environment's
 for S in "${SEED[@]}"; do
     D=(--data-dir "$PREFERENCES")
     row sft "$S" sft "${D[@]}"

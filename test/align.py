@@ -39,7 +39,7 @@ from test.align_options import AlignTestConfig
 from utils.device import default_device
 from utils.files import InputError, read_json, write_bytes, write_json
 from utils.formatting import markdown_table
-from utils.run_record import note, read_record, run_folder
+from utils.run_record import note, run_folder
 
 ANSWERS = "answers.jsonl"
 OF_BENIGN = {  # of answers to benign prompts
@@ -137,38 +137,35 @@ def load_policy(path: str, option: str) -> tuple[PreTrainedModel, PreTrainedToke
     return model.to(default_device()), tokenizer
 
 
-def describe(config: AlignTestConfig) -> tuple[str, dict[str, Any]]:
-    """Names the row, and returns the options of its training."""
-    record = read_record(Path(config.model_path)) or {}
-    if record.get("command") != AlignConfig.__name__:
-        return config.name or "as it is", {}
-    trained = record["config"]
+def name_of(config: AlignTestConfig) -> str:
+    """Names the row: the training's method and what differs from its defaults."""
+    if not config.training:
+        return config.name or "as it is"
+    trained = config.training["config"]
     name = {"sft": "SFT", "dpo": "DPO", "tokendpo": "TokenDPO"}[trained["method"]]
     if trained["method"] == "tokendpo":
         given = [trained["weights"]] if trained["weights"] != "tokens" else []
         given += ["soft"] if trained["soft"] else []
-        given += [f"α {trained['alpha']:g}"] if trained["alpha"] != 1 else []
+        given += [f"α {trained['alpha']:g}"] if trained["alpha"] != AlignConfig.alpha else []
         name += f", {', '.join(given)}" if given else ""
-    if trained["method"] != "sft" and trained["beta"] != 0.1:
+    if trained["method"] != "sft" and trained["beta"] != AlignConfig.beta:
         name += f", β {trained['beta']:g}"
-    return config.name or name, trained
+    return config.name or name
 
 
 def share_frozen_layers(
     models: Sequence[PreTrainedModel],
     texts: Sequence[Sequence[Text]],
-    trained: dict[str, Any],
-    before: str,
     config: AlignTestConfig,
 ) -> None:
     """Makes policy and reference read the layers that training left alone from disk."""
     for model in models:
         read_frozen_layers(
             model,
-            trained["last_layers"],
+            config.training["config"]["last_layers"],
             [[{"input_ids": ids} for ids, _ in some] for some in texts],
             config.frozen_cache,
-            backbone=backbone_summary(Path(before)),
+            backbone=backbone_summary(Path(config.before)),
             bf16=False,
             token_budget=config.token_budget,
         )
@@ -199,22 +196,27 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 def measure(
-    config: AlignTestConfig, trained: dict[str, Any], before: str
+    config: AlignTestConfig,
 ) -> tuple[list[tuple[Question, Generated]], dict[str, np.ndarray], dict[str, list[str]]]:
     """Lets the policy answer, and measures what needs no judge.
 
-    Args:
-        config: The options.
-        trained: Those of its training.
-        before: Folder of the reference.
-
     Returns:
         Questions with answers, the measures, and the ids of each unit.
+
+    Raises:
+        InputError: Something that is read is missing or unfit.
     """
     pairs = read_pairs(Path(config.data_dir), config.split)[config.split]
+    # one pair a conversation: units are resampled as independent
+    pairs = take(pairs, 1, lambda one: str(one.turns))
     references = read_references(config) if config.references else []
     model, tokenizer = load_policy(config.model_path, "--model-path")
-    reference, _ = load_policy(before, "--reference-path")
+    reference, _ = load_policy(config.before, "--reference-path")
+    sizes = [one.config.vocab_size for one in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"--reference-path: a vocabulary of {sizes[1]}, that of the policy is {sizes[0]}"
+        )
     questions = read_questions(config, pairs, ChatPolicyEncoder(tokenizer))
     answers = generate_answers(
         model,
@@ -231,9 +233,10 @@ def measure(
     encoded = encode_pairs(some, tokenizer, longest, config.longest_prompt)
     own = answer_texts([made for one, made in answered if one.unit == "risky"])
     compared = pair_texts(encoded)
-    fixed = fixed_texts(tokenizer, [(turns, text) for _, turns, text in references], longest)
+    fixed = fixed_texts(tokenizer, references, longest)
+    trained = config.training.get("config", {})
     if config.frozen_cache and trained.get("last_layers") and not config.reference_path:
-        share_frozen_layers((model, reference), (own, compared, fixed), trained, before, config)
+        share_frozen_layers((model, reference), (own, compared, fixed), config)
     told = told_of(answered)
     values = told["risky"] | divergences(model, reference, own, budget)
     values |= {OF_BENIGN[name]: some for name, some in told["benign"].items() if name in OF_BENIGN}
@@ -267,9 +270,7 @@ def main(config: AlignTestConfig) -> None:
         InputError: Something that is read is missing or unfit.
     """
     with run_folder(config) as folder:
-        method, trained = describe(config)
-        before = config.reference_path or trained.get("base_model_path") or config.model_path
-        answered, values, ids = measure(config, trained, before)
+        answered, values, ids = measure(config)
         values |= judge_all(config, answered)
         write_values(folder, values, ids)
         lines = [
@@ -279,11 +280,11 @@ def main(config: AlignTestConfig) -> None:
         ]
         write_bytes(folder / ANSWERS, "".join(f"{json.dumps(one)}\n" for one in lines).encode())
         summary = {
-            "method": method,
-            "training": trained,
+            "method": name_of(config),
+            "training": config.training.get("config", {}),
             "units": {unit: len(some) for unit, some in ids.items()},
             "means": means(values, config.bootstrap, config.seed),
         }
         write_json(folder / SUMMARY, summary)
-        note(folder, sources=sorted({one.source for one, _ in answered}), reference=before)
+        note(folder, sources=sorted({one.source for one, _ in answered}))
         print(as_markdown(read_json(folder / SUMMARY)))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from align.labels import Annotator
-from annotation.annotators.llm import LlmConfig
 from annotation.chat import LLMAnnotator
 from annotation.sentences import parse
 from annotation.sources import Row
@@ -72,15 +71,7 @@ def by_chat(model: str, config: AlignTestConfig) -> Judge:
     An answer is harmful, 1, if one of its sentences is, else 0; NaN where there is no verdict. The
     endpoint's answers are kept beside the output folder.
     """
-    annotator = LLMAnnotator(
-        LlmConfig(
-            config.prompts,
-            config.output_dir,
-            annotator_model=model,
-            llm_url=config.judge_url,
-            llm_key_env=config.judge_key_env,
-        )
-    )
+    annotator = LLMAnnotator(config.chat_options(model))
 
     def judge(answers: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
         harm = np.zeros(len(answers))

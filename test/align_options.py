@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from align.options import AlignConfig, annotator_input
+from annotation.annotators.llm import LlmConfig
 from evaluation.options import Strictness
 from test.options import ReportConfig
 from utils.files import InputError, sha256_file
 from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
-from utils.run_record import model_summary
+from utils.run_record import model_summary, read_record
 
 JudgeKind = Literal["scm", "tfidf", "classifier", "llama-guard", "qwen3guard-gen", "chat"]
 
@@ -40,8 +42,8 @@ class AlignTestConfig(ReportConfig):
     test_pairs: int = 200
     """Preference pairs that are compared."""
     judges: list[str]
-    """KIND=PATH, one or more. scm: a trained SCM or Qwen baseline, its holistic scorer. tfidf: the
-    folder of records to fit it on. classifier, llama-guard, qwen3guard-gen: guards of others.
+    """KIND=PATH, one or more. scm: a trained SCM with its monitor.json, its holistic scorer. tfidf:
+    the folder of records to fit it on. classifier, llama-guard, qwen3guard-gen: guards of others.
     chat: the name of a language model behind --judge-url."""
     judge_url: str = "http://127.0.0.1:8000/v1"
     """OpenAI-compatible base URL of the judge chat."""
@@ -59,9 +61,9 @@ class AlignTestConfig(ReportConfig):
     """Padded tokens a batch."""
     frozen_cache: str = ""
     """Of a policy that was trained with --last-layers: folder to keep the other layers' output in,
-    which it shares with its reference; that of the training will do."""
+    which it shares with its reference."""
     precision: Precision = "fp32"
-    """Of policy, reference and judges."""
+    """Of guards that judge."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,10 +72,14 @@ class AlignTestConfig(ReportConfig):
         )
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"--temperature: {self.temperature} is not in 0…∞")
+        if not self.judges:
+            raise InputError("--judges: names none")
         for kind, path in self.named_judges():
             if kind not in get_args(JudgeKind) or not path:
                 known = ", ".join(get_args(JudgeKind))
                 raise InputError(f"--judges: '{kind}={path}' is not KIND=PATH with one of {known}")
+            if kind == "chat":
+                self.chat_options(path)
         names = [judge_name(kind, path) for kind, path in self.named_judges()]
         if len(set(names)) < len(names):
             raise InputError(f"--judges: two are called '{max(names, key=names.count)}'")
@@ -82,27 +88,71 @@ class AlignTestConfig(ReportConfig):
         """Returns kind and path of each judge."""
         return [one.partition("=")[::2] for one in self.judges]
 
+    def chat_options(self, model: str) -> LlmConfig:
+        """Returns how the judge chat is asked: as run-annotate.sh llm asks."""
+        url, key = "judge_url", "judge_key_env"
+        try:
+            return LlmConfig(
+                self.prompts,
+                self.output_dir,
+                annotator_model=model,
+                llm_url=getattr(self, url),
+                llm_key_env=getattr(self, key),
+            )
+        except InputError as error:
+            told = str(error).replace("--llm-url", "--judge-url")
+            raise InputError(told.replace("--llm-key-env", "--judge-key-env")) from None
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The record of the policy's training by run-align.sh; empty if there was none."""
+        record = read_record(Path(self.model_path)) or {}
+        return record if record.get("command") == AlignConfig.__name__ else {}
+
+    @property
+    def before(self) -> str:
+        """Folder of the reference: what the policy was before its training."""
+        trained = self.training.get("config", {}).get("base_model_path")
+        return self.reference_path or trained or self.model_path
+
     def inputs(self) -> dict[str, Any]:
-        """Returns hashes of what is read."""
+        """Returns hashes of what is read.
+
+        Raises:
+            InputError: A judge or model is none, or the model that the policy was trained from is
+                another one by now.
+        """
         from align.pairs import pairs_input
+        from model.loading import backbone_summary
 
         judges: dict[str, Any] = {}
         for kind, path in self.named_judges():
+            folder = Path(path)
             if kind == "tfidf":
-                files = [Path(path) / f"{split}.jsonl" for split in ("train", "valid")]
+                files = [folder / f"{split}.jsonl" for split in ("train", "valid")]
                 judge = {one.name: sha256_file(one) for one in files}
+            elif kind == "scm":
+                judge = backbone_summary(folder) | annotator_input(path)
             else:
-                judge = path if kind == "chat" else model_summary(Path(path))
+                judge = path if kind == "chat" else backbone_summary(folder)
             judges[judge_name(kind, path)] = judge
-        files = [self.prompts, *([self.references] if self.references else [])]
+        reference = backbone_summary(Path(self.before)) | {"folder": self.before}
+        known = self.training.get("backbone")
+        if known and not self.reference_path and known | {"folder": self.before} != reference:
+            raise InputError(
+                f"{self.before}: is not the model any more that {self.model_path} was trained"
+                " from; --reference-path names it"
+            )
         return {
-            "data": pairs_input(self.data_dir)
-            | {Path(one).name: sha256_file(one) for one in files},
+            "pairs": pairs_input(self.data_dir),
+            "prompts": sha256_file(Path(self.prompts)),
+            "references": sha256_file(Path(self.references)) if self.references else None,
             "model": model_summary(Path(self.model_path)),
+            "reference": reference,
             "judges": judges,
         }
 
 
 def judge_name(kind: str, path: str) -> str:
     """Names a judge in tables."""
-    return {"tfidf": "TF-IDF", "scm": "SCM"}.get(kind, Path(path).name)
+    return {"tfidf": "TF-IDF", "scm": "SCM", "chat": path}.get(kind, Path(path).resolve().name)

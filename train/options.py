@@ -110,7 +110,7 @@ class CausalConfig(TrainConfig):
     """Options of trainings of a causal language model, which may be of a part of it."""
 
     last_layers: int = 0
-    """Train only the last N layers, norm and heads; 0 trains all."""
+    """Train only the last N layers, the norm behind them and a detector's heads; 0 trains all."""
     frozen_cache: str = ""
     """With --last-layers: folder to keep the frozen layers' output in, computed once for all
     epochs and for further runs on the same text; 4 bytes × tokens × hidden size."""

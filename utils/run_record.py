@@ -255,16 +255,16 @@ def check_same_run(folder: Path, earlier: dict[str, Any], record: dict[str, Any]
             raise InputError(
                 f"{place} 'config.{name}': the run was started with {differs}; {advice}"
             )
-    before, now = (_hashes({key: one.get(key) for key in record}) for one in (earlier, record))
+    before, now = (hashes_in({key: one.get(key) for key in record}) for one in (earlier, record))
     for name in sorted(before | now):
         if before.get(name) != now.get(name):
             raise InputError(f"{place} '{name}': the run was started with another; {advice}")
 
 
-def _hashes(value: Any, place: str = "") -> dict[str, str]:
+def hashes_in(value: Any, place: str = "") -> dict[str, str]:
     """Returns each SHA-256 in nested dictionaries by its place: {"data.meta_sha256": …}."""
     if isinstance(value, dict):
-        found = (_hashes(item, f"{place}.{key}".lstrip(".")) for key, item in value.items())
+        found = (hashes_in(item, f"{place}.{key}".lstrip(".")) for key, item in value.items())
         return dict(pair for one in found for pair in one.items())
     is_hash = isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value)
     return {place: value} if is_hash else {}

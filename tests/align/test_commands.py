@@ -1,6 +1,7 @@
 """Testing policies and making pairs of their own answers, through the script."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from align.agreement import agreement
 from align.answers import generate_answers
+from align.encoding import single_turn
 from align.labels import Annotator, Harm
 from align.measures import read_values
 from align.options import SampleConfig
@@ -130,6 +132,9 @@ def test_a_language_model_behind_an_endpoint_judges(test_config, server):  # noq
     ({"judges": ["guess=x"]}, "--judges: 'guess=x' is not KIND=PATH"),
     ({"judges": ["scm"]}, "--judges: 'scm=' is not KIND=PATH"),
     ({"judges": ["scm=a", "scm=b"]}, "--judges: two are called 'SCM'"),
+    ({"judges": []}, "--judges: names none"),
+    ({"judges": ["chat=m"], "judge_url": "ftp://x"}, "--judge-url: takes http"),
+    ({"judges": ["chat=m"], "judge_key_env": "a key"}, "--judge-key-env: takes the name"),
     ({"per_source": 0}, "--per-source: 0 is below 1"),
     ({"temperature": -1.0}, "--temperature: -1.0"),
 ])  # fmt: skip
@@ -179,6 +184,45 @@ def test_answers_do_not_depend_on_the_batch(policy):
         for seed in (1, 2, 1)
     )
     assert one == again != other
+
+
+def test_a_model_s_own_sampling_does_not_count(policy):
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    tokenizer = load_tokenizer(policy)
+    asked, options = [single_turn("Why?")], {"max_new_tokens": 12, "token_budget": 64}
+    greedy = generate_answers(model, tokenizer, asked, **options)
+    own = model.generation_config
+    own.do_sample, own.temperature, own.top_k, own.repetition_penalty = True, 5.0, 50, 1.5
+    again = generate_answers(model, tokenizer, asked, seed=3, **options)
+    assert greedy[0].ids == again[0].ids and model.generation_config is own
+
+
+def test_a_reference_that_changed_is_refused(config, policy, test_config, tmp_path):
+    base = Path(shutil.copytree(policy, tmp_path / "base"))
+    align(replace(config, base_model_path=str(base)))
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    model.save_pretrained(base)
+    changed = replace(test_config, model_path=config.output_dir)
+    with pytest.raises(InputError, match="is not the model any more that"):
+        changed.inputs()
+    assert replace(changed, reference_path=str(policy)).inputs()["reference"]
+
+
+@pytest.mark.parametrize("kind", ["scm", "classifier", "llama-guard", "tfidf"])
+def test_a_judge_that_is_not_there_is_named_before_any_work(test_config, kind):
+    with pytest.raises((InputError, OSError), match="nowhere"):
+        replace(test_config, judges=[f"{kind}=/nowhere"]).inputs()
+
+
+def test_another_vocabulary_is_refused(test_config, policy, tmp_path):
+    other = Path(shutil.copytree(policy, tmp_path / "other"))
+    model = AutoModelForCausalLM.from_pretrained(other)
+    model.resize_token_embeddings(1000)
+    model.save_pretrained(other)
+    with pytest.raises(InputError, match="--reference-path: a vocabulary of 1000"):
+        evaluate(replace(test_config, reference_path=str(other)))
 
 
 def test_log_probs_are_those_of_the_model(policy):
@@ -243,6 +287,11 @@ def test_ranking_by_hand():
     assert pair.answers == ("calm", "grim") and pair.id == "p" and pair.split == "train"
     assert rank(prompt, answers, statistics, 0.85) is None
     assert rank(prompt, ["calm", "calm", ""], np.array([0.1, 0.9, 1.0]), 0.2) is None
+    # an answer that is too short for the stopping rule is not the best one
+    assert rank(prompt, ["no", "calm", "grim"], np.array([-np.inf, 0.1, 0.9]), 0.2).answers == (
+        "calm", "grim",
+    )  # fmt: skip
+    assert rank(prompt, ["no", "so"], np.array([-np.inf, -np.inf]), 0.2) is None
 
 
 def test_own_answers_become_pairs_to_train_on(config, policy, prompts, annotator, tmp_path):

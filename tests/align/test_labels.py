@@ -13,7 +13,7 @@ from align.labels import Annotator, Harm
 from align.pairs import Pair
 from evaluation import predict as prediction
 from monitor.stream import StreamingContentMonitor
-from tests.align.conftest import pair_row, with_template
+from tests.align.conftest import TEMPLATE, pair_row, with_template
 from tests.conftest import settings_of
 from utils.files import InputError
 
@@ -121,3 +121,29 @@ def test_scores_are_kept_for_each_model_apart(annotator, tmp_path, monkeypatch):
     for one, other in zip(first[1:], again, strict=False):
         assert one.scores.tolist() == other.scores.tolist()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_cache_knows_where_the_answer_starts(annotator, tmp_path):
+    cached = Annotator(annotator, tmp_path)
+    answers = [("x", "y\n\nz"), ("x\n\ny", "z")]  # the same ids
+    apart = [cached.score([one])[0] for one in answers]
+    for one, other in zip(apart, Annotator(annotator, tmp_path).score(answers), strict=True):
+        assert len(one.scores) == len(one.offsets) and one.scores.tolist() == other.scores.tolist()
+
+
+@pytest.mark.parametrize("template, answer, fault", [
+    (TEMPLATE.replace("turn.content", "turn.content | trim"), " Yes ", ""),
+    ("{{ raise_exception('no') }}", "Yes", "the chat template refuses the conversation"),
+    (TEMPLATE.replace("turn.content", "turn.content | upper"), "Yes", "does not hold the answer"),
+])  # fmt: skip
+def test_templates_that_change_or_refuse(tokenizers, template, answer, fault):
+    tokenizer = with_template(tokenizers("tiny"))
+    tokenizer.chat_template = template
+    turns = [{"role": "user", "content": "Say Yes or No: Yes "}]
+    if fault:
+        with pytest.raises(InputError, match=fault):
+            ChatPolicyEncoder(tokenizer).encode(turns, answer)
+        return
+    encoded = ChatPolicyEncoder(tokenizer).encode(turns, answer)
+    spelled = [answer[start:end] for start, end in encoded.offsets.tolist()]
+    assert "".join(spelled).strip() == "Yes"

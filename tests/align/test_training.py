@@ -154,6 +154,26 @@ def test_lora_trains_and_is_merged(config):
     assert losses(record_of(config)["log"])[0] == pytest.approx(np.log(2), abs=1e-6)
 
 
+def test_the_dropout_of_lora_is_left_on(config, tmp_path):
+    one = replace(config, lora_rank=2, lora_dropout=0.0)
+    other = replace(one, lora_dropout=0.5, output_dir=str(tmp_path / "other"))
+    for each in (one, other):
+        align(each)
+    assert losses(record_of(one)["log"])[1:] != losses(record_of(other)["log"])[1:]
+
+
+def test_margins_are_told_with_training_alone(config):
+    align(replace(config, eval_steps=1, logging_steps=2))
+    log = record_of(config)["log"]
+    assert all("rewards/margins" in entry for entry in log if "loss" in entry)
+    assert not any("rewards/margins" in entry for entry in log if "eval_loss" in entry)
+
+
+def test_more_room_than_the_policy_has_is_refused(config):
+    with pytest.raises(InputError, match="--max-length: 9000; the policy has room for 4096"):
+        align(replace(config, max_length=9000))
+
+
 def test_validation_moves_towards_the_chosen_answers(config):
     align(replace(config, epochs=8, learning_rate=5e-3))
     log = [entry for entry in record_of(config)["log"] if "eval_preference_accuracy" in entry]
@@ -206,6 +226,7 @@ def test_a_killed_run_resumes_to_the_unbroken_end(config, annotator):
     ({"beta": 0.0}, "--beta: 0.0 is not > 0"),
     ({"max_prompt_length": 128}, "--max-prompt-length: leaves no room"),
     ({"frozen_cache": "f"}, "--frozen-cache: no layer is frozen"),
+    ({"lr_gamma": 0.5}, "--lr-gamma: of no use"),
 ])  # fmt: skip
 def test_options_that_make_no_sense(config, wrong, message):
     with pytest.raises(InputError, match=message):

@@ -52,6 +52,7 @@ def write_policy(
         "git": {"commit": "b" * 40, "dirty": False},
         "model": {"commit": "a" * 40, "dirty": False, "backbone": {"folder": "llm"}},
         "judges": judges,
+        "reference": {"folder": "llm", "model.safetensors": "c" * 64},
     }
     write_json(folder / RECORD, content)
     return folder
