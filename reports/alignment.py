@@ -13,6 +13,7 @@ import numpy as np
 from align.measures import measure_of, weighted_mean
 from evaluation.bootstrap import bootstrap, paired_test, with_interval
 from reports.policies import (
+    Options,
     PolicyRun,
     Training,
     find_policies,
@@ -27,6 +28,7 @@ from reports.policies import (
 class Estimate:
     """A measure of a row."""
 
+    values: np.ndarray  # float [units, runs]
     seeds: np.ndarray  # float [runs], each run's mean over units
     samples: np.ndarray  # float [resamples], the runs' mean on bootstrap samples of the units
 
@@ -81,44 +83,47 @@ class PolicyRow:
         return bool(one) and (one.weights != "tokens" or one.soft or one.alpha != 1)
 
 
-def _estimate(rows: list[PolicyRow]) -> None:
-    """Fills in the rows' estimates, as many samples as the first run's test drew, by its seed."""
-    first = rows[0].runs[0]
-    config = first.record.config
-    for unit, ids in first.ids.items():
-        names = [name for name in first.values if measure_of(name).unit == unit]
-        if not names:
-            continue
-        columns = [run.values[name] for row in rows for name in names for run in row.runs]
-        values = np.stack(columns, axis=1)  # (units, columns)
-        _leave_out_undefined(values, names, [len(row.runs) for row in rows])
+def _estimates(columns: list[np.ndarray], config: Options) -> list[Estimate]:
+    """Estimates the means of measures of one unit, float [units, runs] each, all resampled alike.
 
-        def means(weights: np.ndarray, values: np.ndarray = values) -> dict[str, np.ndarray]:
-            return {"means": weighted_mean(values, weights.astype(float))}  # (resamples, columns)
-
-        points = means(np.ones((1, len(ids))))["means"]
-        drawn = bootstrap(means, np.arange(len(ids)), config.bootstrap, config.seed)["means"]
-        start = 0
-        for row in rows:
-            for name in names:
-                own = slice(start, start + len(row.runs))
-                row.estimates[name] = Estimate(points[0, own], drawn[:, own].mean(axis=1))
-                start = own.stop
-
-
-def _leave_out_undefined(values: np.ndarray, names: list[str], runs: list[int]) -> None:
-    """Makes a unit that one run has no value of undefined in all, so that rows stay paired.
-
-    Args:
-        values: float (units, columns), by row, measure and run.
-        names: The measures.
-        runs: How many runs each row has.
+    There are as many samples as the first run's test drew, by its seed.
     """
-    measure = np.concatenate([np.repeat(np.arange(len(names)), count) for count in runs])
-    for number in range(len(names)):
-        own = measure == number
-        undefined = np.isnan(values[:, own]).any(axis=1)
-        values[np.ix_(undefined, own)] = np.nan
+    values = np.concatenate(columns, axis=1)  # (units, all runs)
+
+    def means(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {"means": weighted_mean(values, weights.astype(float))}  # (resamples, all runs)
+
+    points = means(np.ones((1, len(values))))["means"][0]
+    drawn = bootstrap(means, np.arange(len(values)), config.bootstrap, config.seed)["means"]
+    bounds = np.cumsum([some.shape[1] for some in columns])[:-1]
+    parts = zip(columns, np.split(points, bounds), np.split(drawn, bounds, axis=1), strict=True)
+    return [Estimate(some, own, sample.mean(axis=1)) for some, own, sample in parts]
+
+
+def _estimate_all(rows: list[PolicyRow]) -> None:
+    """Fills in the rows' estimates."""
+    first = rows[0].runs[0]
+    for unit in first.ids:
+        names = [name for name in first.values if measure_of(name).unit == unit]
+        places = [(row, name) for row in rows for name in names]
+        if not places:
+            continue
+        columns = [np.stack([run.values[name] for run in row.runs], 1) for row, name in places]
+        for (row, name), one in zip(places, _estimates(columns, first.record.config), strict=True):
+            row.estimates[name] = one
+
+
+def _on_common_units(
+    one: Estimate, other: Estimate, config: Options
+) -> tuple[Estimate, Estimate] | list[Estimate]:
+    """Returns a measure of two rows on the units that all their runs have a value of."""
+    columns = one.values.copy(), other.values.copy()
+    undefined = np.isnan(np.concatenate(columns, axis=1)).any(axis=1)
+    if not undefined.any():
+        return one, other
+    for some in columns:
+        some[undefined] = np.nan
+    return _estimates(list(columns), config)
 
 
 def read_rows(runs_dir: Path) -> list[PolicyRow]:
@@ -141,7 +146,7 @@ def read_rows(runs_dir: Path) -> list[PolicyRow]:
         return []
     refuse_unequal(runs)
     rows = [PolicyRow(name, same, {}) for name, same in named.items()]
-    _estimate(rows)
+    _estimate_all(rows)
     return rows
 
 
@@ -180,8 +185,9 @@ def paired_records(rows: list[PolicyRow]) -> list[dict[str, Any]]:
     records = []
     for row in rows:
         for base in baselines(row, rows):
-            for name, one in row.estimates.items():
-                other = base.estimates[name]
+            for name, estimate in row.estimates.items():
+                config = rows[0].runs[0].record.config
+                one, other = _on_common_units(estimate, base.estimates[name], config)
                 tested = paired_test(one.value - other.value, one.samples - other.samples)
                 p = tested.pop("p")
                 records.append(

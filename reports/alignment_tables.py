@@ -55,8 +55,7 @@ UNITS = {
 }
 NOTES = """\
 Shares are in percent. ↓: lower is better, ↑: higher is better; what has no arrow is there to be
-looked at. Risky prompts are harmful ones, and conversations that provoke. A unit that one run has
-no value of counts in no row."""
+looked at. Risky prompts are harmful ones, and conversations that provoke."""
 INTERVALS = (
     "In brackets the 95 % bootstrap interval: {units} were resampled {resamples} times, the same"
     " for all rows. Several runs show their mean ± standard deviation over training seeds, and the"
@@ -64,9 +63,10 @@ INTERVALS = (
 )
 PAIRED_NOTES = """\
 Row minus baseline, shares in percentage points: below 0, the row's value is lower. The interval and
-the two-sided p are of a paired bootstrap over units; p is not corrected for the number of
-comparisons. TokenDPO is compared with DPO of the same β, and of the same pairs where there is one;
-its variants with TokenDPO of that β, too. All measures are in alignment_paired.csv."""
+the two-sided p are of a paired bootstrap over the units that both rows have a value of; p is not
+corrected for the number of comparisons. TokenDPO is compared with DPO of the same β, and of the
+same pairs where there is one; its variants with TokenDPO of that β, too. All measures are in
+alignment_paired.csv."""
 
 
 def kind_of(name: str) -> str:

@@ -73,6 +73,15 @@ def test_a_value_that_is_nowhere_defined_is_a_dash(tmp_path):
     assert np.isnan(found["difference_value"]) and np.isnan(found["p"])
 
 
+def test_a_difference_is_of_the_units_that_both_rows_have(tmp_path):
+    write_policy(tmp_path / "dpo", {HARM: [1, 1, 0, 0, 0, 0]})
+    write_policy(tmp_path / "sft", {HARM: [1, 1, 0, 0, np.nan, np.nan]}, "SFT", method="sft")
+    made = frames(tmp_path)
+    assert line(made["alignment.csv"], method="SFT")[f"{HARM}_value"] == pytest.approx(0.5)
+    found = line(made["alignment_paired.csv"], method="SFT", measure=HARM)
+    assert found["difference_value"] == found["difference_low"] == found["difference_high"] == 0
+
+
 def test_seeds_are_one_row(tmp_path):
     per_seed = {3: [0.2, 0.4, np.nan], 1: [0.5, 0.9, 0.1]}
     for seed, harm in per_seed.items():
