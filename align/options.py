@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.options import BootstrapConfig
 from train.options import CausalConfig
 from utils.files import InputError, sha256_file
 from utils.options import TOKEN_BUDGET, refuse_below_one
@@ -159,7 +160,7 @@ class SampleConfig:
 
 
 @dataclass(kw_only=True)
-class LabelsConfig:
+class LabelsConfig(BootstrapConfig):
     """Options of comparing an annotator's verdicts with the pairs."""
 
     data_dir: str
@@ -171,17 +172,6 @@ class LabelsConfig:
     state_cache: str = ""
     """Folder to keep the annotator's scores in, that of the trainings; default
     OUTPUT_DIR.states."""
-    bootstrap: int = 2000
-    """Samples of the 95 % intervals."""
-    seed: int = 42
-    """Of the bootstrap."""
-    overwrite: bool = False
-    """Replace the output folder."""
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "bootstrap")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
 
     def inputs(self) -> dict[str, Any]:
         """Returns hashes of what is read."""

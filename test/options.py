@@ -6,30 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.meta import data_summary, read_meta
-from evaluation.options import Strictness, Style
+from evaluation.options import BootstrapConfig, Strictness, Style
 from model.options import Function, ScoreWith
 from monitor.rules import DelayK
 from monitor.settings import FILE, read_settings
 from utils.files import InputError, sha256_file
 from utils.options import TOKEN_BUDGET, Precision, refuse_below_one
 from utils.run_record import model_summary
-
-
-@dataclass(kw_only=True)
-class BootstrapConfig:
-    """Options that all share whose results have intervals."""
-
-    bootstrap: int = 2000
-    """Samples of the 95 % intervals."""
-    seed: int = 42
-    """Of the bootstrap, and of all else that is drawn."""
-    overwrite: bool = False
-    """Replace the output folder."""
-
-    def __post_init__(self) -> None:
-        refuse_below_one(self, "bootstrap")
-        if self.seed < 0:
-            raise InputError(f"--seed: {self.seed} is below 0")
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluation.options import BootstrapConfig
 from moderator.options import JudgedConfig, ReaderConfig, moderator_hashes, prompts_input
-from test.options import BaselineMethod, BootstrapConfig, ReportConfig
+from test.options import BaselineMethod, ReportConfig
 from utils.files import InputError, sha256_file
 from utils.options import refuse_below_one
 
