@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -16,7 +15,7 @@ from align.loss import token_weights
 from align.options import AlignConfig, cache_of
 from align.pairs import Pair
 from model.log_probs import answer_log_probs
-from model.state_store import read_states, state_key, write_states
+from model.state_store import read_states, state_key, states_folder, write_states
 from utils.device import use_bf16
 from utils.files import InputError
 
@@ -69,15 +68,14 @@ def _cut(answer: EncodedAnswer, start: int, max_length: int) -> EncodedAnswer:
 
 
 def weigh(
-    encoded: Sequence[EncodedPair], config: AlignConfig
+    encoded: Sequence[EncodedPair], config: AlignConfig, annotator: Annotator | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the weights of the answers' tokens, float32; 1 throughout but with tokendpo."""
-    if config.method != "tokendpo":
+    """Returns the weights of the answers' tokens, float32; 1 throughout without an annotator."""
+    if annotator is None:
         return [
             tuple(np.ones(len(one.ids), dtype=np.float32) for one in item.answers)
             for item in encoded
         ]
-    annotator = Annotator(Path(config.annotator_model), cache_of(config) / "annotator")
     asked = [(item.pair.question, answer) for item in encoded for answer in item.pair.answers]
     harms = annotator.score(asked)
     theta, weights = annotator.settings.token_theta, []
@@ -108,7 +106,7 @@ def reference_log_probs(
     """
     bf16 = use_bf16(config.precision, model.device)
     told = f"{sorted((backbone | {'folder': None}).items(), key=str)} {bf16}"
-    folder = cache_of(config) / "reference" / hashlib.sha256(told.encode()).hexdigest()[:16]
+    folder = states_folder(cache_of(config) / "reference", told)
     texts = {}
     for item in encoded:
         for answer, ids in zip(item.answers, item.texts, strict=True):

@@ -4,7 +4,6 @@ Source: arXiv 2506.09996 names SCM as a pseudo-harmfulness annotator for alignme
 our choice.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from data.tokenization import TextEncoder, leading_ids, load_tokenizer
 from evaluation.predict import Scores, predict
 from model.loading import backbone_summary
 from model.qwen_dual_task import load_dual_task
-from model.state_store import read_states, state_key, write_states
+from model.state_store import read_states, state_key, states_folder, write_states
 from monitor.settings import FILE, MonitorSettings, read_settings
 from utils.device import default_device
 
@@ -78,7 +77,7 @@ class Annotator:
         )
         hashes = backbone_summary(folder) | {"folder": None}
         told = f"{sorted(hashes.items(), key=str)} {self.settings.score_with}"
-        self._cache = cache and cache / hashlib.sha256(told.encode()).hexdigest()[:16]
+        self._cache = cache and states_folder(cache, told)
 
     def score(self, answers: Sequence[tuple[str, str]]) -> list[Harm]:
         """Scores the tokens of answers; those that were scored before are read from the cache.

@@ -9,7 +9,8 @@ from trl import DPOConfig
 from trl.trainer.utils import disable_dropout_in_model
 
 from align.dataset import SIDES, as_dataset, encode_pairs, reference_log_probs, weigh
-from align.options import AlignConfig
+from align.labels import Annotator
+from align.options import AlignConfig, cache_of
 from align.pairs import read_pairs
 from align.trainer import PreferenceTrainer
 from model.frozen import freeze_all_but_last, read_frozen_layers
@@ -69,9 +70,11 @@ def main(config: AlignConfig) -> None:
                 bf16=use_bf16(config.precision, model.device),
                 token_budget=config.eval_tokens,
             )  # fmt: skip
-        datasets = {}
+        annotator, datasets = None, {}
+        if config.annotator_model:
+            annotator = Annotator(Path(config.annotator_model), cache_of(config) / "annotator")
         for name, some in encoded.items():
-            weights = weigh(some, config)
+            weights = weigh(some, config, annotator)
             record["pairs"][name] |= totals(weights)
             reference = reference_log_probs(model, some, config, record["backbone"])
             datasets[name] = as_dataset(some, weights, reference)

@@ -1,6 +1,5 @@
 """Frozen layers are computed once: the layers that train read their output from disk."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from data.batches import pad, token_budget_batches
 from model.loading import config_hash
-from model.state_store import read_states, state_key, write_states
+from model.state_store import read_states, state_key, states_folder, write_states
 from utils.device import autocast
 from utils.files import InputError
 
@@ -52,7 +51,7 @@ def read_frozen_layers(
     depth = model.config.num_hidden_layers - last_layers
     weights = " ".join(backbone[name] for name in backbone if name.endswith(".safetensors"))
     maker = f"{weights} {config} {depth} {attention} {bf16}"
-    folder = Path(cache) / hashlib.sha256(maker.encode()).hexdigest()[:16]
+    folder = states_folder(Path(cache), maker)
     known = read_states(folder)
     texts = {state_key(text["input_ids"]): text for examples in splits for text in examples}
     if new := {key: text for key, text in texts.items() if key not in known}:
@@ -102,7 +101,7 @@ def _compute(
 
 
 def freeze_all_but_last(model: PreTrainedModel, layers: int) -> None:
-    """Leaves the last layers, the final norm and both heads trainable.
+    """Leaves the last layers, the final norm and the heads trainable.
 
     Raises:
         InputError: The backbone has fewer layers, or none by this name.

@@ -16,6 +16,11 @@ def state_key(ids: Sequence[int] | np.ndarray) -> str:
     return hashlib.sha256(np.asarray(ids).astype("<i4")).hexdigest()[:32]
 
 
+def states_folder(cache: Path, maker: str) -> Path:
+    """Returns the folder of the states of one maker: all that decides them besides the text."""
+    return cache / hashlib.sha256(maker.encode()).hexdigest()[:16]
+
+
 def read_states(folder: Path) -> dict[str, np.ndarray]:
     """Maps all states on disk by key, float32 (rows, hidden) each; none where there is no folder.
 

@@ -18,7 +18,7 @@ from data.batches import pad, token_budget_batches
 from data.tokenization import tokenizer_fingerprint
 from model.layer_states import LayerStates, model_fingerprint
 from model.loading import context_length, load_checkpoint
-from model.state_store import read_states, state_key, write_states
+from model.state_store import read_states, state_key, states_folder, write_states
 from monitor.chat import ChatEncoder
 from monitor.stream import StreamingContentMonitor
 from utils.device import autocast, default_device
@@ -162,7 +162,7 @@ def read_prompt_states(
         InputError: A state is not a number, or the disk has no room.
     """
     maker = "\0".join(map(str, [*reader.about().values(), bf16]))
-    folder = Path(cache) / hashlib.sha256(maker.encode()).hexdigest()[:16]
+    folder = states_folder(Path(cache), maker)
     encoded = [reader.encode(prompt) for prompt in prompts]
     keys = [state_key(ids) for ids in encoded]
     texts = dict(zip(keys, encoded, strict=True))

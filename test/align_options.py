@@ -90,14 +90,13 @@ class AlignTestConfig(ReportConfig):
 
     def chat_options(self, model: str) -> LlmConfig:
         """Returns how the judge chat is asked: as run-annotate.sh llm asks."""
-        url, key = "judge_url", "judge_key_env"
         try:
             return LlmConfig(
                 self.prompts,
                 self.output_dir,
                 annotator_model=model,
-                llm_url=getattr(self, url),
-                llm_key_env=getattr(self, key),
+                llm_url=self.judge_url,
+                llm_key_env=self.judge_key_env,
             )
         except InputError as error:
             told = str(error).replace("--llm-url", "--judge-url")
@@ -136,9 +135,9 @@ class AlignTestConfig(ReportConfig):
             else:
                 judge = path if kind == "chat" else backbone_summary(folder)
             judges[judge_name(kind, path)] = judge
-        reference = backbone_summary(Path(self.before)) | {"folder": self.before}
-        known = self.training.get("backbone")
-        if known and not self.reference_path and known | {"folder": self.before} != reference:
+        reference, known = backbone_summary(Path(self.before)), self.training.get("backbone")
+        moved = known and known | {"folder": reference["folder"]} != reference
+        if moved and not self.reference_path:
             raise InputError(
                 f"{self.before}: is not the model any more that {self.model_path} was trained"
                 " from; --reference-path names it"
